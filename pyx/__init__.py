@@ -1,0 +1,1 @@
+"""The compiled part: clock, hardware access, estimators, controllers, and the simulated vial."""

@@ -1,0 +1,136 @@
+# Why compiled: these structs cross the boundary between the loop's threads, the host thread and the wire.
+# Thread rule: plain data, copied by value; never shared.
+# Units: *_ns nanoseconds, *_v volts, *_s seconds, *_hz hertz, angle in degrees.
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    RECORD_VERSION = 1      # of Reading, TraceItem and the batch header; see docs/protocol.md
+    MAX_CHANNELS = 4        # photodiode channels 1..4, held at index 0..3
+    SNAPSHOT_BYTES = 65536  # room for the state of the estimators of all channels
+
+# Streams: one number and one name each, in core/records.py too (a test holds them equal).
+cdef enum:
+    STREAM_OD1 = 1          # optical density of photodiode channels 1..4
+    STREAM_OD2 = 2
+    STREAM_OD3 = 3
+    STREAM_OD4 = 4
+    STREAM_RPM = 8          # stirring speed
+    STREAM_TEMPERATURE = 9  # of the heater board
+    STREAM_EVENT = 16
+    STREAM_STATUS = 17
+    STREAM_RAW = 18         # trace of the sampling thread
+    STREAM_EDGES = 19       # trace of the actuator thread
+
+# Flags of a reading.
+cdef enum:
+    FLAG_SATURATED = 1 << 0        # a conversion reached the converter's limit
+    FLAG_DARK = 1 << 1             # no light was seen, or the LED was never on
+    FLAG_BUBBLES = 1 << 2          # more than a quarter of the on conversions were rejected
+    FLAG_DOSING = 1 << 3
+    FLAG_AMBIENT_STEP = 1 << 4     # a step of ambient light was cut out
+    FLAG_WARMING = 1 << 5          # the LED has not settled
+    FLAG_STIRRING_OFF = 1 << 6
+    FLAG_GAP = 1 << 7              # conversions are missing within the window
+    FLAG_UNCALIBRATED = 1 << 8     # value is normalised scatter, not OD600
+    FLAG_STALE_REFERENCE = 1 << 9  # the reference photodiode is absent or has stopped
+    FLAG_UNCHOPPED = 1 << 10       # always-on light: ambient light is inside the value
+    FLAG_STALLED = 1 << 11
+    FLAG_SENSOR_LOST = 1 << 12
+    FLAG_SIMULATED = 1 << 13
+    FLAG_BLANKED = 1 << 14         # a blank was subtracted
+    FLAG_MAINS_UNLOCKED = 1 << 15  # mains frequency not tracked yet; nominal used
+
+cdef packed struct Reading:          # 88 bytes
+    uint64_t sequence                # per stream and run, from 0, without gaps unless the ring dropped
+    int64_t monotonic_ns             # end of the window, CLOCK_MONOTONIC
+    int64_t wall_ns                  # the same instant, Unix time; filled by the host thread
+    double value
+    float se_instrument              # standard error of the light in this window, unit of value
+    float se_culture                 # standard error as a measure of the culture, unit of value
+    float window_s
+    float noise_bandwidth_hz         # equivalent noise bandwidth of the window
+    float signal_v                   # od: on minus off; rpm: PWM duty in percent; else NaN
+    float reference_v                # od: reference photodiode; rpm: target rpm; else NaN
+    float ambient_v                  # od: level of the off phase; else NaN
+    float blank                      # what was subtracted, unit of value; 0 without FLAG_BLANKED
+    uint32_t used                    # conversions (or edges) that made the value
+    uint32_t rejected                # conversions rejected as bubbles
+    uint32_t flags
+    uint32_t experiment              # index of the experiment at the time of measuring; its name is in the batch header
+    uint16_t stream
+    uint16_t angle                   # of the photodiode; 0 where there is none
+    uint16_t half_cycle              # k: conversions in half a chop cycle; 0 where there is none
+    uint16_t version
+
+# What the estimators saw, in order: enough to repeat every reading bit by bit.
+cdef enum:
+    TRACE_CONVERSION = 1     # index, code, phase
+    TRACE_CLOCK = 2          # index0 and t0_ns: end of conversion index0
+    TRACE_PERIOD = 3         # period_ns of the converter, follows TRACE_CLOCK
+    TRACE_GAIN = 4           # volts per code
+    TRACE_EDGE = 5           # tachometer edge, time in ns
+    TRACE_COMMAND = 6        # index: command code, channel, value
+    TRACE_TICK = 7           # the actuator's control tick, time in ns
+    TRACE_SNAPSHOT = 8       # index: number of the snapshot of the estimators taken at this point
+
+cdef union TraceValue:
+    int64_t i
+    double f
+
+cdef packed struct TraceItem:        # 16 bytes
+    uint8_t kind
+    uint8_t channel                  # 0..3
+    uint8_t phase                    # PHASE_*
+    uint8_t flags                    # bit 0: the converter clipped
+    uint32_t index
+    TraceValue value
+
+# Light during a conversion.
+cdef enum:
+    PHASE_OFF = 0
+    PHASE_ON = 1
+    PHASE_EDGE = 2           # the LED changed within it, or its light has not settled: not used
+
+# Host thread -> loop. Answered by one event with the same id.
+cdef enum:
+    COMMAND_EXPERIMENT = 1   # index: number of the experiment
+    COMMAND_OD_START = 2
+    COMMAND_OD_STOP = 3
+    COMMAND_BLANK = 4        # channel, value (unit of the reading's value); NaN clears it
+    COMMAND_LED = 5          # value: intensity of the OD LED, percent
+    COMMAND_TRACE = 6        # value: seconds from now during which the trace is written; 0 stops
+    COMMAND_STIR_RPM = 7     # value: target rpm
+    COMMAND_STIR_DUTY = 8    # value: open-loop duty, percent
+    COMMAND_STIR_STOP = 9
+    COMMAND_TEMPERATURE = 10 # value: 1 reads the sensor, 0 stops
+    COMMAND_SIMULATION = 11  # index: parameter of the simulated vial, value
+
+cdef struct Command:
+    uint32_t id
+    uint16_t code
+    uint16_t channel
+    int32_t index
+    double value
+
+# Loop -> host thread.
+cdef enum:
+    EVENT_COMMAND_DONE = 1     # argument: id
+    EVENT_COMMAND_REFUSED = 2  # argument: id, value: limit
+    EVENT_STIR_KICK = 3
+    EVENT_STIR_STALL = 4       # argument: how many in a row
+    EVENT_STIR_FAULT = 5
+    EVENT_STIR_RUNNING = 6     # value: rpm
+    EVENT_RATE_LOCKED = 7      # argument: channel, value: conversions per second
+    EVENT_HALF_CYCLE = 8       # argument: k, value: chop frequency in Hz
+    EVENT_SENSOR_LOST = 9      # argument: STREAM_*
+    EVENT_SENSOR_BACK = 10
+    EVENT_SATURATED = 11       # argument: channel
+    EVENT_CLOCK_JUMP = 12      # value: seconds
+
+cdef packed struct Event:
+    int64_t monotonic_ns
+    double value
+    int32_t argument
+    uint16_t code
+    uint16_t source            # STREAM_* it is about, or 0

@@ -1,0 +1,1 @@
+"""The leader's face: HTTP API, Bottle pages, live events."""
