@@ -87,8 +87,8 @@ class Spool:
     """See the module. `report(message)` is called for what a person should know: damage, a full disk, data given up.
 
     `limit_bytes` bounds all segments together. Raises OSError when the directory cannot be used, and when another
-    process has it. Counters: `lost` (data given up unacknowledged), `cut_bytes` (torn tail), `damaged` (bytes skipped), `full`
-    (appends refused).
+    process has it. Counters: `lost` (data given up unacknowledged), `cut_bytes` (torn tail), `damaged` (bytes skipped),
+    `full` (appends refused).
     """
 
     __slots__ = (
