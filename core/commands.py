@@ -111,6 +111,12 @@ class Commands:
         found = [body for (name, _), body in self.host.settings.items() if job in (None, name)]
         reply(_success(request, {"settings": found}), [])
 
+    def do_config(self, request: Request, reply: Reply) -> None:
+        values: dict[str, dict[str, object]] = {}
+        for section, key, value in self.host.config.items():
+            values.setdefault(section, {})[key] = value
+        reply(_success(request, {"config": values, "digest": self.host.config.digest()}), [])
+
     def do_resend(self, request: Request, reply: Reply) -> None:
         stream = records.STREAM_IDS.get(str(request.get("stream")), 0)
         if not stream:
