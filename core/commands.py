@@ -9,7 +9,7 @@ import time
 
 from stirbar.core import events, records
 from stirbar.core.host import NO_EXPERIMENT
-from stirbar.core.jobs import ACTUATORS, SAMPLING, CommandError, number
+from stirbar.core.jobs import CommandError, number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -237,7 +237,7 @@ class Commands:
     def do_simulate(self, request: Request, reply: Reply) -> None:
         if not self.host.loop.simulated():
             raise CommandError("this unit is not simulated", "command")
-        from stirbar.core.simulation import PARAMETERS
+        from stirbar.core.simulation import PARAMETERS, owner
 
         known = {parameter.name: parameter for parameter in PARAMETERS}
         wanted = request.get("set")
@@ -261,8 +261,7 @@ class Commands:
                 reply(_success(request, {"simulation": self.host.loop.simulation_values()}), [])
 
         for parameter, value in checked:
-            thread = ACTUATORS if parameter.thread == "actuators" else SAMPLING
-            self.host.send(thread, events.COMMAND_SIMULATION, 0, parameter.index, value, done)
+            self.host.send(owner(parameter.index), events.COMMAND_SIMULATION, 0, parameter.index, value, done)
         if not checked:
             reply(_success(request, {"simulation": self.host.loop.simulation_values()}), [])
 
