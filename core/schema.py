@@ -7,11 +7,7 @@ The checks of `stirbar.core.config`, the example file and `docs/configuration.md
 from __future__ import annotations
 
 from stirbar.core.pioreactor_keys import IGNORED
-
-try:
-    from stirbar.core.simulation import PARAMETERS
-except ImportError:
-    PARAMETERS = ()
+from stirbar.core.simulation import PARAMETERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
