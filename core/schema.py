@@ -316,8 +316,8 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         "stirring.pid",
         "The controller of the stirring speed; it acts on each edge of the tachometer.",
         (
-            _real("Kp", 0.028, "%/rpm", 0.0, 10.0, "Proportional gain, at 500 rpm and above."),
-            _real("Ki", 0.07, "%/(rpm s)", 0.0, 10.0, "Integral gain, at 500 rpm and above."),
+            _real("Kp", 0.05, "%/rpm", 0.0, 10.0, "Proportional gain, at 500 rpm and above."),
+            _real("Ki", 0.1, "%/(rpm s)", 0.0, 10.0, "Integral gain, at 500 rpm and above."),
             _real("Kd", 0.0, "% s/rpm", 0.0, 10.0, "Derivative gain, on the measured speed."),
         ),
     ),

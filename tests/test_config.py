@@ -416,7 +416,7 @@ def test_pioreactor_file_loads_with_notes_only():
     assert config.get("od_reading.config", "ir_led_intensity") == 80.0
     assert config.get("mqtt", "broker_address") == "leader.local"
     assert config.get("cluster.topology", "leader_hostname") == "leader"
-    assert config.get("stirring.pid", "Ki") == 0.07, "Pioreactor's gains mean something else"
+    assert config.get("stirring.pid", "Ki") == 0.1, "Pioreactor's gains mean something else"
     assert [config.get("od_config.photodiode_channel", channel) for channel in "1234"] == ["REF", "90", "135", ""]
     notes = "\n".join(config.ignored)
     for said in (
@@ -646,7 +646,7 @@ def test_get(capsys):
     assert config_command.main(["get", "stirring.config.pwm_hz", "--set", "stirring.config.pwm_hz=120"]) == 0
     assert capsys.readouterr().out == "120\n"
     assert config_command.main(["get", "stirring.pid"]) == 0
-    assert capsys.readouterr().out == "Kp = 0.028\nKi = 0.07\nKd = 0\n"
+    assert capsys.readouterr().out == "Kp = 0.05\nKi = 0.1\nKd = 0\n"
     for name, said in (
         ("stirring.config.pwm", "did you mean 'pwm_hz'"),
         ("nothing.config.pwm", "no section [nothing.config]"),
