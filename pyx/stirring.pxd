@@ -24,7 +24,10 @@ cdef enum:
 
 cdef enum:
     STIR_SLEW_PERCENT_PER_S = 150     # the stir bar falls out of the magnets' hold when the drive jumps
-    STIR_KICK_MINIMUM_MS = 60         # an edge before this may be the rotor rocking on its magnet
+    STIR_KICK_MINIMUM_MS = 30         # an edge before this may be the rotor rocking on its magnet
+    STIR_LAG_MS = 400                 # of a usual fan: how long the first kick takes to reach the target
+    STIR_FLOOR_PERCENT = 70           # of the feed-forward offset: braking harder than this stops the rotor
+    STIR_STALL_BOOST_PERCENT = 2      # a stall says that feed-forward is too low by about this
     STIR_UPDATE_MINIMUM_MS = 50       # at most 20 updates a second (IS-34)
     STIR_STEP_MAXIMUM_MS = 100        # a later tick counts as this much for the slew
     STIR_REFERENCE_MS = 250           # time constant of the speed that PI is asked for, from where the rotor is
@@ -165,14 +168,17 @@ cdef inline int64_t stir_stall_ns(const StirState* s) noexcept nogil:
 
 
 cdef inline void stir_begin(StirState* s, int64_t now_ns) noexcept nogil:
-    """Obey a new command: run on when the rotor turns, else kick."""
-    cdef bint turning = s.phase == STIR_RUN and tachometer_silence_ns(&s.tachometer, now_ns) < stir_stall_ns(s)
+    """Obey a new command: kick, unless a kick is under way or the rotor turns."""
+    cdef bint turning = tachometer_turn_rpm(&s.tachometer, now_ns) >= STIR_RPM_FLOOR
     s.command_ns = now_ns
     s.command_edges = 0
     s.stalls = 0
     s.reached = 0
     tachometer_expect_change(&s.tachometer)
-    if not turning:
+    if turning and s.phase == STIR_OFF:
+        s.phase = STIR_RUN
+        s.update_ns = now_ns
+    elif s.phase == STIR_OFF or s.phase == STIR_FAULT:
         s.integral_percent = 0.0
         s.phase = STIR_START
 
@@ -234,12 +240,14 @@ cdef inline void stir_control(StirState* s, double rpm, double step_s) noexcept 
     """One PI(D) update around the feed-forward; step_s since the last one.
 
     PI is asked for a reference that moves from the measured speed to the target: with a true feed-forward it has
-    nothing to add, and never winds up on the rotor's own inertia. A slow turn is a dead time as long as itself, so
-    the gains shrink by (loop + turn at 500 rpm) / (loop + turn) (internal model control of a lag with dead time).
+    nothing to add, and never winds up on the rotor's own inertia. A turn is a dead time of half itself (its mean
+    speed) and up to itself (until the next edge), so the gains shrink for slow ones as internal model control of a lag
+    with dead time would have it: by (loop + dead time at 500 rpm) / (loop + dead time).
     """
-    cdef double turn_ms = 60e3 / s.target_rpm
-    cdef double scale = stir_clamp((STIR_LOOP_MS + STIR_TURN_MS) / (STIR_LOOP_MS + turn_ms), 0.0, 1.0)
+    cdef double dead_ms = 1.5 * 60e3 / s.target_rpm
+    cdef double scale = stir_clamp((STIR_LOOP_MS + 1.5 * STIR_TURN_MS) / (STIR_LOOP_MS + dead_ms), 0.0, 1.0)
     cdef double ceiling = stir_ceiling(s)
+    cdef double floor = stir_clamp(s.config.feed_forward_offset_percent * (STIR_FLOOR_PERCENT * 0.01), 0.0, ceiling)
     cdef double error, wanted, integral
     if not s.referenced:
         s.referenced = 1
@@ -251,7 +259,7 @@ cdef inline void stir_control(StirState* s, double rpm, double step_s) noexcept 
     wanted = stir_feed_forward(s, s.target_rpm) + scale * s.config.kp * error + integral
     if step_s > 0.0:
         wanted -= scale * s.config.kd * (rpm - s.measured_rpm) / step_s
-    s.demand_percent = stir_clamp(wanted, 0.0, ceiling)
+    s.demand_percent = stir_clamp(wanted, floor, ceiling)
     if wanted == s.demand_percent or (wanted > ceiling) == (error < 0.0):
         s.integral_percent = stir_clamp(integral, -ceiling, ceiling)
     else:
@@ -272,8 +280,8 @@ cdef inline int stir_update(StirState* s, int64_t now_ns, double* event_value) n
     if s.fresh == 0 and not tachometer_is_late(&s.tachometer, now_ns):
         return 0
     rpm = tachometer_turn_rpm(&s.tachometer, now_ns)
-    if rpm == 0.0 and s.fresh < 2:
-        return 0  # one edge since the start tells no speed
+    if rpm == 0.0:
+        return 0  # one edge since the start tells no speed; when there is none, stir_watch acts
     step_s = 1e-9 * <double>(now_ns - s.update_ns)
     s.update_ns = now_ns
     s.fresh = 0
@@ -300,6 +308,7 @@ cdef inline int stir_watch(StirState* s, int64_t now_ns, double* event_value) no
     if silence_ns <= stir_stall_ns(s):
         return 0
     s.stalls += 1
+    s.integral_percent = stir_clamp(s.integral_percent, 0.0, stir_ceiling(s)) + STIR_STALL_BOOST_PERCENT
     s.reached = 0
     s.referenced = 0
     tachometer_restart(&s.tachometer)
@@ -322,12 +331,25 @@ cdef inline int stir_kick(StirState* s, int64_t now_ns, double* event_value) noe
     return EVENT_STIR_KICK
 
 
+cdef inline double stir_kick_s(const StirState* s) noexcept nogil:
+    """How long a kick may last: kick_s; the first one only until a usual fan has the speed that the demand stands for.
+
+    Full duty for longer throws the stir bar out of the magnets' hold; a rotor that needs more gets it by the retries.
+    """
+    cdef double reach = s.config.kick_duty_percent - s.config.feed_forward_offset_percent
+    cdef double wanted = s.demand_percent - s.config.feed_forward_offset_percent
+    if s.stalls or not 0.0 < wanted < reach:
+        return s.config.kick_s
+    return min(s.config.kick_s, max(STIR_LAG_MS * 1e-3 * wanted / reach, STIR_KICK_MINIMUM_MS * 1e-3))
+
+
 cdef inline void stir_kick_end(StirState* s, int64_t now_ns) noexcept nogil:
     """In phase KICK: run once the rotor has moved, or the time is up."""
-    cdef int64_t kicked_ns = now_ns - s.kick_ns
-    if kicked_ns < <int64_t>(s.config.kick_s * 1e9):
-        if s.kick_edges == 0 or kicked_ns < STIR_KICK_MINIMUM_MS * <int64_t>1000000:
-            return
+    cdef double kicked_s = 1e-9 * <double>(now_ns - s.kick_ns)
+    if kicked_s < stir_kick_s(s) and (s.kick_edges == 0 or kicked_s < STIR_KICK_MINIMUM_MS * 1e-3):
+        return
+    if s.target_rpm > 0.0:
+        s.demand_percent = stir_clamp(stir_feed_forward(s, s.target_rpm) + s.integral_percent, 0.0, stir_ceiling(s))
     s.phase = STIR_RUN
     s.update_ns = now_ns
     s.referenced = 0

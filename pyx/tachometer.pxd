@@ -104,12 +104,10 @@ cdef inline void tachometer_push(Tachometer* t, int64_t stamp_ns, int64_t index)
 
 
 cdef inline int tachometer_steps(Tachometer* t, int64_t interval_ns) noexcept nogil:
-    """How many pulses an interval spans: 0 bounce, 1, 2 or 3; -1 the pattern broke, begin a new run."""
+    """How many pulses an interval spans: 0 bounce, 1, 2 or 3; -1 the pattern broke, believe this interval alone."""
     cdef double percent
     if interval_ns < t.minimum_interval_ns:
         return 0
-    if interval_ns > t.silent_ns:
-        return -1
     if t.turn_ns <= 0.0:
         return 1
     percent = 100.0 * <double>interval_ns * t.pulses_per_turn / t.turn_ns
@@ -133,21 +131,22 @@ cdef inline int tachometer_steps(Tachometer* t, int64_t interval_ns) noexcept no
 
 cdef inline int tachometer_edge(Tachometer* t, int64_t stamp_ns) noexcept nogil:
     """One edge, in order of time; 1 accepted, 0 rejected (counted in `bounced`)."""
-    cdef int64_t index = 0
-    cdef int steps
-    if t.head:
+    cdef int steps = 1
+    if t.head and stamp_ns - tachometer_stamp(t, 0) > t.silent_ns:
+        tachometer_restart(t)
+    elif t.head:
         # a stamp before the last edge is a duplicate too
         steps = tachometer_steps(t, stamp_ns - tachometer_stamp(t, 0))
-        if steps == 0:
-            t.bounced += 1
-            return 0
-        if steps < 0:
-            t.restarts += 1
-            tachometer_restart(t)
-        else:
-            t.lost += steps - 1
-            index = tachometer_index(t, 0) + steps
-    tachometer_push(t, stamp_ns, index)
+    if steps == 0:
+        t.bounced += 1
+        return 0
+    if steps < 0:
+        t.restarts += 1
+        tachometer_restart(t)
+        t.held = 1
+        steps = 1
+    t.lost += steps - 1
+    tachometer_push(t, stamp_ns, tachometer_index(t, 0) + steps)
     return 1
 
 
