@@ -30,8 +30,13 @@ cdef enum:
     RETRY_NS = 1000000000     # a lost device is asked again this often
     TMP1075_LSB_MICRODEGC = 62500
 
-cdef double READ_AFTER = 0.35           # of a period after it is ready a conversion is fetched at the latest
-cdef double RATE_MOVED = 0.005          # of the rate: k is chosen again
+cdef extern from *:
+    """
+    #define STIRBAR_READ_AFTER 0.35   /* of a period after it is ready a conversion is fetched at the latest */
+    #define STIRBAR_RATE_MOVED 0.005  /* of the rate: k is chosen again */
+    """
+    const double READ_AFTER "STIRBAR_READ_AFTER"
+    const double RATE_MOVED "STIRBAR_RATE_MOVED"
 
 cdef struct SamplingConfig:
     int32_t angle[MAX_CHANNELS]         # -1 not connected, 0 reference
