@@ -74,7 +74,7 @@ class Host:
             publish = getattr(job, "publish", None)
             if publish is not None:
                 publish()
-        self.set_experiment(self._stored_experiment())
+        self.set_experiment(self._stored_experiment(), _ignore)
         if config.get("od_reading.config", "raw"):
             self.request_raw(float("inf"))
 
@@ -236,16 +236,18 @@ class Host:
         except FileNotFoundError:
             return NO_EXPERIMENT
 
-    def set_experiment(self, name: str) -> int:
-        """Stamp what is measured from now on with this experiment; returns its number in this run."""
+    def set_experiment(self, name: str, done: Done) -> int:
+        """Stamp what is measured with this experiment, all of it once `done` is called; returns its number in this run."""
         if self._experiments and name == self.experiment:
+            done(True, 0.0)
             return len(self._experiments) - 1
         if self._experiments:
             write_atomically(os.path.join(self.directory, "experiment"), name + "\n")
         self._experiments.append(name)
         number = len(self._experiments) - 1
+        answers = all_of(2, done)
         for thread in (SAMPLING, ACTUATORS):
-            self.send(thread, events.COMMAND_EXPERIMENT, 0, number, 0.0, _ignore)
+            self.send(thread, events.COMMAND_EXPERIMENT, 0, number, 0.0, answers)
         blanks = self.blanks.of(name)
         for channel in range(1, 5):
             self.apply_blank(channel, blanks.get(channel), _ignore)
@@ -311,6 +313,21 @@ class Host:
             "limits": {"target_rpm": [0, getattr(self.jobs["stirring"], "rpm_maximum", 0)]},
             "simulation": self.loop.simulation_values() if self.loop.simulated() else {},
         }
+
+
+def all_of(count: int, done: Done) -> Done:
+    """A callback for `count` answers that calls `done` once: with success, or with the first refusal."""
+    left = count
+
+    def answered(ok: bool, limit: float) -> None:
+        nonlocal left
+        if left <= 0:
+            return
+        left = left - 1 if ok else 0
+        if left == 0:
+            done(ok, limit)
+
+    return answered
 
 
 def _ignore(ok: bool, limit: float) -> None:
