@@ -20,15 +20,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Everything that disturbs is off, every unit is nominal: what remains is the model under test.
 QUIET = {
     **dict.fromkeys(
-        """
-        adc_gain_spread_percent adc_noise_factor adc_offset_spread_lsb ambient_light_v bubble_rate_hz
-        culture_noise_percent edge_jitter_us edge_latency_us fan_spread_percent fan_variation_percent
-        flicker_percent growth_rate_maximum_per_hour hum_amplitude_v led_ageing_percent_per_1000_h
-        led_self_heating_degc led_temperature_coefficient_percent_per_degc mains_wander_hz
-        oscillator_drift_ppm_per_degc oscillator_spread_percent particle_noise_percent pump_spread_percent
-        ready_jitter_us ready_latency_us reference_ambient_percent sensitivity_spread_percent
-        temperature_noise_degc vortex_percent
-        """.split(),
+        (
+            "adc_gain_spread_percent", "adc_noise_factor", "adc_offset_spread_lsb", "ambient_light_v",
+            "bubble_rate_hz", "culture_noise_percent", "edge_jitter_us", "edge_latency_us", "fan_spread_percent",
+            "fan_variation_percent", "flicker_percent", "growth_rate_maximum_per_hour", "hum_amplitude_v",
+            "led_ageing_percent_per_1000_h", "led_self_heating_degc",
+            "led_temperature_coefficient_percent_per_degc", "mains_wander_hz", "oscillator_drift_ppm_per_degc",
+            "oscillator_spread_percent", "particle_noise_percent", "pump_spread_percent", "ready_jitter_us",
+            "ready_latency_us", "reference_ambient_percent", "sensitivity_spread_percent", "temperature_noise_degc",
+            "vortex_percent",
+        ),
         0.0,
     ),
     "feedback_resistance_ohm": 1e3,
