@@ -45,7 +45,7 @@ class Store:
         raise NotImplementedError
 
     def add_gap(self, header: Header, reason: str) -> None:
-        """Buffer a gap over the sequence numbers of `header`, whatever its kind."""
+        """Buffer a gap over the sequence numbers of `header`, whatever its kind. Raises ValueError for a bad one."""
         raise NotImplementedError
 
     def commit(self) -> Marks:
