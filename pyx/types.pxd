@@ -103,7 +103,7 @@ cdef enum:
     COMMAND_STIR_RPM = 7     # value: target rpm
     COMMAND_STIR_DUTY = 8    # value: open-loop duty, percent
     COMMAND_STIR_STOP = 9
-    COMMAND_TEMPERATURE = 10 # value: 1 reads the sensor, 0 stops
+    COMMAND_TEMPERATURE = 10  # value: 1 reads the sensor, 0 stops
     COMMAND_SIMULATION = 11  # index: parameter of the simulated vial, value
 
 cdef struct Command:
