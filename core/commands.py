@@ -35,8 +35,8 @@ EXPERIMENT_FORBIDDEN = "#+/$%\\\0"
 class Commands:
     """Answers requests on behalf of a host.
 
-    `handle(request, reply)` calls `reply(answer, frames)` once: at once, or in a later `Host.step()` where the loop must
-    answer first. It never raises for a bad request: the answer says what is wrong.
+    `handle(request, reply)` calls `reply(answer, frames)` once: at once, or in a later `Host.step()` where the loop
+    must answer first. It never raises for a bad request: the answer says what is wrong.
     """
 
     def __init__(self, host: Host) -> None:
@@ -133,7 +133,12 @@ class Commands:
             frames += [header, payload]
             first = batch_first if first is None else first
             end = batch_end
-        result = {"first": first, "end": end, "available_from": available_from, "available_end": available_end}
+        result: dict[str, object] = {
+            "first": first,
+            "end": end,
+            "available_from": available_from,
+            "available_end": available_end,
+        }
         reply(_success(request, result), frames)
 
     # --- jobs --------------------------------------------------------------------------------------------------------
@@ -172,7 +177,10 @@ class Commands:
                 error = CommandError("the loop did not answer", remedy="look at the worker's status and its log")
                 reply(_refusal(request.get("id"), error), [])
             else:
-                reply(_refusal(request.get("id"), CommandError(f"refused by the loop: limit {limit:g}", "value", limit)), [])
+                reply(
+                    _refusal(request.get("id"), CommandError(f"refused by the loop: limit {limit:g}", "value", limit)),
+                    [],
+                )
 
         return done
 
@@ -210,14 +218,18 @@ class Commands:
             self._put_blanks(request, reply, dict.fromkeys(channels, value))
         else:
             if self.host.jobs["od_reading"].state != "ready":
-                raise CommandError("od_reading is not running: there is nothing to take a blank of", "job", remedy="start it")
+                raise CommandError(
+                    "od_reading is not running: there is nothing to take a blank of", "job", remedy="start it"
+                )
             seconds = number(request.get("seconds", 10.0), "seconds", 0.1, BLANK_SECONDS_MAXIMUM, "s")
 
             def averaged(means: dict[int, float]) -> None:
                 if means:
                     self._put_blanks(request, reply, dict(means))
                 else:
-                    error = CommandError("no readings came while the blank was taken", remedy="look at od_reading's state")
+                    error = CommandError(
+                        "no readings came while the blank was taken", remedy="look at od_reading's state"
+                    )
                     reply(_refusal(request.get("id"), error), [])
 
             self.host.take_blank(channels, seconds, averaged)
@@ -246,7 +258,9 @@ class Commands:
                 import difflib
 
                 near = difflib.get_close_matches(str(name), known, 1)
-                raise CommandError(f"no simulation parameter {name!r}", "set", remedy=f"did you mean {near[0]}?" if near else "")
+                raise CommandError(
+                    f"no simulation parameter {name!r}", "set", remedy=f"did you mean {near[0]}?" if near else ""
+                )
             parameter = known[name]
             checked.append((parameter, number(value, name, parameter.low, parameter.high, parameter.unit)))
         if not checked:

@@ -1,7 +1,7 @@
 """The host thread's work between the compiled loop and whoever listens: jobs, commands, batches, history.
 
-`Host.step()` is called on a grid by the worker process (real time) or by the twin (virtual time). It takes time only from
-the loop's clock and touches no socket: what it makes is returned, and answers go through callbacks.
+`Host.step()` is called on a grid by the worker process (real time) or by the twin (virtual time). It takes time only
+from the loop's clock and touches no socket: what it makes is returned, and answers go through callbacks.
 
 Synchronization: none; everything here belongs to the one host thread.
 """
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 NO_EXPERIMENT = "$no_experiment_present"
 STATUS_PERIOD_NS = 1_000_000_000
 LOOP_ANSWER_NS = 2_000_000_000  # the loop answers within a tick; longer means that it is gone
+
 
 class Host:
     """See the module. `unit_id`, `run_id` and `boot_id` are 16 bytes each."""
@@ -110,7 +111,9 @@ class Host:
         """Give the loop a command; `done(ok, limit)` is called in a later step with its answer."""
         self._command_id = self._command_id % 0x7FFFFFFF + 1
         if not self.loop.push(thread, self._command_id, code, channel, index, value):
-            raise CommandError("the loop's command queue is full", remedy="try again; if it persists, restart the worker")
+            raise CommandError(
+                "the loop's command queue is full", remedy="try again; if it persists, restart the worker"
+            )
         self._pending[self._command_id] = (self.loop.now_ns() + LOOP_ANSWER_NS, done)
 
     def _drain_events(self, now_ns: int) -> None:
@@ -133,7 +136,9 @@ class Host:
             header = self._header(records.KIND_READINGS, stream, records.READING.size, count, first, experiment)
             self._emit(b"reading/" + records.STREAMS[stream].encode(), header, batch)
             size = records.READING.size
-            reading = dict(zip(records.READING_FIELDS, records.READING.unpack_from(batch, len(batch) - size), strict=True))
+            reading = dict(
+                zip(records.READING_FIELDS, records.READING.unpack_from(batch, len(batch) - size), strict=True)
+            )
             self.latest[stream] = reading
             if self.blank_taking and stream <= 4:
                 self._average_for_blank(stream, batch)
@@ -161,7 +166,18 @@ class Host:
         raw_ns, monotonic_ns, realtime_ns = self.loop.clock_triple()
         name = self._experiments[-1 if experiment is None else experiment]
         return Header(
-            kind, stream, size, count, first, self.unit_id, self.run_id, self.boot_id, raw_ns, monotonic_ns, realtime_ns, name
+            kind,
+            stream,
+            size,
+            count,
+            first,
+            self.unit_id,
+            self.run_id,
+            self.boot_id,
+            raw_ns,
+            monotonic_ns,
+            realtime_ns,
+            name,
         )
 
     def _emit(self, topic: bytes, header: Header, payload: bytes) -> None:
@@ -192,9 +208,7 @@ class Host:
         self._event_sequence += 1
         self._emit(b"event", header, json.dumps(body).encode())
 
-    def publish_setting(
-        self, job: str, setting: str, value: object, unit: str = "", *, settable: bool = False
-    ) -> None:
+    def publish_setting(self, job: str, setting: str, value: object, unit: str = "", *, settable: bool = False) -> None:
         """Publish a setting, when it differs from what is in force."""
         body = {"job": job, "setting": setting, "value": value, "unit": unit, "settable": settable}
         if self.settings.get((job, setting)) == body:
