@@ -25,7 +25,10 @@ DEFAULT_POINTS = 600
 MAXIMUM_EVENTS = 1000
 MAXIMUM_RAW_S = 10.0
 COMMAND_TIMEOUT_S = 5.0
-LONGEST_NAME = 100
+LONGEST_BLANK_S = 600.0
+LONGEST_NAME = 100  # characters
+LONGEST_NAME_BYTES = 128  # a worker takes no more
+FORBIDDEN_IN_NAMES = "#+/$%\\"  # a name is part of MQTT topics and of file names
 LONGEST_DESCRIPTION = 1000
 CSV_CHUNK_BYTES = 32 * 1024
 # what a worker knows (docs/protocol.md), with the fields that each takes
@@ -241,8 +244,11 @@ def command(site: Site, unit: str) -> HTTPResponse:
 
 def _ask(site: Site, entry: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     """Send a command to a unit and return its reply; 504 when none comes."""
+    limit_s = COMMAND_TIMEOUT_S
+    if fields["command"] == "blank" and "value" not in fields and not fields.get("clear"):
+        limit_s += min(float(fields.get("seconds", 10.0)), LONGEST_BLANK_S)  # it averages for so long
     try:
-        reply = site.ingest.command(bytes.fromhex(entry["unit_id"]), fields, COMMAND_TIMEOUT_S)
+        reply = site.ingest.command(bytes.fromhex(entry["unit_id"]), fields, limit_s)
     except TimeoutError:
         reply = None
     except ConnectionError as error:
@@ -250,7 +256,7 @@ def _ask(site: Site, entry: dict[str, Any], fields: dict[str, Any]) -> dict[str,
     if reply is None:
         refuse(
             504,
-            f"the unit '{entry.get('unit')}' did not answer within {COMMAND_TIMEOUT_S:g} s",
+            f"the unit '{entry.get('unit')}' did not answer within {limit_s:g} s",
             "unit",
             "see whether its worker and bridge run; the command has expired and will not be done later",
         )
@@ -263,10 +269,27 @@ def simulation(site: Site, unit: str) -> HTTPResponse:
     entry = _find(site, unit)
     if not entry.get("simulated"):
         refuse(409, f"the unit '{entry.get('unit')}' is not simulated", "unit", "start its worker with --simulate")
-    reply = _ask(site, entry, {"command": "describe"})
+    reply = _ask(site, entry, {"command": "simulate", "set": {}})
     if not reply.get("ok"):
         return answer(reply, 502)
-    return answer(reply["result"].get("simulation") or [])
+    from stirbar.core.simulation import PARAMETERS
+
+    values = reply["result"]["simulation"]
+    return answer(
+        [
+            {
+                "name": one.name,
+                "unit": one.unit,
+                "low": one.low,
+                "high": one.high,
+                "default": one.default,
+                "value": values.get(one.name, one.default),
+                "help": one.help,
+                "group": one.group,
+            }
+            for one in PARAMETERS
+        ]
+    )
 
 
 def raw(site: Site, unit: str) -> HTTPResponse:
@@ -325,12 +348,12 @@ def experiments(site: Site) -> HTTPResponse:
 def create_experiment(site: Site) -> HTTPResponse:
     fields = body_fields({"name": str, "description": str})
     name, description = fields.get("name", "").strip(), fields.get("description", "").strip()
-    if not name or len(name) > LONGEST_NAME:
+    if not name or len(name) > LONGEST_NAME or len(name.encode()) > LONGEST_NAME_BYTES:
         refuse(400, f"the name has {len(name)} characters", "name", f"give one of 1 to {LONGEST_NAME}")
-    bad = [character for character in name if character in "/+#" or not character.isprintable()]
-    if bad or name.startswith("$"):
-        remedy = "leave out / + # and control characters, and do not begin with $: the name is part of MQTT topics"
-        refuse(400, f"the name '{name}' has a character that is not allowed: {(bad or ['$'])[0]!r}", "name", remedy)
+    bad = [character for character in name if character in FORBIDDEN_IN_NAMES or not character.isprintable()]
+    if bad:
+        remedy = f"leave out {' '.join(FORBIDDEN_IN_NAMES)} and control characters"
+        refuse(400, f"the name has a character that is not allowed: {bad[0]!r}", "name", remedy)
     if len(description) > LONGEST_DESCRIPTION:
         refuse(
             400, f"the description has {len(description)} characters", "description", f"at most {LONGEST_DESCRIPTION}"
