@@ -12,6 +12,8 @@ import os
 
 from stirbar.core import schema
 from stirbar.core.ini import IniFile
+from stirbar.core.pioreactor_keys import FOREIGN
+from stirbar.core.schema_rules import RULES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,6 +79,13 @@ def _parse_bool(key: schema.Key, text: str) -> bool:
     raise ValueError("is neither on nor off; write 1 or 0 (or true/false, yes/no, on/off)")
 
 
+def _parse_choice(key: schema.Key, text: str) -> str:
+    value = _to_float(text)  # 50.0 is 50
+    if value is not None and schema.number(value) in key.choices:
+        return schema.number(value)
+    raise ValueError(f"is not known; write {key.allowed()}{nearest(text, key.choices)}")
+
+
 def _to_float(text: str) -> float | None:
     if "_" in text:
         return None
@@ -119,10 +128,12 @@ def _parse_number(key: schema.Key, text: str) -> int | float:
         raise ValueError(_wrong_unit(key, value, unit))
     if key.type == "int" and value != int(value):
         raise ValueError(f"is not a whole number; write {key.allowed()}")
-    if key.low is not None and value < key.low:
+    if value < key.low:
         raise ValueError(f"is below the lowest allowed; write {key.allowed()}")
-    if key.high is not None and value > key.high:
+    if value > key.high:
         raise ValueError(f"is above the highest allowed; write {key.allowed()}")
+    if key.choices and schema.number(value) not in key.choices:
+        raise ValueError(f"is not one that the hardware has; write {key.allowed()}")
     return int(value) if key.type == "int" else value
 
 
@@ -131,13 +142,12 @@ def parse_value(key: schema.Key, text: str) -> schema.Value:
 
     Raises ValueError with what is wrong and what to write, to be put behind `key = text`.
     """
-    if key.type == "choice":
-        if text in key.choices:
-            return text
-        if text:
-            raise ValueError(f"is not one of {key.allowed()}{nearest(text, key.choices)}")
+    if key.type == "choice" and text in key.choices:
+        return text
     if not text:
         return key.default
+    if key.type == "choice":
+        return _parse_choice(key, text)
     if key.type == "bool":
         return _parse_bool(key, text)
     if key.type in ("int", "float"):
@@ -245,7 +255,7 @@ class _Builder:
             return None
         key = schema.find(section, name)
         if key is None:
-            return f"{entry} there is no key '{name}' in [{section}]{nearest(name, schema.names(section))}"
+            return f"{entry} there is no key '{name}' in [{section}]{nearest(name, schema.key_names(section))}"
         text = self._translate(key, text, where)
         if section in schema.FREE and not schema.TEXT_RULES["label"][1](name):
             return f"{entry} '{name}' cannot name a {schema.FREE[section][0]}; write {schema.TEXT_RULES['label'][0]}"
@@ -276,25 +286,34 @@ class _Builder:
     def finish(self) -> Config:
         """Check the rules between keys; raises ConfigError with all that was found."""
         config = self.config
-        for section, values, reason in schema.FOREIGN:
-            names = [(section, key) for key, _ in values]
-            if all(name in config._sources and config._values[name] == value for name, (_, value) in zip(names, values)):
-                place = config.source(*names[0])
-                for name in names:
-                    config._values[name] = schema.find(*name).default  # type: ignore[union-attr]
-                    config._sources.pop(name)
-                config.ignored.append(f"{place}: [{section}] {', '.join(key for _, key in names)}: {reason}")
-        for keys, check in schema.CHECKS:
-            fault = None if self._bad.intersection(keys) else check(config.get)
+        for section, values, reason in FOREIGN:
+            self._replace_foreign(section, values, reason)
+        for _, keys, test in RULES:
+            fault = None if self._bad.intersection(keys) else test(config.get)
             if fault:
-                section = keys[0][0]
                 places = dict.fromkeys(config.source(*key) for key in keys if key in config._sources)
-                self.problems.append(f"{', '.join(places) or 'default'}: [{section}] {fault}")
+                self.problems.append(f"{', '.join(places)}: [{keys[0][0]}] {fault}")
         if self.problems:
             raise ConfigError(*self.problems)
         if not config._values["unit", "name"]:
             config._values["unit", "name"] = os.uname().nodename.partition(".")[0]
         return config
+
+
+    def _replace_foreign(self, section: str, values: tuple[tuple[str, float], ...], reason: str) -> None:
+        """Take the defaults where a file gives a whole set of values that means something else in Pioreactor."""
+        config = self.config
+        names = [(section, key) for key, _ in values]
+        given = all(name in config._sources for name in names)
+        if given and all(config._values[section, key] == value for key, value in values):
+            config.ignored.append(
+                f"{config.source(*names[0])}: [{section}] {', '.join(key for _, key in names)} are not used: {reason}"
+            )
+            for name in names:
+                key = schema.find(*name)
+                assert key is not None
+                config._values[name] = key.default
+                config._sources.pop(name)
 
 
 def build_config(
