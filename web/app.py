@@ -109,10 +109,10 @@ def _gate(site: Site) -> None:
         raise HTTPResponse(status=303, headers={"Location": "/login"})
     if request.method in SAFE_METHODS:
         return
-    origin = request.get_header("Origin")
-    if origin and urlsplit(origin).netloc != request.get_header("Host"):
+    origin = request.environ.get("HTTP_ORIGIN")
+    if origin and urlsplit(origin).netloc != request.environ.get("HTTP_HOST"):
         refuse(403, f"the request came from a page of {origin[:100]}", "Origin", "send it from the leader's own page")
-    if not public and not (found and found.allows(request.get_header("X-CSRF-Token") or "")):
+    if not public and not (found and found.allows(request.environ.get("HTTP_X_CSRF_TOKEN", ""))):
         refuse(
             403, "the request carries no valid token", "X-CSRF-Token", "send the value of csrf from GET /api/session"
         )
