@@ -4,6 +4,7 @@ Cython resolves `cimport stirbar.rt.x` by directory, and knows nothing of packag
 blind spot. build/view is a generated link farm that shows them the layout that the installed package has.
 """
 
+import runpy
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -39,6 +40,7 @@ def extensions() -> list[Extension]:
 PACKAGE_DIR = {NAME: "core/_top"} | {f"{NAME}.{key}": folder for key, folder in FOLDERS.items()}
 
 setup(
+    version=runpy.run_path("core/version.py")["VERSION"],
     packages=list(PACKAGE_DIR),
     package_dir=PACKAGE_DIR,
     include_package_data=False,

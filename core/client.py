@@ -1,0 +1,216 @@
+"""`stirbar.Worker`: a worker from a script or a notebook.
+
+    >>> from stirbar import Worker
+    >>> for block in Worker().stream("od"):        # NumPy structured arrays, as they come
+    ...     print(block["value"].mean())
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+import zmq
+
+from stirbar.core import records
+from stirbar.core.records import Header
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    import numpy
+
+    from stirbar.core.config import Config
+
+# More than a PUB socket's own queue, so that only a reader that is slow for long loses data.
+RECEIVE_HIGH_WATER = 2000
+
+
+class WorkerUnreachable(ConnectionError):
+    """No worker answered; the message says at which address and for how long."""
+
+
+class CommandRefused(Exception):
+    """The worker refused a command. `error` is its reason: message, field, limit, remedy."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        text = str(error.get("message", "refused"))
+        if error.get("remedy"):
+            text += f" ({error['remedy']})"
+        super().__init__(text)
+        self.error = error
+
+
+class Worker:
+    """A connection to a worker.
+
+    `address` is the worker's base address; by default that of the unit named in the config, or of the only worker that
+    runs on this machine. `timeout_s` bounds every command.
+
+    Synchronization: not thread-safe; use one instance per thread.
+    """
+
+    def __init__(self, address: str | None = None, *, config: Config | None = None, timeout_s: float = 5.0) -> None:
+        self.address = address or default_address(config)
+        self.timeout_s = timeout_s
+        self.lost = 0  # readings that a stream missed and the worker could not send again
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._command = self._connect_command()
+
+    def _connect_command(self) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.DEALER)
+        socket.linger = 0
+        socket.connect(f"{self.address}/command")
+        return socket
+
+    def close(self) -> None:
+        self._context.destroy(linger=0)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- commands ----------------------------------------------------------------------------------------------------
+
+    def command(self, command: str, *, timeout_s: float | None = None, **arguments: Any) -> dict[str, Any]:
+        """Run a command of docs/protocol.md and return its result.
+
+        Raises CommandRefused with the worker's reason, WorkerUnreachable when no answer comes in time. The worker does a
+        command at most once, even when the answer was late.
+        """
+        return self._request(command, timeout_s, arguments)[0]
+
+    def _request(
+        self, command: str, timeout_s: float | None, arguments: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        identifier = os.urandom(16).hex()
+        self._command.send(json.dumps({"id": identifier, "command": command, **arguments}).encode())
+        while self._command.poll(limit_s * 1000):
+            answer, *frames = self._command.recv_multipart()
+            reply = json.loads(answer)
+            if reply.get("id") != identifier:
+                continue  # the late answer to an earlier command that timed out
+            if not reply["ok"]:
+                raise CommandRefused(reply["error"])
+            return reply["result"], frames
+        self._command.close()
+        self._command = self._connect_command()
+        raise WorkerUnreachable(
+            f"no answer from a worker at {self.address} within {limit_s:g} s; is `stirbar worker` running there?"
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Who the unit is: names, ids, photodiode channels with their angles, jobs."""
+        return self.command("describe")
+
+    def status(self) -> dict[str, Any]:
+        """Counters, lateness histograms, states of jobs, latest reading of each stream."""
+        return self.command("status")
+
+    def latest(self, stream: str) -> dict[str, Any] | None:
+        """The latest reading of a stream (`od1`..`od4`, `rpm`, `temperature`), or None."""
+        latest: dict[str, Any] = self.status()["latest"]
+        return latest.get(stream)
+
+    def settings(self) -> dict[tuple[str, str], Any]:
+        """Every setting in force: {(job, setting): value}."""
+        return {(item["job"], item["setting"]): item["value"] for item in self.command("settings")["settings"]}
+
+    def set(self, job: str, setting: str, value: float | str | bool) -> Any:
+        """Change a setting; returns the value in force."""
+        return self.command("set", job=job, setting=setting, value=value)["value"]
+
+    def start(self, job: str) -> str:
+        """Start a job; returns its state."""
+        return str(self.command("start", job=job)["state"])
+
+    def stop(self, job: str) -> str:
+        """Stop a job; returns its state."""
+        return str(self.command("stop", job=job)["state"])
+
+    def blank(self, channel: int | None = None, seconds: float = 10.0) -> dict[str, float]:
+        """Take a blank over the next seconds; returns it per photodiode channel."""
+        arguments: dict[str, Any] = {"seconds": seconds} | ({} if channel is None else {"channel": channel})
+        result = self.command("blank", timeout_s=self.timeout_s + seconds, **arguments)
+        blank: dict[str, float] = result["blank"]
+        return blank
+
+    # --- streams -----------------------------------------------------------------------------------------------------
+
+    def messages(self, *topics: str, timeout_s: float | None = None) -> Iterator[tuple[str, Header, bytes]]:
+        """Raw messages of the telemetry socket below these topic prefixes: (topic, header, payload).
+
+        Ends after `timeout_s` seconds without a message; without it, waits for ever.
+        """
+        socket = self._context.socket(zmq.SUB)
+        socket.rcvhwm = RECEIVE_HIGH_WATER
+        socket.linger = 0
+        for topic in topics:
+            socket.subscribe(topic.encode())
+        socket.connect(f"{self.address}/telemetry")
+        try:
+            while socket.poll(None if timeout_s is None else timeout_s * 1000):
+                topic, header, payload = socket.recv_multipart()
+                yield topic.decode(), Header.unpack(header)[0], payload
+        finally:
+            socket.close()
+
+    def stream(self, name: str = "od", timeout_s: float | None = None) -> Iterator[numpy.ndarray]:
+        """Readings as they come: NumPy structured arrays of `records.READING_DTYPE`, one stream an array.
+
+        `name` is a stream (`od2`, `rpm`, `temperature`) or a prefix of some (`od`). What this reader missed is asked for
+        again from the worker's memory; what cannot be had any more is counted in `lost`.
+        """
+        import numpy
+
+        dtype = numpy.dtype(records.READING_DTYPE)
+        expected: dict[tuple[bytes, int], int] = {}
+        for _, header, payload in self.messages(f"reading/{name}", timeout_s=timeout_s):
+            key = (header.run_id, header.stream)
+            missing_from = expected.get(key, header.first_sequence)
+            if header.end_sequence <= missing_from:
+                continue
+            if header.first_sequence > missing_from:
+                yield from self._fill(header, missing_from, dtype)
+            block = numpy.frombuffer(payload, dtype)
+            yield block[block["sequence"] >= missing_from]
+            expected[key] = header.end_sequence
+
+    def _fill(self, header: Header, start: int, dtype: numpy.dtype[Any]) -> Iterator[numpy.ndarray]:
+        import numpy
+
+        at = start
+        while at < header.first_sequence:
+            result, frames = self._request("resend", None, {"stream": records.STREAMS[header.stream], "from_sequence": at})
+            if result["end"] is None or result["end"] <= at:
+                break
+            for packed, payload in zip(frames[::2], frames[1::2], strict=True):
+                resent = Header.unpack(packed)[0]
+                if resent.run_id != header.run_id or resent.first_sequence >= header.first_sequence:
+                    continue
+                self.lost += max(0, resent.first_sequence - at)
+                block = numpy.frombuffer(payload, dtype)
+                yield block[(block["sequence"] >= at) & (block["sequence"] < header.first_sequence)]
+                at = max(at, resent.end_sequence)
+            if result["end"] >= header.first_sequence:
+                break
+        self.lost += max(0, header.first_sequence - at)
+
+
+def default_address(config: Config | None = None) -> str:
+    """The address of the config's unit; of the only running worker on this machine when the config's is not there."""
+    from stirbar.core import paths
+    from stirbar.core.config import load_config
+
+    config = load_config() if config is None else config
+    address = paths.worker_address(config)
+    if not address.startswith("ipc://") or os.path.exists(f"{address[6:]}/command"):
+        return address
+    directory = paths.runtime_directory(config)
+    found = [entry.path for entry in os.scandir(directory) if entry.is_dir() and os.path.exists(f"{entry.path}/command")]
+    return f"ipc://{found[0]}" if len(found) == 1 else address

@@ -1,0 +1,277 @@
+"""The worker's commands (docs/protocol.md, ROUTER): one function each, from a request to an answer.
+
+Synchronization: none; belongs to the host thread.
+"""
+
+from __future__ import annotations
+
+import time
+
+from stirbar.core import events, records
+from stirbar.core.host import NO_EXPERIMENT
+from stirbar.core.jobs import ACTUATORS, SAMPLING, CommandError, number
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stirbar.core.host import Host
+
+    Request = dict[str, object]
+    Reply = Callable[[dict[str, object], list[bytes]], None]
+    Answer = Callable[[dict[str, object]], None]
+
+# An id this long is taken as unique in the world: done once, answered again.
+UNIQUE_ID_LENGTH = 16
+REMEMBERED_IDS = 256
+RAW_SECONDS_MAXIMUM = 3600.0
+BLANK_SECONDS_MAXIMUM = 600.0
+RESEND_BYTES_MAXIMUM = 4_000_000
+EXPERIMENT_NAME_BYTES = 128
+# These characters would make an experiment's name unusable as an MQTT level or in a path.
+EXPERIMENT_FORBIDDEN = "#+/$%\\\0"
+
+
+class Commands:
+    """Answers requests on behalf of a host.
+
+    `handle(request, reply)` calls `reply(answer, frames)` once: at once, or in a later `Host.step()` where the loop must
+    answer first. It never raises for a bad request: the answer says what is wrong.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.refused = 0
+        self._answered: dict[str, tuple[dict[str, object], list[bytes]] | None] = {}
+        self._waiting: dict[str, list[Reply]] = {}
+
+    def handle(self, request: object, reply: Reply) -> None:
+        if not isinstance(request, dict):
+            self.refused += 1
+            reply(_refusal(None, CommandError("a request is one JSON object", "request")), [])
+            return
+        identifier = request.get("id")
+        unique = identifier if isinstance(identifier, str) and len(identifier) >= UNIQUE_ID_LENGTH else None
+        if unique is not None:
+            if unique in self._waiting:
+                self._waiting[unique].append(reply)
+                return
+            answered = self._answered.get(unique)
+            if answered is not None:
+                reply(*answered)
+                return
+            self._waiting[unique] = [reply]
+            reply = self._remember(unique)
+        try:
+            self._check_age(request)
+            name = request.get("command")
+            method = getattr(self, f"do_{name}", None) if isinstance(name, str) else None
+            if method is None:
+                raise CommandError(f"no command {name!r}", "command", COMMANDS)
+            method(request, reply)
+        except CommandError as error:
+            self.refused += 1
+            reply(_refusal(identifier, error), [])
+
+    def _remember(self, unique: str) -> Reply:
+        def reply(answer: dict[str, object], frames: list[bytes]) -> None:
+            self._answered[unique] = (answer, frames)
+            while len(self._answered) > REMEMBERED_IDS:
+                del self._answered[next(iter(self._answered))]
+            for waiting in self._waiting.pop(unique, []):
+                waiting(answer, frames)
+
+        return reply
+
+    def _check_age(self, request: Request) -> None:
+        expires_at = request.get("expires_at")
+        if expires_at is None:
+            return
+        deadline = number(expires_at, "expires_at", 0.0, 1e12, "s")
+        age = time.time() - deadline
+        if age > 0:
+            raise CommandError(f"the command expired {age:.1f} s ago and was not done", "expires_at", deadline)
+
+    # --- asking ------------------------------------------------------------------------------------------------------
+
+    def do_describe(self, request: Request, reply: Reply) -> None:
+        reply(_success(request, self.host.describe()), [])
+
+    def do_status(self, request: Request, reply: Reply) -> None:
+        latest = {
+            records.STREAMS[stream]: {key: _plain(value) for key, value in reading.items()}
+            for stream, reading in self.host.latest.items()
+        }
+        reply(_success(request, {**self.host.status(), "latest": latest, "commands_refused": self.refused}), [])
+
+    def do_settings(self, request: Request, reply: Reply) -> None:
+        job = request.get("job")
+        if job is not None:
+            self._job(request)
+        found = [body for (name, _), body in self.host.settings.items() if job in (None, name)]
+        reply(_success(request, {"settings": found}), [])
+
+    def do_resend(self, request: Request, reply: Reply) -> None:
+        stream = records.STREAM_IDS.get(str(request.get("stream")), 0)
+        if not stream:
+            raise CommandError(f"no stream {request.get('stream')!r}", "stream", list(records.STREAM_IDS))
+        start = int(number(request.get("from_sequence"), "from_sequence", 0, 2**63, ""))
+        room = number(request.get("limit", RESEND_BYTES_MAXIMUM), "limit", 0, RESEND_BYTES_MAXIMUM, "bytes")
+        available_from, available_end = self.host.history.available(stream)
+        frames: list[bytes] = []
+        first = end = None
+        for batch_first, batch_end, header, payload in self.host.history.since(stream, start):
+            if frames and room < len(payload):
+                break
+            room -= len(payload)
+            frames += [header, payload]
+            first = batch_first if first is None else first
+            end = batch_end
+        result = {"first": first, "end": end, "available_from": available_from, "available_end": available_end}
+        reply(_success(request, result), frames)
+
+    # --- jobs --------------------------------------------------------------------------------------------------------
+
+    def do_start(self, request: Request, reply: Reply) -> None:
+        job = self._job(request)
+        job.start(self._by_loop(request, reply, lambda: {"job": job.name, "state": job.state}))
+
+    def do_stop(self, request: Request, reply: Reply) -> None:
+        job = self._job(request)
+        job.stop(self._by_loop(request, reply, lambda: {"job": job.name, "state": job.state}))
+
+    def do_set(self, request: Request, reply: Reply) -> None:
+        job = self._job(request)
+        setting = str(request.get("setting"))
+        if "value" not in request:
+            raise CommandError("set needs a value", "value")
+
+        def result() -> dict[str, object]:
+            in_force = self.host.settings.get((job.name, setting), {}).get("value")
+            return {"job": job.name, "setting": setting, "value": in_force, "state": job.state}
+
+        job.set(setting, request["value"], self._by_loop(request, reply, result))
+
+    def _job(self, request: Request):  # type: ignore[no-untyped-def]
+        name = request.get("job")
+        if not isinstance(name, str) or name not in self.host.jobs:
+            raise CommandError(f"no job {name!r}", "job", list(self.host.jobs))
+        return self.host.jobs[name]
+
+    def _by_loop(self, request: Request, reply: Reply, result: Callable[[], dict[str, object]]):  # type: ignore[no-untyped-def]
+        def done(ok: bool, limit: float) -> None:
+            if ok:
+                reply(_success(request, result()), [])
+            elif limit != limit:
+                error = CommandError("the loop did not answer", remedy="look at the worker's status and its log")
+                reply(_refusal(request.get("id"), error), [])
+            else:
+                reply(_refusal(request.get("id"), CommandError(f"refused by the loop: limit {limit:g}", "value", limit)), [])
+
+        return done
+
+    # --- experiment, blank, raw data, simulation ---------------------------------------------------------------------
+
+    def do_experiment(self, request: Request, reply: Reply) -> None:
+        name = request.get("name")
+        if not isinstance(name, str) or not name.strip():
+            raise CommandError("an experiment needs a name", "name")
+        if len(name.encode()) > EXPERIMENT_NAME_BYTES:
+            raise CommandError("the experiment's name is too long", "name", f"{EXPERIMENT_NAME_BYTES} bytes")
+        if name != NO_EXPERIMENT and any(character in EXPERIMENT_FORBIDDEN for character in name):
+            raise CommandError(f"an experiment's name may not contain any of {EXPERIMENT_FORBIDDEN[:-1]}", "name")
+        reply(_success(request, {"name": name, "number": self.host.set_experiment(name)}), [])
+
+    def do_raw(self, request: Request, reply: Reply) -> None:
+        seconds = number(request.get("seconds"), "seconds", 0.0, RAW_SECONDS_MAXIMUM, "s")
+        until_ns = self.host.request_raw(seconds)
+        reply(_success(request, {"until_monotonic_ns": until_ns}), [])
+
+    def do_blank(self, request: Request, reply: Reply) -> None:
+        measured = tuple(channel for channel, angle in self.host.loop.channels() if angle != 0)
+        channels = measured
+        if request.get("channel") is not None:
+            channel = int(number(request["channel"], "channel", 1, 4, ""))
+            if channel not in measured:
+                raise CommandError(f"photodiode {channel} does not measure the culture", "channel", list(measured))
+            channels = (channel,)
+        if request.get("clear"):
+            self._put_blanks(request, reply, dict.fromkeys(channels))
+        elif request.get("value") is not None:
+            value = number(request["value"], "value", -1e6, 1e6, "AU")
+            self._put_blanks(request, reply, dict.fromkeys(channels, value))
+        else:
+            if self.host.jobs["od_reading"].state != "ready":
+                raise CommandError("od_reading is not running: there is nothing to take a blank of", "job", remedy="start it")
+            seconds = number(request.get("seconds", 10.0), "seconds", 0.1, BLANK_SECONDS_MAXIMUM, "s")
+
+            def averaged(means: dict[int, float]) -> None:
+                if means:
+                    self._put_blanks(request, reply, dict(means))
+                else:
+                    error = CommandError("no readings came while the blank was taken", remedy="look at od_reading's state")
+                    reply(_refusal(request.get("id"), error), [])
+
+            self.host.take_blank(channels, seconds, averaged)
+
+    def _put_blanks(self, request: Request, reply: Reply, values: dict[int, float | None]) -> None:
+        left = set(values)
+        for channel, value in values.items():
+            self.host.blanks.put(self.host.experiment, channel, value)
+
+            def done(ok: bool, limit: float, channel: int = channel) -> None:
+                left.discard(channel)
+                if not left:
+                    reply(_success(request, {"blank": {str(key): blank for key, blank in values.items()}}), [])
+
+            self.host.apply_blank(channel, value, done)
+        text = ", ".join(f"photodiode {c}: {'none' if v is None else f'{v:.6g} AU'}" for c, v in values.items())
+        self.host.event("notice", "od_reading", f"blank set ({text})", code="blank")
+
+    def do_simulate(self, request: Request, reply: Reply) -> None:
+        if not self.host.loop.simulated():
+            raise CommandError("this unit is not simulated", "command")
+        from stirbar.core.simulation import PARAMETERS
+
+        known = {parameter.name: parameter for parameter in PARAMETERS}
+        wanted = request.get("set")
+        if not isinstance(wanted, dict):
+            raise CommandError('simulate needs "set": {parameter: value}', "set")
+        checked = []
+        for name, value in wanted.items():
+            if name not in known:
+                import difflib
+
+                near = difflib.get_close_matches(str(name), known, 1)
+                raise CommandError(f"no simulation parameter {name!r}", "set", remedy=f"did you mean {near[0]}?" if near else "")
+            parameter = known[name]
+            checked.append((parameter, number(value, name, parameter.low, parameter.high, parameter.unit)))
+        left = len(checked)
+
+        def done(ok: bool, limit: float) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                reply(_success(request, {"simulation": self.host.loop.simulation_values()}), [])
+
+        for parameter, value in checked:
+            thread = ACTUATORS if parameter.thread == "actuators" else SAMPLING
+            self.host.send(thread, events.COMMAND_SIMULATION, 0, parameter.index, value, done)
+        if not checked:
+            reply(_success(request, {"simulation": self.host.loop.simulation_values()}), [])
+
+
+COMMANDS = sorted(name[3:] for name in dir(Commands) if name.startswith("do_"))
+
+
+def _success(request: Request, result: dict[str, object]) -> dict[str, object]:
+    return {"id": request.get("id"), "ok": True, "result": result}
+
+
+def _refusal(identifier: object, error: CommandError) -> dict[str, object]:
+    return {"id": identifier, "ok": False, "error": error.as_reply()}
+
+
+def _plain(value: object) -> object:
+    """NaN is not JSON."""
+    return None if isinstance(value, float) and value != value else value

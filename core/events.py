@@ -1,0 +1,57 @@
+"""The compiled loop's commands and events, in words.
+
+The numbers are those of `pyx/types.pxd` (a test holds them equal).
+"""
+
+from __future__ import annotations
+
+COMMAND_EXPERIMENT = 1
+COMMAND_OD_START = 2
+COMMAND_OD_STOP = 3
+COMMAND_BLANK = 4
+COMMAND_LED = 5
+COMMAND_TRACE = 6
+COMMAND_STIR_RPM = 7
+COMMAND_STIR_DUTY = 8
+COMMAND_STIR_STOP = 9
+COMMAND_TEMPERATURE = 10
+COMMAND_SIMULATION = 11
+
+EVENT_COMMAND_DONE = 1
+EVENT_COMMAND_REFUSED = 2
+EVENT_STIR_FAULT = 5
+
+# code: (name, level, source, message); the message may use {value}, {argument} and {stream}
+EVENTS: dict[int, tuple[str, str, str, str]] = {
+    3: ("stir_kick", "debug", "stirring", "stirrer kicked into motion"),
+    4: ("stir_stall", "warning", "stirring", "stirrer stalled ({argument} in a row): kicking again"),
+    EVENT_STIR_FAULT: (
+        "stir_fault",
+        "error",
+        "stirring",
+        "stirrer does not turn: switched off; check the stir bar, the fan and its cable, then set a target again",
+    ),
+    6: ("stir_running", "info", "stirring", "stirrer runs at {value:.1f} rpm"),
+    7: (
+        "rate_locked",
+        "info",
+        "od_reading",
+        "converter of photodiode {argument} makes {value:.3f} conversions a second",
+    ),
+    8: ("half_cycle", "info", "od_reading", "light chopped at {value:.2f} Hz: {argument} conversions in half a cycle"),
+    9: ("sensor_lost", "error", "monitor", "{stream} does not answer; its readings stop, it is asked again every second"),
+    10: ("sensor_back", "notice", "monitor", "{stream} answers again"),
+    11: (
+        "saturated",
+        "warning",
+        "od_reading",
+        "photodiode {argument} is at the converter's limit: lower the LED's intensity or raise adc_full_scale_v",
+    ),
+    12: ("clock_jump", "warning", "monitor", "the wall clock jumped by {value:.3f} s"),
+}
+
+
+def describe(code: int, argument: int, value: float, stream: str) -> tuple[str, str, str, str]:
+    """Name, level, source and message of an event."""
+    name, level, source, message = EVENTS.get(code, (f"event_{code}", "warning", "monitor", "event {argument} {value}"))
+    return name, level, source, message.format(argument=argument, value=value, stream=stream)

@@ -1,0 +1,316 @@
+"""The host thread's work between the compiled loop and whoever listens: jobs, commands, batches, history.
+
+`Host.step()` is called on a grid by the worker process (real time) or by the twin (virtual time). It takes time only from
+the loop's clock and touches no socket: what it makes is returned, and answers go through callbacks.
+
+Synchronization: none; everything here belongs to the one host thread.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+
+from stirbar.core import events, records
+from stirbar.core.blanks import Blanks, BlankTaking, write_atomically
+from stirbar.core.history import History
+from stirbar.core.jobs import ACTUATORS, SAMPLING, CommandError, Job, make_jobs
+from stirbar.core.records import Header
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stirbar.core.config import Config
+    from stirbar.rt.loop import Loop
+
+    Message = tuple[bytes, bytes, bytes]
+    Done = Callable[[bool, float], None]
+
+NO_EXPERIMENT = "$no_experiment_present"
+STATUS_PERIOD_NS = 1_000_000_000
+LOOP_ANSWER_NS = 2_000_000_000  # the loop answers within a tick; longer means that it is gone
+
+class Host:
+    """See the module. `unit_id`, `run_id` and `boot_id` are 16 bytes each."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        config: Config,
+        *,
+        unit: str,
+        unit_id: bytes,
+        run_id: bytes,
+        boot_id: bytes,
+        directory: str,
+        version: str,
+    ) -> None:
+        self.loop = loop
+        self.config = config
+        self.unit = unit
+        self.unit_id = unit_id
+        self.run_id = run_id
+        self.boot_id = boot_id
+        self.directory = directory
+        self.version = version
+        self.history = History(int(config.get("worker.config", "history_mb")) * 1_000_000)
+        self.blanks = Blanks(directory)
+        self.blank_taking: list[tuple[BlankTaking, Callable[[dict[int, float]], None]]] = []
+        self.settings: dict[tuple[str, str], dict[str, object]] = {}
+        self.latest: dict[int, dict[str, object]] = {}
+        self.raw_until_ns = 0
+        self.started_ns = loop.now_ns()
+        self._outbox: list[Message] = []
+        self._pending: dict[int, tuple[int, Done]] = {}  # loop command id: (deadline, what to do with the answer)
+        self._command_id = 0
+        self._event_sequence = 0
+        self._status_at_ns = self.started_ns
+        self._experiments: list[str] = []
+        self.jobs: dict[str, Job] = make_jobs(self, config)
+        for job in self.jobs.values():
+            self.publish_setting(job.name, "$state", job.state, settable=True)
+            publish = getattr(job, "publish", None)
+            if publish is not None:
+                publish()
+        self.set_experiment(self._stored_experiment())
+        if config.get("od_reading.config", "raw"):
+            self.request_raw(float("inf"))
+
+    # --- what the worker process calls -------------------------------------------------------------------------------
+
+    def start_jobs(self) -> None:
+        """Start what the config asks for at start."""
+        for name in ("od_reading", "stirring", "temperature_automation"):
+            if self.config.get(f"{name}.config", "autostart"):
+                self.jobs[name].start(_ignore)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether the loop still owes an answer: step again soon."""
+        return bool(self._pending)
+
+    def step(self) -> list[Message]:
+        """Drain the loop, and return the messages to publish: (topic, header, payload)."""
+        now_ns = self.loop.now_ns()
+        self._drain_events(now_ns)
+        self._drain_readings()
+        self._drain_trace()
+        self._finish_blanks(now_ns)
+        if now_ns >= self._status_at_ns:
+            self._status_at_ns = now_ns - (now_ns - self._status_at_ns) % STATUS_PERIOD_NS + STATUS_PERIOD_NS
+            self._publish_json(b"status", records.STREAM_IDS["status"], self.status())
+        messages, self._outbox = self._outbox, []
+        return messages
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+
+    def send(self, thread: int, code: int, channel: int, index: int, value: float, done: Done) -> None:
+        """Give the loop a command; `done(ok, limit)` is called in a later step with its answer."""
+        self._command_id = self._command_id % 0x7FFFFFFF + 1
+        if not self.loop.push(thread, self._command_id, code, channel, index, value):
+            raise CommandError("the loop's command queue is full", remedy="try again; if it persists, restart the worker")
+        self._pending[self._command_id] = (self.loop.now_ns() + LOOP_ANSWER_NS, done)
+
+    def _drain_events(self, now_ns: int) -> None:
+        for monotonic_ns, value, argument, code, source in self.loop.drain_events():
+            if code in (events.EVENT_COMMAND_DONE, events.EVENT_COMMAND_REFUSED):
+                pending = self._pending.pop(argument, None)
+                if pending is not None:
+                    pending[1](code == events.EVENT_COMMAND_DONE, value)
+                continue
+            stream = records.STREAMS.get(source, "")
+            name, level, job, message = events.describe(code, argument, value, stream)
+            self.event(level, job, message, code=name, value=value, monotonic_ns=monotonic_ns)
+            if job in self.jobs:
+                self.jobs[job].on_event(code, value)
+        for identifier in [i for i, (deadline, _) in self._pending.items() if now_ns > deadline]:
+            self._pending.pop(identifier)[1](False, float("nan"))
+
+    def _drain_readings(self) -> None:
+        for stream, experiment, count, first, batch in self.loop.drain_readings():
+            header = self._header(records.KIND_READINGS, stream, records.READING.size, count, first, experiment)
+            self._emit(b"reading/" + records.STREAMS[stream].encode(), header, batch)
+            size = records.READING.size
+            reading = dict(zip(records.READING_FIELDS, records.READING.unpack_from(batch, len(batch) - size), strict=True))
+            self.latest[stream] = reading
+            if self.blank_taking and stream <= 4:
+                self._average_for_blank(stream, batch)
+
+    def _drain_trace(self) -> None:
+        for which, stream in ((0, "raw"), (1, "edges")):
+            for number in self.loop.snapshots_due(which):
+                sequence, state = self.loop.snapshot(which, number)
+                header = self._header(records.KIND_SNAPSHOT, records.STREAM_IDS[stream], 0, number, sequence)
+                # not in the history: a resent trace is only of use from a snapshot that was received
+                self._outbox.append((b"snapshot/" + stream.encode(), header.pack(), zlib.compress(state, 1)))
+            drained = self.loop.drain_trace(which)
+            if drained is not None:
+                first, items = drained
+                count = len(items) // records.TRACE.size
+                header = self._header(records.KIND_TRACE, records.STREAM_IDS[stream], records.TRACE.size, count, first)
+                self._emit(b"trace/" + stream.encode(), header, items)
+
+    # --- publishing --------------------------------------------------------------------------------------------------
+
+    def _header(
+        self, kind: int, stream: int, size: int, count: int, first: int, experiment: int | None = None
+    ) -> Header:
+        raw_ns, monotonic_ns, realtime_ns = self.loop.clock_triple()
+        name = self._experiments[-1 if experiment is None else experiment]
+        return Header(
+            kind, stream, size, count, first, self.unit_id, self.run_id, self.boot_id, raw_ns, monotonic_ns, realtime_ns, name
+        )
+
+    def _emit(self, topic: bytes, header: Header, payload: bytes) -> None:
+        packed = header.pack()
+        self._outbox.append((topic, packed, payload))
+        self.history.add(header.stream, header.first_sequence, header.count, packed, payload)
+
+    def _publish_json(self, topic: bytes, stream: int, body: dict[str, object]) -> None:
+        header = self._header(records.KIND_JSON, stream, 0, 1, 0)
+        self._outbox.append((topic, header.pack(), json.dumps(body).encode()))
+
+    def event(
+        self, level: str, source: str, message: str, *, code: str, value: float = 0.0, monotonic_ns: int | None = None
+    ) -> None:
+        """Publish and remember one event."""
+        _, now_ns, realtime_ns = self.loop.clock_triple()
+        at_ns = now_ns if monotonic_ns is None else monotonic_ns
+        body = {
+            "monotonic_ns": at_ns,
+            "wall_ns": realtime_ns - now_ns + at_ns,
+            "level": level,
+            "source": source,
+            "code": code,
+            "message": message,
+            "value": value if value == value else None,
+        }
+        header = self._header(records.KIND_JSON, records.STREAM_IDS["event"], 0, 1, self._event_sequence)
+        self._event_sequence += 1
+        self._emit(b"event", header, json.dumps(body).encode())
+
+    def publish_setting(
+        self, job: str, setting: str, value: object, unit: str = "", *, settable: bool = False
+    ) -> None:
+        """Publish a setting, when it differs from what is in force."""
+        body = {"job": job, "setting": setting, "value": value, "unit": unit, "settable": settable}
+        if self.settings.get((job, setting)) == body:
+            return
+        self.settings[(job, setting)] = body
+        if self._experiments:
+            self._publish_json(f"setting/{job}/{setting}".encode(), 0, body)
+
+    def status(self) -> dict[str, object]:
+        """What the `status` topic says."""
+        _, monotonic_ns, realtime_ns = self.loop.clock_triple()
+        return {
+            "unit": self.unit,
+            "run_id": self.run_id.hex(),
+            "monotonic_ns": monotonic_ns,
+            "wall_ns": realtime_ns,
+            "uptime_s": (monotonic_ns - self.started_ns) / 1e9,
+            "experiment": self.experiment,
+            "jobs": {name: job.state for name, job in self.jobs.items()},
+            "counters": self.loop.counters(),
+            "lateness": {"sampling": self.loop.lateness(SAMPLING), "actuators": self.loop.lateness(ACTUATORS)},
+            "sequences": {
+                **{records.STREAMS[stream]: end for stream, end in self.loop.sequences().items()},
+                "event": self._event_sequence,
+            },
+            "raw_until_ns": self.raw_until_ns,
+        }
+
+    # --- experiment, raw data, blanks --------------------------------------------------------------------------------
+
+    @property
+    def experiment(self) -> str:
+        return self._experiments[-1]
+
+    def _stored_experiment(self) -> str:
+        try:
+            with open(os.path.join(self.directory, "experiment")) as file:
+                return file.read().strip() or NO_EXPERIMENT
+        except FileNotFoundError:
+            return NO_EXPERIMENT
+
+    def set_experiment(self, name: str) -> int:
+        """Stamp what is measured from now on with this experiment; returns its number in this run."""
+        if self._experiments and name == self.experiment:
+            return len(self._experiments) - 1
+        if self._experiments:
+            write_atomically(os.path.join(self.directory, "experiment"), name + "\n")
+        self._experiments.append(name)
+        number = len(self._experiments) - 1
+        for thread in (SAMPLING, ACTUATORS):
+            self.send(thread, events.COMMAND_EXPERIMENT, 0, number, 0.0, _ignore)
+        blanks = self.blanks.of(name)
+        for channel in range(1, 5):
+            self.apply_blank(channel, blanks.get(channel), _ignore)
+        self.publish_setting("monitor", "experiment", name)
+        return number
+
+    def request_raw(self, seconds: float) -> int:
+        """Let the loop write its trace for so long; returns until when on the loop's clock, ns (0: not at all)."""
+        if self.config.get("od_reading.config", "raw"):
+            seconds = float("inf")
+        for thread in (SAMPLING, ACTUATORS):
+            self.send(thread, events.COMMAND_TRACE, 0, 0, min(seconds, 1e9), _ignore)
+        self.raw_until_ns = self.loop.now_ns() + int(min(seconds, 1e9) * 1e9) if seconds > 0 else 0
+        return self.raw_until_ns
+
+    def apply_blank(self, channel: int, value: float | None, done: Done) -> None:
+        """Let the loop subtract a blank from a channel (1..4); None ends it."""
+        self.send(SAMPLING, events.COMMAND_BLANK, channel - 1, 0, float("nan") if value is None else value, done)
+        self.publish_setting("od_reading", f"blank{channel}", value, "AU")
+
+    def take_blank(self, channels: tuple[int, ...], seconds: float, done: Callable[[dict[int, float]], None]) -> None:
+        """Average the readings of the next seconds; `done` gets the means of the channels that delivered."""
+        deadline_ns = self.loop.now_ns() + int(seconds * 1e9)
+        self.blank_taking.append((BlankTaking(channels, deadline_ns), done))
+
+    def _average_for_blank(self, channel: int, batch: bytes) -> None:
+        for offset in range(0, len(batch), records.READING.size):
+            fields = dict(zip(records.READING_FIELDS, records.READING.unpack_from(batch, offset), strict=True))
+            unblanked = fields["value"] + (fields["blank"] if fields["flags"] & records.FLAGS["blanked"] else 0.0)
+            for taking, _ in self.blank_taking:
+                taking.add(channel, unblanked)
+
+    def _finish_blanks(self, now_ns: int) -> None:
+        for taking, done in [entry for entry in self.blank_taking if now_ns >= entry[0].deadline_ns]:
+            self.blank_taking.remove((taking, done))
+            done(taking.means())
+
+    def describe(self) -> dict[str, object]:
+        """Who this unit is and what it can do."""
+        return {
+            "unit": self.unit,
+            "unit_id": self.unit_id.hex(),
+            "run_id": self.run_id.hex(),
+            "boot_id": self.boot_id.hex(),
+            "version": self.version,
+            "build_id": self.loop.build_id(),
+            "config_digest": self.config.digest(),
+            "simulated": self.loop.simulated(),
+            "experiment": self.experiment,
+            "channels": [
+                {
+                    "stream": f"od{channel}",
+                    "channel": channel,
+                    "angle": angle,
+                    "name": "REF" if angle == 0 else f"{angle}°",
+                    "unit": "AU",
+                    "reference": angle == 0,
+                }
+                for channel, angle in self.loop.channels()
+            ],
+            "normalisation": self.config.get("od_reading.config", "ref_normalization"),
+            "jobs": {name: {"state": job.state, "settable": list(job.settable)} for name, job in self.jobs.items()},
+            "limits": {"target_rpm": [0, getattr(self.jobs["stirring"], "rpm_maximum", 0)]},
+            "simulation": self.loop.simulation_values() if self.loop.simulated() else {},
+        }
+
+
+def _ignore(ok: bool, limit: float) -> None:
+    """For commands whose answer changes nothing here."""

@@ -1,0 +1,228 @@
+"""The jobs of a worker: what may be started, stopped and set, and in which state it is.
+
+A job is a name for a part of the compiled loop: starting one sends a command to the loop, and its state follows the
+loop's answer. Names and states are those of the field (docs/protocol.md).
+
+Synchronization: none; belongs to the host thread.
+"""
+
+from __future__ import annotations
+
+import math
+
+from stirbar.core import events
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stirbar.core.config import Config
+    from stirbar.core.host import Host
+
+    Done = Callable[[bool, float], None]
+
+INIT, READY, SLEEPING, DISCONNECTED, LOST = "init", "ready", "sleeping", "disconnected", "lost"
+
+SAMPLING, ACTUATORS = 0, 1  # which of the loop's threads a command is for
+
+# The ceiling that is compiled into the controller (STIR_RPM_CEILING); the config can only lower it.
+RPM_CEILING = 3000.0
+
+
+class CommandError(Exception):
+    """Why a command was not done: the field it is about, the limit, and the remedy."""
+
+    def __init__(self, message: str, field: str = "", limit: object = None, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.limit = limit
+        self.remedy = remedy
+
+    def as_reply(self) -> dict[str, object]:
+        reply: dict[str, object] = {"message": self.message, "field": self.field}
+        if self.limit is not None:
+            reply["limit"] = self.limit
+        if self.remedy:
+            reply["remedy"] = self.remedy
+        return reply
+
+
+def number(value: object, field: str, low: float, high: float, unit: str) -> float:
+    """A finite number within bounds, or CommandError."""
+    limit = f"{low:g} to {high:g} {unit}".rstrip()
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise CommandError(f"{field} must be a number from {limit}", field, limit)
+    try:
+        result = float(value)
+    except (ValueError, OverflowError):
+        raise CommandError(f"{field} must be a number from {limit}, not {value!r}", field, limit) from None
+    if not math.isfinite(result) or not low <= result <= high:
+        raise CommandError(f"{field} must be from {limit}, not {result:g}", field, limit)
+    return result
+
+
+class Job:
+    """One job: its state, its settings, and the loop's commands behind start, stop and set."""
+
+    name = ""
+
+    def __init__(self, host: Host, config: Config) -> None:
+        self.host = host
+        self.config = config
+        self.state = DISCONNECTED
+
+    def become(self, state: str) -> None:
+        if state != self.state:
+            self.state = state
+            self.host.publish_setting(self.name, "$state", state, settable=True)
+
+    def start(self, done: Done) -> None:
+        raise CommandError(f"{self.name} cannot be started", "job")
+
+    def stop(self, done: Done) -> None:
+        raise CommandError(f"{self.name} cannot be stopped", "job")
+
+    def set(self, setting: str, value: object, done: Done) -> None:
+        raise CommandError(
+            f"{self.name} has no setting '{setting}' that can be changed", "setting", list(self.settable) or None
+        )
+
+    settable: tuple[str, ...] = ()
+
+    def on_event(self, code: int, value: float) -> None:
+        """The loop reported something about this job."""
+
+    def _then(self, state: str, done: Done) -> Done:
+        def answered(ok: bool, limit: float) -> None:
+            if ok:
+                self.become(state)
+            elif self.state == INIT:
+                self.become(DISCONNECTED)
+            done(ok, limit)
+
+        return answered
+
+
+class OdReading(Job):
+    name = "od_reading"
+    settable = ("ir_led_intensity",)
+
+    def __init__(self, host: Host, config: Config) -> None:
+        super().__init__(host, config)
+        self.intensity = float(config.get("od_reading.config", "ir_led_intensity"))
+
+    def publish(self) -> None:
+        self.host.publish_setting(
+            self.name, "interval", 1.0 / float(self.config.get("od_reading.config", "readings_per_second")), "s"
+        )
+        self.host.publish_setting(self.name, "ir_led_intensity", self.intensity, "%", settable=True)
+
+    def start(self, done: Done) -> None:
+        self.become(INIT)
+        self.host.send(SAMPLING, events.COMMAND_OD_START, 0, 0, self.intensity, self._then(READY, done))
+
+    def stop(self, done: Done) -> None:
+        self.host.send(SAMPLING, events.COMMAND_OD_STOP, 0, 0, 0.0, self._then(DISCONNECTED, done))
+
+    def set(self, setting: str, value: object, done: Done) -> None:
+        if setting != "ir_led_intensity":
+            super().set(setting, value, done)
+        intensity = number(value, "ir_led_intensity", 0.0, 100.0, "%")
+
+        def answered(ok: bool, limit: float) -> None:
+            if ok:
+                self.intensity = intensity
+                self.publish()
+            done(ok, limit)
+
+        self.host.send(SAMPLING, events.COMMAND_LED, 0, 0, intensity, answered)
+
+
+class Stirring(Job):
+    name = "stirring"
+    settable = ("target_rpm", "duty_cycle")
+
+    def __init__(self, host: Host, config: Config) -> None:
+        super().__init__(host, config)
+        self.use_rpm = bool(config.get("stirring.config", "use_rpm"))
+        self.target_rpm = float(config.get("stirring.config", "initial_target_rpm"))
+        self.duty_percent = float(config.get("stirring.config", "initial_duty_cycle"))
+        self.rpm_maximum = min(RPM_CEILING, float(config.get("stirring.config", "maximum_rpm")))
+        self.duty_maximum = float(config.get("stirring.config", "duty_maximum_percent"))
+
+    def publish(self) -> None:
+        self.host.publish_setting(self.name, "target_rpm", self.target_rpm if self.use_rpm else None, "rpm", settable=True)
+        self.host.publish_setting(
+            self.name, "duty_cycle", None if self.use_rpm else self.duty_percent, "%", settable=True
+        )
+
+    def _drive(self, done: Done) -> None:
+        if self.use_rpm:
+            self.host.send(ACTUATORS, events.COMMAND_STIR_RPM, 0, 0, self.target_rpm, done)
+        else:
+            self.host.send(ACTUATORS, events.COMMAND_STIR_DUTY, 0, 0, self.duty_percent, done)
+
+    def start(self, done: Done) -> None:
+        self.become(INIT)
+        self._drive(self._then(READY, done))
+
+    def stop(self, done: Done) -> None:
+        self.host.send(ACTUATORS, events.COMMAND_STIR_STOP, 0, 0, 0.0, self._then(DISCONNECTED, done))
+
+    def set(self, setting: str, value: object, done: Done) -> None:
+        before = (self.use_rpm, self.target_rpm, self.duty_percent)
+        if setting == "target_rpm":
+            self.target_rpm = number(value, setting, 0.0, self.rpm_maximum, "rpm")
+            self.use_rpm = True
+        elif setting == "duty_cycle":
+            self.duty_percent = number(value, setting, 0.0, self.duty_maximum, "%")
+            self.use_rpm = False
+        else:
+            super().set(setting, value, done)
+
+        def answered(ok: bool, limit: float) -> None:
+            if ok:
+                self.publish()
+                if self.state == SLEEPING:
+                    self.become(READY)
+            else:
+                self.use_rpm, self.target_rpm, self.duty_percent = before
+            done(ok, limit)
+
+        if self.state in (READY, SLEEPING):
+            self._drive(answered)
+        else:
+            answered(True, 0.0)
+
+    def on_event(self, code: int, value: float) -> None:
+        if code == events.EVENT_STIR_FAULT and self.state == READY:
+            self.become(SLEEPING)
+
+
+class TemperatureAutomation(Job):
+    name = "temperature_automation"
+
+    def publish(self) -> None:
+        self.host.publish_setting(self.name, "automation_name", "only_record_temperature")
+
+    def start(self, done: Done) -> None:
+        self.become(INIT)
+        self.host.send(SAMPLING, events.COMMAND_TEMPERATURE, 0, 0, 1.0, self._then(READY, done))
+
+    def stop(self, done: Done) -> None:
+        self.host.send(SAMPLING, events.COMMAND_TEMPERATURE, 0, 0, 0.0, self._then(DISCONNECTED, done))
+
+
+class Monitor(Job):
+    """Reports on the unit itself; runs as long as the worker does."""
+
+    name = "monitor"
+
+    def publish(self) -> None:
+        self.host.publish_setting(self.name, "versions", {"app": self.host.version})
+        self.become(READY)
+
+
+def make_jobs(host: Host, config: Config) -> dict[str, Job]:
+    return {kind.name: kind(host, config) for kind in (OdReading, Stirring, TemperatureAutomation, Monitor)}

@@ -1,0 +1,76 @@
+"""Pioreactor's configuration keys that stirbar does not use, each with the reason, so that its files load."""
+
+from __future__ import annotations
+
+NOT_DOSING = "this version does not dose"
+PAGE = "the page shows every quantity and remembers what you hide"
+
+# Pioreactor's keys that stirbar does not use: (section, keys or "*", reason).
+IGNORED: tuple[tuple[str, str, str], ...] = (
+    ("PWM", "*", "the hardware profile says which PWM line drives what"),
+    ("PWM_reverse", "*", "derived by Pioreactor from [PWM]"),
+    ("leds", "*", "the hardware profile says which line is the OD LED"),
+    ("leds_reverse", "*", "derived by Pioreactor from [leds]"),
+    ("monitor.config", "enable_button", "the button is not read"),
+    ("monitor.config", "self_check_interval_hours", "faults are counted and reported when they happen"),
+    ("stirring.config", "duration_between_updates_seconds", "the speed is controlled on each edge of the tachometer"),
+    (
+        "stirring.config",
+        "enable_dodging_od pre_delay_duration post_delay_duration target_rpm_during_od_reading"
+        " target_rpm_outside_od_reading",
+        "stirring need not stop for a reading: the light is chopped and the readings are continuous",
+    ),
+    (
+        "od_reading.config",
+        "samples_per_second",
+        "readings come at readings_per_second; [mqtt] dialect_readings_per_second is the rate of Pioreactor's topics",
+    ),
+    ("od_reading.config", "pd_reference_ema", "light and reference are divided window by window"),
+    ("od_reading.config", "smoothing_penalizer", "readings are not smoothed; window_s sets their bandwidth"),
+    ("od_reading.config", "turn_off_leds_during_reading", "other light is subtracted by chopping the OD LED"),
+    (
+        "od_reading.config",
+        "duration_between_led_off_and_od_reading",
+        "conversions in which the light changes are left out one by one",
+    ),
+    ("od_reading.config", "use_dark_offsets", "the dark level is subtracted in every cycle of the chopped light"),
+    ("od_reading.config", "sample_relative_intensity_fraction", "every reading carries the reference's volts"),
+    (
+        "od_reading.config",
+        "pre_delay_duration post_delay_duration enable_dodging_od",
+        "readings are continuous: there is nothing to dodge",
+    ),
+    (
+        "temperature_automation.config",
+        "pre_delay_duration post_delay_duration enable_dodging_od",
+        "readings are continuous: there is nothing to dodge",
+    ),
+    ("bioreactor", "*", NOT_DOSING),
+    ("dosing_automation.config", "*", NOT_DOSING),
+    ("dosing_automation.pid_morbidostat", "*", NOT_DOSING),
+    ("dosing_automation.turbidostat", "*", NOT_DOSING),
+    ("temperature_automation.thermostat", "*", "this version reads the temperature and does not heat"),
+    ("growth_rate_calculating.config", "*", "this version does not compute a growth rate"),
+    ("storage", "*", "files are below [unit] data_directory and [leader.config] data_directory"),
+    ("logging", "*", "events are stored with the readings and shown on the page; processes write to standard error"),
+    ("cluster.addresses", "*", "units call the leader, nobody calls a unit: only leader_address is needed"),
+    ("mqtt", "password", "no password is read from this file; put it into a file of its own and name it in password_file"),
+    ("mqtt", "broker_ws_port ws_protocol", "the browser talks to the leader only, not to the broker"),
+    ("ui", "*", "address and port of the page are in [web.config]"),
+    ("ui.overview.settings", "*", PAGE),
+    ("ui.overview.charts", "*", PAGE),
+    ("ui.overview.cards", "*", PAGE),
+    ("camera", "*", "cameras are not used"),
+    ("local_access_point", "*", "the operating system's network settings make an access point"),
+    ("ui_basic_auth", "*", "the page has a login of its own"),
+)
+
+# Values of Pioreactor that have another meaning here: (section, ((key, value), ...), reason). When a file gives all of
+# them, the defaults are taken.
+FOREIGN: tuple[tuple[str, tuple[tuple[str, float], ...], str], ...] = (
+    (
+        "stirring.pid",
+        (("Kp", 0.005), ("Ki", 0.0), ("Kd", 0.0)),
+        "Pioreactor's gains are of a controller that adds to the duty every 23 s: the defaults are taken",
+    ),
+)

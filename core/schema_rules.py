@@ -1,0 +1,121 @@
+"""Rules between keys of the configuration.
+
+Each test gets `get(section, key)` and returns what is wrong and what to do, or None.
+"""
+
+from __future__ import annotations
+
+from stirbar.core.schema import number
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Get = Callable[[str, str], Any]
+
+LOOP, OD, DIODES, STIRRING = "loop.config", "od_reading.config", "od_config.photodiode_channel", "stirring.config"
+
+
+def _one_reference(get: Get) -> str | None:
+    references = [channel for channel in "1234" if get(DIODES, channel) == "REF"]
+    if len(references) > 1:
+        return f"channels {' and '.join(references)} are REF; keep one reference photodiode and give the other its angle"
+    return None
+
+
+def _one_signal(get: Get) -> str | None:
+    if all(get(DIODES, channel) in ("", "REF") for channel in "1234"):
+        return "no channel has an angle, so nothing would be measured; write 45, 90, 135 or 180 for one channel"
+    return None
+
+
+def _window_holds_light(get: Get) -> str | None:
+    window, rate, half_cycle = get(OD, "window_s"), get(OD, "adc_rate_hz"), get(OD, "half_cycle")
+    if half_cycle == 1:
+        return "half_cycle 1 leaves no conversion without a change of the light; write 0, or 2 and more"
+    needed = 4 * 2 * (half_cycle or 2)  # four cycles, each of an on and an off half: a signal and its scatter
+    if window * rate < needed:
+        return (
+            f"a window of {number(window)} s holds {window * rate:.0f} conversions, and four cycles of the light are"
+            f" {needed}; raise window_s to {needed / rate:.3g} s or more, raise adc_rate_hz, or lower half_cycle"
+        )
+    return None
+
+
+def _actuators_first(get: Get) -> str | None:
+    sampling, actuators = get(LOOP, "priority_sampling"), get(LOOP, "priority_actuators")
+    if actuators <= sampling and (sampling or actuators):
+        return (
+            f"priority_actuators ({actuators}) must be above priority_sampling ({sampling}), so that an actuator's"
+            " deadline does not wait for a conversion; raise the one or lower the other"
+        )
+    return None
+
+
+def _target_below_maximum(get: Get) -> str | None:
+    target, maximum = get(STIRRING, "initial_target_rpm"), get(STIRRING, "maximum_rpm")
+    if target > maximum:
+        return (
+            f"initial_target_rpm ({number(target)} rpm) is above maximum_rpm ({number(maximum)} rpm);"
+            " lower the one or raise the other"
+        )
+    return None
+
+
+DUTIES = ("initial_duty_cycle", "kick_duty_percent", "feed_forward_offset_percent")
+
+
+def _duties_below_maximum(get: Get) -> str | None:
+    maximum = get(STIRRING, "duty_maximum_percent")
+    above = [f"{key} ({number(get(STIRRING, key))} %)" for key in DUTIES if get(STIRRING, key) > maximum]
+    if above:
+        verb = "are" if len(above) > 1 else "is"
+        return f"{', '.join(above)} {verb} above duty_maximum_percent ({number(maximum)} %); lower the one or raise the other"
+    return None
+
+
+def _roots_differ(get: Get) -> str | None:
+    if get("mqtt", "topic_root") == get("mqtt", "data_root"):
+        return "topic_root and data_root are the same, so dashboards would read our records as theirs; change one of them"
+    return None
+
+
+def _ports_differ(get: Get) -> str | None:
+    port = get("web.config", "port")
+    if get("leader.config", "broker") == "own" and port == get("mqtt", "broker_port"):
+        return f"page and broker cannot both listen on port {port}; change one of them"
+    return None
+
+
+# (the rule in words, the keys it looks at, the test)
+RULES: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[Get], str | None]], ...] = (
+    ("At most one photodiode is the reference.", tuple((DIODES, channel) for channel in "1234"), _one_reference),
+    ("At least one photodiode has an angle.", tuple((DIODES, channel) for channel in "1234"), _one_signal),
+    (
+        "`window_s` holds at least four cycles of the chopped light; `half_cycle` is 0, or 2 and more.",
+        tuple((OD, key) for key in ("window_s", "adc_rate_hz", "half_cycle")),
+        _window_holds_light,
+    ),
+    (
+        "`priority_actuators` is above `priority_sampling`, unless both are 0.",
+        ((LOOP, "priority_actuators"), (LOOP, "priority_sampling")),
+        _actuators_first,
+    ),
+    (
+        "`initial_target_rpm` is not above `maximum_rpm`.",
+        ((STIRRING, "initial_target_rpm"), (STIRRING, "maximum_rpm")),
+        _target_below_maximum,
+    ),
+    (
+        f"No duty ({', '.join(f'`{key}`' for key in DUTIES)}) is above `duty_maximum_percent`.",
+        tuple((STIRRING, key) for key in (*DUTIES, "duty_maximum_percent")),
+        _duties_below_maximum,
+    ),
+    ("`topic_root` and `data_root` differ.", (("mqtt", "topic_root"), ("mqtt", "data_root")), _roots_differ),
+    (
+        "Page and own broker listen on different ports.",
+        (("web.config", "port"), ("mqtt", "broker_port"), ("leader.config", "broker")),
+        _ports_differ,
+    ),
+)

@@ -1,0 +1,202 @@
+"""The worker process: takes the lock, starts the compiled loop, and serves the two ZeroMQ sockets.
+
+Synchronization: one Python thread; the loop's two threads are compiled and share nothing with it but rings.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import sys
+
+import zmq
+
+from stirbar.core import identity, paths
+from stirbar.core.commands import Commands
+from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
+from stirbar.core.host import Host
+from stirbar.rt.loop import Loop
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from stirbar.core.config import Config
+
+# The host steps this long after each grid point, when the readings of that point are in the ring.
+STEP_OFFSET_NS = 12_000_000
+# While the loop owes an answer to a command, the host looks again this soon.
+WAITING_STEP_NS = 3_000_000
+REQUESTS_PER_STEP = 64
+DETERMINISM_PAGE = "docs/determinism.md"
+
+
+class WorkerError(Exception):
+    """One sentence: why the worker cannot start, and what to do."""
+
+
+def take_lock(address: str, runtime_directory: str, unit: str) -> int:
+    """Take the unit's lock and return its descriptor; raises WorkerError when another worker has it.
+
+    libzmq silently takes over an ipc path that is in use, so the lock comes before the sockets and the hardware.
+    """
+    path = f"{address[6:]}.lock" if address.startswith("ipc://") else f"{runtime_directory}/{unit}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise WorkerError(
+                f"another worker (process {holder or 'unknown'}) already drives unit '{unit}' at {address}; "
+                "stop it, or give this one another [unit] name"
+            ) from None
+        raise
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    return descriptor
+
+
+def bind(context: zmq.Context[zmq.Socket[bytes]], address: str, high_water: int) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """The telemetry and the command socket, bound below a base address; raises WorkerError."""
+    if not address.startswith("ipc://"):
+        raise WorkerError(f"[worker.config] address {address} is not ipc://…; a worker listens on no network port")
+    telemetry = context.socket(zmq.PUB)
+    telemetry.sndhwm = high_water
+    telemetry.linger = 500
+    command = context.socket(zmq.ROUTER)
+    command.linger = 500
+    os.makedirs(address[6:], mode=0o750, exist_ok=True)
+    umask = os.umask(0o117)
+    try:
+        telemetry.bind(f"{address}/telemetry")
+        command.bind(f"{address}/command")
+    except zmq.ZMQError as error:
+        raise WorkerError(f"cannot open the sockets at {address}: {error.strerror}") from None
+    finally:
+        os.umask(umask)
+    return telemetry, command
+
+
+class WorkerProcess:
+    """Owns loop, host and sockets; `run()` returns when `stop()` was called (a signal handler may)."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.unit = paths.unit_name(config)
+        self.address = paths.worker_address(config)
+        self.running = True
+        self.replies_dropped = 0
+        self._lock = take_lock(self.address, paths.runtime_directory(config), self.unit)
+        directory = paths.data_directory(config)
+        self.loop = Loop(config)
+        self.host = Host(
+            self.loop,
+            config,
+            unit=self.unit,
+            unit_id=identity.unit_id(directory),
+            run_id=identity.run_id(),
+            boot_id=identity.boot_id(),
+            directory=directory,
+            version=_version(),
+        )
+        self.commands = Commands(self.host)
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.telemetry, self.command = bind(
+            self.context, self.address, int(config.get("worker.config", "telemetry_high_water"))
+        )
+
+    def stop(self, *_: object) -> None:
+        self.running = False
+
+    def run(self) -> None:
+        """Serve until stopped; on the way out everything is switched off and what was measured is published."""
+        for what, code in self.loop.start():
+            print(
+                f"stirbar worker: {what} refused ({errno.errorcode.get(code, code)}: {os.strerror(code)}); "
+                f"timing will be less certain, see {DETERMINISM_PAGE}",
+                file=sys.stderr,
+            )
+        self.host.start_jobs()
+        interval_ns = int(float(self.config.get("worker.config", "batch_interval_s")) * 1e9)
+        poller = zmq.Poller()
+        poller.register(self.command, zmq.POLLIN)
+        next_ns = self.loop.now_ns()
+        try:
+            while self.running:
+                now_ns = self.loop.now_ns()
+                if now_ns < next_ns and poller.poll(-(-(next_ns - now_ns) // 1_000_000)):
+                    self._answer_requests()
+                    next_ns = min(next_ns, self.loop.now_ns() + WAITING_STEP_NS) if self.host.waiting else next_ns
+                now_ns = self.loop.now_ns()
+                if now_ns >= next_ns:
+                    self._publish()
+                    next_ns = (now_ns - STEP_OFFSET_NS) // interval_ns * interval_ns + interval_ns + STEP_OFFSET_NS
+                    if self.host.waiting:
+                        next_ns = min(next_ns, now_ns + WAITING_STEP_NS)
+        finally:
+            self.close()
+
+    def _publish(self) -> None:
+        for message in self.host.step():
+            self.telemetry.send_multipart(message, copy=True)
+
+    def _answer_requests(self) -> None:
+        for _ in range(REQUESTS_PER_STEP):
+            try:
+                frames = self.command.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            envelope, body = frames[:-1], frames[-1]
+
+            def reply(answer: dict[str, object], attached: list[bytes], envelope: list[bytes] = envelope) -> None:
+                try:
+                    self.command.send_multipart([*envelope, json.dumps(answer).encode(), *attached], zmq.NOBLOCK)
+                except zmq.ZMQError:
+                    self.replies_dropped += 1
+
+            try:
+                request = json.loads(body)
+            except (ValueError, RecursionError):
+                request = None
+            self.commands.handle(request, reply)
+
+    def close(self) -> None:
+        """Stop the loop (LED and stirrer off), publish what is left, release sockets and lock."""
+        self.loop.stop()
+        self._publish()
+        self.telemetry.close()
+        self.command.close()
+        self.context.term()
+        os.close(self._lock)
+
+
+def _version() -> str:
+    """The package's version without importlib.metadata, which would cost the worker megabytes."""
+    from stirbar.core.version import VERSION
+
+    return VERSION
+
+
+def main(argv: list[str]) -> int:
+    """`stirbar worker`"""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="stirbar worker", description="Run the controller of one vial.")
+    parser.add_argument("--simulate", action="store_true", help="drive a simulated vial instead of hardware")
+    add_config_options(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.simulate:
+        arguments.set = [*(arguments.set or []), "unit.simulate=1"]
+    try:
+        process = WorkerProcess(config_from_arguments(arguments))
+    except (ConfigError, WorkerError, ValueError, OSError) as error:
+        print(f"stirbar worker: {error}", file=sys.stderr)
+        return 1
+    signal.signal(signal.SIGTERM, process.stop)
+    signal.signal(signal.SIGINT, process.stop)
+    print(f"stirbar worker: unit '{process.unit}' at {process.address}", file=sys.stderr)
+    process.run()
+    return 0
