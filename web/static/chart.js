@@ -68,8 +68,9 @@ export class Chart {
     redraw(this.draw);
   }
 
-  add(unit, index, t, value) {
-    this.#entry(unit, index).bins.add(t, value, value, value);
+  /** Add a live reading: `low` and `high` are of those that it stands for. */
+  add(unit, index, t, { value, low, high }) {
+    this.#entry(unit, index).bins.add(t, low ?? value, high ?? value, value);
     redraw(this.draw);
   }
 

@@ -168,7 +168,7 @@ export class ChartPanel {
     if (/^od\d$/.test(stream) && !(Number(channel?.angle ?? message.angle) > 0)) return;
     const t = message.t ?? message.wall_ns / 1e9;
     const chart = this.#chart(stream, this.#angle(message.unit, stream, message.angle || undefined));
-    if (t > chart.lastOf(message.unit)) chart.add(message.unit, indexOf(message.unit, units.keys()), t, message.value);
+    if (t > chart.lastOf(message.unit)) chart.add(message.unit, indexOf(message.unit, units.keys()), t, message);
   }
 
   /** Let the window follow the clock; a chart of days does not move every second. */

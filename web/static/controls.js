@@ -11,12 +11,6 @@ const BLANK_SECONDS = 10;
 const output = () => h("output", { class: "answer", "aria-live": "polite" });
 const panel = (title, ...children) => h("section", { class: "panel" }, h("h3", {}, title), ...children);
 
-/** "0 to 1500 rpm" where the worker says what it allows. */
-function allowed(one) {
-  const [low, high] = [one?.low ?? one?.minimum, one?.high ?? one?.maximum];
-  return Number.isFinite(low) && Number.isFinite(high) ? { low, high, words: `allowed: ${low} to ${high} ${one.unit ?? ""}` } : null;
-}
-
 export class Controls {
   constructor(root, unit) {
     this.unit = unit;
@@ -24,9 +18,9 @@ export class Controls {
     this.jobs = h("ul", { class: "jobs" });
     root.append(
       panel("Jobs", this.jobs),
-      this.#number("Stirring speed", "stirring", "target_rpm", "rpm", { low: 0, step: 1 }),
+      this.#number("Stirring speed", "stirring", "target_rpm", "rpm", [0]),
       this.#blank(),
-      this.#number("OD light", "od_reading", "ir_led_intensity", "%", { low: 0, high: 100, step: 0.5 }),
+      this.#number("OD light", "od_reading", "ir_led_intensity", "%", [0, 100]),
       this.#experiment(),
     );
     this.draw = () => this.#draw();
@@ -53,14 +47,13 @@ export class Controls {
 
   #number(title, job, name, unit, limits) {
     const id = `set-${name}`;
-    const one = setting(this.unit, job, name);
-    const range = allowed(one);
-    const [min, max] = [range?.low ?? limits.low, range?.high ?? limits.high];
-    const input = h("input", { id, type: "number", min, max, step: limits.step, required: true, value: one?.value ?? "", inputmode: "decimal" });
+    const [min, max] = this.unit.limits?.[name] ?? limits;
+    const value = setting(this.unit, job, name)?.value ?? "";
+    const input = h("input", { id, type: "number", min, max, step: "any", required: true, value, inputmode: "decimal" });
     const button = h("button", { type: "submit" }, "Set");
     const answer = output();
     const inForce = h("p", { class: "hint" });
-    this[name] = { inForce, unit, job, hint: range?.words ?? (max === undefined ? "" : `allowed: ${min} to ${max} ${unit}`) };
+    this[name] = { inForce, unit, job, hint: max ? `allowed: ${min} to ${max} ${unit}` : "" };
     const submit = (event) => {
       event.preventDefault();
       act(button, answer, async () => {
@@ -91,7 +84,7 @@ export class Controls {
   }
 
   #blankWords(result, verb) {
-    const values = Object.entries(result.blanks ?? result.blank ?? result).filter(([, value]) => Number.isFinite(value));
+    const values = Object.entries(result.blank ?? {}).filter(([, value]) => Number.isFinite(value));
     const words = values.map(([channel, value]) => `${this.#angleOf(channel)} ${fixed(value, 4)} AU`);
     return words.length && verb === "blank taken" ? `${verb}: ${words.join(", ")}` : verb;
   }

@@ -33,10 +33,16 @@ export function options(select, entries) {
   if (entries.some(([value]) => value === before)) select.value = before;
 }
 
+/** A limit in words: a range of two numbers, a list of what is known, or one bound. */
+function limit(value) {
+  const range = Array.isArray(value) && value.length === 2 && value.every(Number.isFinite);
+  return range ? value.join(" to ") : [value].flat().join(", ");
+}
+
 /** What went wrong, in one line: the message, then the remedy where the server knows one. */
 export function reason(error) {
   const parts = [error.message || String(error)];
-  if (error.limit !== undefined && error.limit !== null) parts.push(`allowed: ${[error.limit].flat().join(" to ")}`);
+  if (error.limit !== undefined && error.limit !== null) parts.push(`allowed: ${limit(error.limit)}`);
   if (error.remedy) parts.push(error.remedy);
   return parts.join(" · ");
 }

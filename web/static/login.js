@@ -1,19 +1,7 @@
-// Purpose: the login form, and words for a one-time link that no longer works.
+// Purpose: the login form. What became of a one-time link is said by the server above it.
 
 import { post } from "./api.js";
 import { $, act } from "./dom.js";
-
-const LINKS = {
-  used: "This one-time link has been used already. Log in with the password, or ask the leader for a new link.",
-  expired: "This one-time link has expired. Log in with the password, or ask the leader for a new link.",
-  invalid: "This link is not known to the leader. Log in with the password, or ask the leader for a new link.",
-};
-
-const why = new URLSearchParams(location.search).get("link");
-if (why in LINKS) {
-  $("#link-message").textContent = LINKS[why];
-  $("#link-message").hidden = false;
-}
 
 $("#login").addEventListener("submit", async (event) => {
   event.preventDefault();

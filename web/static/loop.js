@@ -7,30 +7,28 @@ import { redraw } from "./schedule.js";
 const WIDTH = 640;
 const HEIGHT = 200;
 const BASE = HEIGHT - 24;
+const LIFT = 0.4; // of a bar that counts one, in decades
 const PERCENTILES = [[0.5, "p50"], [0.99, "p99"], [0.999, "p99.9"]];
 const GOOD_WHEN_ZERO = /overrun|missed|drop|error|lost|fault|refused|hole|gap/;
 
-/** Histograms of a status: [{name, upper_ns, counts}], one for each thread of the loop. */
+/** Histograms of a status: [{name, bins: [[lower_ns, upper_ns, count], …], worst_ns}], one for each thread of the loop. */
 export function histograms(status) {
-  const found = status?.lateness ?? status?.histogram ?? status?.counters?.lateness;
-  if (!found || typeof found !== "object") return [];
-  const parts = Array.isArray(found.counts) ? [["loop", found]] : Object.entries(found);
-  return parts.filter(([, one]) => Array.isArray(one?.counts)).map(([name, one]) => {
-    const edges = one.upper_ns ?? one.edges_ns ?? one.bounds_ns ?? one.counts.map((_, i) => 2 ** i);
-    return { name, counts: one.counts, upper_ns: edges.length > one.counts.length ? edges.slice(1) : edges };
-  });
+  return Object.entries(status?.lateness ?? {})
+    .filter(([, one]) => Array.isArray(one?.counts))
+    .map(([name, one]) => ({ name, bins: one.counts.filter(([, , number]) => number > 0), worst_ns: one.worst_ns }));
 }
 
+const totalOf = ({ bins }) => bins.reduce((sum, [, , number]) => sum + number, 0);
+
 /** The upper edge of the bin that holds the q-quantile, in ns; NaN without data. */
-export function quantile({ upper_ns, counts }, q) {
-  const total = counts.reduce((sum, one) => sum + one, 0);
-  if (!total) return NaN;
+export function quantile(histogram, q) {
+  const total = totalOf(histogram);
   let sum = 0;
-  for (let i = 0; i < counts.length; i++) {
-    sum += counts[i];
-    if (sum >= q * total) return upper_ns[i] ?? upper_ns.at(-1);
+  for (const [, upper, number] of histogram.bins) {
+    sum += number;
+    if (sum >= q * total) return upper;
   }
-  return upper_ns.at(-1);
+  return NaN;
 }
 
 /** Counters of a status as flat pairs; nested maps become "part: name". */
@@ -49,7 +47,7 @@ export class LoopPanel {
     this.figures = h("div", { class: "panels" });
     this.table = h("dl", { class: "counters panel" });
     root.append(
-      h("p", { class: "hint" }, "Lateness: how long after its planned time a thread of the loop began its work. A bar counts one octave or less; both axes are logarithmic."),
+      h("p", { class: "hint" }, "Lateness: how long after its planned time a thread of the loop began its work. Both axes are logarithmic."),
       this.figures,
       h("h3", {}, "Counters since the worker started"),
       this.table,
@@ -79,44 +77,43 @@ export class LoopPanel {
 
   #figure(one) {
     const marks = PERCENTILES.map(([q, label]) => [label, quantile(one, q)]);
-    const words = marks.map(([label, ns]) => `${label} ${nanoseconds(ns)}`).join(" · ");
-    const total = one.counts.reduce((sum, each) => sum + each, 0);
+    const words = marks.map(([label, ns]) => `${label} ${nanoseconds(ns)}`);
+    if (Number.isFinite(one.worst_ns)) words.push(`worst ${nanoseconds(one.worst_ns)}`);
     return h(
       "figure",
-      { class: "panel histogram" },
-      h("figcaption", {}, h("h3", {}, one.name), h("span", { class: "hint" }, `${count(total)} wake-ups`)),
-      this.#bars(one, marks),
-      h("p", { class: "percentiles" }, words),
+      { class: "panel histogram", "data-thread": one.name },
+      h("figcaption", {}, h("h3", {}, `${one.name} thread`), h("span", { class: "hint" }, `${count(totalOf(one))} wake-ups`)),
+      one.bins.length ? this.#bars(one, marks) : h("p", { class: "hint" }, "no wake-ups yet"),
+      h("p", { class: "percentiles" }, words.join(" · ")),
     );
   }
 
-  #bars({ name, upper_ns, counts }, marks) {
-    const used = counts.map((each, i) => (each ? i : -1)).filter((i) => i >= 0);
-    const first = Math.max(0, (used[0] ?? 0) - 1);
-    const last = Math.min(counts.length - 1, (used.at(-1) ?? 0) + 1);
-    const step = WIDTH / (last - first + 1);
-    const top = Math.log10(Math.max(10, ...counts)) + 0.05;
+  #bars({ name, bins }, marks) {
+    const first = Math.floor(Math.log10(Math.max(100, bins[0][0])));
+    const last = Math.max(first + 2, Math.ceil(Math.log10(bins.at(-1)[1])));
+    const place = (ns) => (Math.max(0, Math.log10(Math.max(1, ns)) - first) / (last - first)) * WIDTH;
+    const top = Math.log10(Math.max(10, ...bins.map(([, , number]) => number))) + LIFT;
     const label = `Histogram of lateness, ${name}: ${marks.map(([mark, ns]) => `${mark} ${nanoseconds(ns)}`).join(", ")}`;
     const picture = s("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "img", "aria-label": label });
-    const edge = (i) => (i - first) * step;
-    for (let i = first; i <= last; i++) {
-      const height = counts[i] ? (Math.log10(counts[i]) + 0.3) / (top + 0.3) * (BASE - 8) : 0;
-      const title = s("title", {}, `up to ${nanoseconds(upper_ns[i])}: ${count(counts[i])}`);
-      picture.append(s("rect", { class: "bar", x: edge(i) + 0.5, y: BASE - height, width: Math.max(1, step - 1), height }, title));
-      const decade = i > first && Math.floor(Math.log10(upper_ns[i])) > Math.floor(Math.log10(upper_ns[i - 1]));
-      if (!decade) continue;
-      const x = edge(i + 1);
-      picture.append(s("line", { class: "tick", x1: x, x2: x, y1: 4, y2: BASE + 4 }));
-      const words = nanoseconds(10 ** Math.floor(Math.log10(upper_ns[i])));
-      picture.append(s("text", { class: "tick-label", x, y: HEIGHT - 6, "text-anchor": x > WIDTH - 30 ? "end" : "middle" }, words));
+    for (let decade = first; decade <= last; decade++) {
+      const x = place(10 ** decade);
+      const anchor = decade === first ? "start" : decade === last ? "end" : "middle";
+      picture.append(
+        s("line", { class: "tick", x1: x, x2: x, y1: 4, y2: BASE + 4 }),
+        s("text", { class: "tick-label", x, y: HEIGHT - 6, "text-anchor": anchor }, nanoseconds(10 ** decade)),
+      );
+    }
+    for (const [lower, upper, number] of bins) {
+      const height = ((Math.log10(number) + LIFT) / top) * (BASE - 10);
+      const [x, end] = [place(lower), place(upper)];
+      const title = s("title", {}, `${nanoseconds(lower)} to ${nanoseconds(upper)}: ${count(number)}`);
+      picture.append(s("rect", { class: "bar", x, y: BASE - height, width: Math.max(1, end - x - 0.5), height }, title));
     }
     marks.forEach(([mark, ns], row) => {
-      const i = upper_ns.indexOf(ns);
-      if (i < 0) return;
-      const x = edge(i + 1);
+      const x = place(ns);
       const end = x > WIDTH - 60;
-      picture.append(s("line", { class: "mark", x1: x, x2: x, y1: 2, y2: BASE }));
-      picture.append(s("text", { class: "mark-label", x: x + (end ? -4 : 4), y: 14 + 14 * row, "text-anchor": end ? "end" : "start" }, mark));
+      const at = { x: x + (end ? -4 : 4), y: 14 + 14 * row, "text-anchor": end ? "end" : "start" };
+      picture.append(s("line", { class: "mark", x1: x, x2: x, y1: 2, y2: BASE }), s("text", { class: "mark-label", ...at }, mark));
     });
     return picture;
   }

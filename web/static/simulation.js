@@ -19,7 +19,7 @@ export class SimulationPanel {
   async #load() {
     try {
       const list = await get(path`/api/units/${this.unit}/simulation`);
-      this.#show(list.parameters ?? list);
+      this.#show(list);
     } catch (error) {
       answer(this.answer, "error", `✗ ${reason(error)}`);
       this.answer.append(" ", h("button", { type: "button", class: "quiet", onclick: () => this.#retry() }, "Try again"));
@@ -55,7 +55,7 @@ export class SimulationPanel {
       answer(output, "busy", "…");
       try {
         const result = await command(this.unit, "simulate", { set: { [one.name]: value } });
-        inForce = result[one.name] ?? result.parameters?.[one.name] ?? value;
+        inForce = result.simulation?.[one.name] ?? value;
         input.value = inForce;
         answer(output, "done", "✓ in force");
       } catch (error) {

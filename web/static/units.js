@@ -21,21 +21,13 @@ function normalReading(reading) {
   return { ...reading, t, stream: streamName(reading.stream), flag_names: reading.flag_names ?? [] };
 }
 
-/** Jobs as a plain map of name to state, from a map or from a list of objects. */
-function normalJobs(jobs) {
-  if (!Array.isArray(jobs)) {
-    return Object.fromEntries(Object.entries(jobs ?? {}).map(([job, state]) => [job, state?.state ?? state]));
-  }
-  return Object.fromEntries(jobs.map((job) => (typeof job === "string" ? [job, "unknown"] : [job.job ?? job.name, job.state])));
-}
+/** Jobs as a map of name to state: `describe` says {name: {state, settable}}, `status` says {name: state}. */
+const normalJobs = (jobs) =>
+  Object.fromEntries(Object.entries(jobs ?? {}).map(([job, state]) => [job, state?.state ?? state]));
 
-function normalSettings(settings) {
-  if (Array.isArray(settings)) return Object.fromEntries(settings.map((one) => [`${one.job}/${one.setting}`, one]));
-  const entries = Object.entries(settings ?? {});
-  return Object.fromEntries(
-    entries.map(([key, one]) => [key, one !== null && typeof one === "object" ? one : { value: one }]),
-  );
-}
+/** Settings by "job/name", from a list or from a map of setting messages. */
+const normalSettings = (settings) =>
+  Object.fromEntries(Object.values(settings ?? {}).map((one) => [`${one.job}/${one.setting}`, one]));
 
 function normalLatest(latest) {
   const readings = Object.values(latest ?? {}).filter(Boolean).map(normalReading);

@@ -4,7 +4,6 @@
 % if get("message", ""):
   <p class="notice" role="alert">{{message}}</p>
 % end
-  <p id="link-message" class="notice" role="alert" hidden></p>
   <form id="login">
     <label for="password">Password</label>
     <input id="password" name="password" type="password" autocomplete="current-password" required autofocus>
