@@ -120,11 +120,15 @@ class Stored:
         )
         return {(unit, run, stream): (count, end) for unit, run, stream, count, end in rows}
 
-    def gaps(self) -> int:
-        """Number of gaps that units announced in their readings."""
+    def gaps(self) -> dict[tuple[str, str], int]:
+        """Number of gaps that units announced in their readings, by unit_id and run_id."""
         marks = ",".join("?" * len(READING_STREAMS))
-        rows = self._rows(f"SELECT count(*) FROM gap WHERE stream IN ({marks})", READING_STREAMS)
-        return int(rows[0][0]) if rows else 0
+        rows = self._rows(
+            "SELECT lower(hex(unit.unit_id)), lower(hex(run.run_id)), count(*) FROM gap JOIN run ON run.id = gap.run "
+            f"JOIN unit ON unit.id = run.unit WHERE stream IN ({marks}) GROUP BY 1, 2",
+            READING_STREAMS,
+        )
+        return {(unit, run): count for unit, run, count in rows}
 
     def _rows(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
         if not self.database.exists():

@@ -18,6 +18,7 @@ from stirbar.web.wire import answer, refuse
 HERE = Path(__file__).parent
 TEMPLATES = str(HERE / "templates")
 STATIC = str(HERE / "static")
+DEFAULT_SESSION_S = 12 * 3600.0
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 PUBLIC_PATHS = ("/login", "/api/login", "/api/health", "/favicon.ico")
 PAGES = {
@@ -52,7 +53,6 @@ class Site:
         live: Live,
         broker: Any = None,
         version: str = "",
-        session_hours: float = 12.0,
         sessions: Sessions | None = None,
     ) -> None:
         self.store = store
@@ -62,7 +62,7 @@ class Site:
         self.version = version
         self.password = Password(directory)
         self.links = Links(directory)
-        self.sessions = sessions or Sessions(directory, session_hours * 3600.0)
+        self.sessions = sessions or Sessions(directory, DEFAULT_SESSION_S)
         self.limit = RateLimit()
         self.started = time.time()
 
