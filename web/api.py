@@ -31,6 +31,15 @@ LONGEST_NAME_BYTES = 128  # a worker takes no more
 FORBIDDEN_IN_NAMES = "#+/$%\\"  # a name is part of MQTT topics and of file names
 LONGEST_DESCRIPTION = 1000
 CSV_CHUNK_BYTES = 32 * 1024
+SETTING_UNITS = {  # of what ends in a channel's number, the number is left out
+    "target_rpm": "rpm",
+    "measured_rpm": "rpm",
+    "duty_cycle": "%",
+    "ir_led_intensity": "%",
+    "temperature": "°C",
+    "blank": "AU",
+    "interval": "s",
+}
 # what a worker knows (docs/protocol.md), with the fields that each takes
 COMMANDS: dict[str, tuple[str, ...]] = {
     "describe": (),
@@ -148,17 +157,10 @@ def _units_now(site: Site) -> list[dict[str, Any]]:
     """All units: what the store knows of them, and over it what ingest heard of them since the start."""
     found: dict[str, dict[str, Any]] = {}
     for stored in site.store.units():
-        description = stored.get("describe") or {}
-        found[_hex(stored["unit_id"])] = {
-            **description,
-            "unit": stored["unit"],
-            "experiment": stored.get("experiment"),
-            "last_seen": None,
-            "state": "lost",
-        }
+        found[stored["unit_id"].hex()] = {**stored, "last_seen": None, "state": "lost"}
     for heard in site.ingest.units():
-        entry = found.setdefault(_hex(heard["unit_id"]), {})
-        entry.update({key: value for key, value in heard.items() if value is not None or key not in entry})
+        entry = found.setdefault(heard["unit_id"], {})
+        entry.update({key: value for key, value in heard.items() if value or key not in entry})
     now = time.time()
     for unit_id, entry in found.items():
         entry["unit_id"] = unit_id
@@ -166,10 +168,6 @@ def _units_now(site: Site) -> list[dict[str, Any]]:
         if entry.get("state") == "online" and (seen is None or now - seen > UNSEEN_S):
             entry["state"] = "lost"
     return sorted(found.values(), key=lambda entry: (str(entry.get("unit")), entry["unit_id"]))
-
-
-def _hex(unit_id: bytes | str) -> str:
-    return unit_id.hex() if isinstance(unit_id, bytes) else unit_id
 
 
 def _find(site: Site, name: str) -> dict[str, Any]:
@@ -187,24 +185,42 @@ def _find(site: Site, name: str) -> dict[str, Any]:
     return found[0]
 
 
-SUMMARY = (
-    "unit",
-    "unit_id",
-    "state",
-    "last_seen",
-    "experiment",
-    "simulated",
-    "version",
-    "channels",
-    "jobs",
-    "settings",
-    "latest",
-)
-DEFAULTS: dict[str, Any] = {"channels": [], "jobs": {}, "settings": [], "latest": {}, "simulated": False}
+def _settings(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings in force as a list, each with its unit and whether it can be set."""
+    settable = {
+        (job, name)
+        for job, about in (entry.get("describe", {}).get("jobs") or {}).items()
+        if isinstance(about, dict)
+        for name in about.get("settable") or ()
+    }
+    return [
+        {
+            "job": job,
+            "setting": name,
+            "value": value,
+            "unit": SETTING_UNITS.get(name.rstrip("1234"), ""),
+            "settable": name == "$state" or (job, name) in settable,
+        }
+        for job, values in (entry.get("settings") or {}).items()
+        for name, value in values.items()
+    ]
 
 
 def _summary(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: entry.get(key, DEFAULTS.get(key)) for key in SUMMARY}
+    about = entry.get("describe") or {}
+    return {
+        "unit": entry.get("unit"),
+        "unit_id": entry["unit_id"],
+        "state": entry["state"],
+        "last_seen": entry.get("last_seen"),
+        "experiment": entry.get("experiment"),
+        "simulated": bool(about.get("simulated")),
+        "version": about.get("version"),
+        "channels": about.get("channels") or [],
+        "jobs": entry.get("jobs") or {},
+        "settings": _settings(entry),
+        "latest": entry.get("latest") or {},
+    }
 
 
 def units(site: Site) -> HTTPResponse:
@@ -213,7 +229,10 @@ def units(site: Site) -> HTTPResponse:
 
 def unit_details(site: Site, unit: str) -> HTTPResponse:
     entry = _find(site, unit)
-    return answer({**entry, **_summary(entry)})
+    about, status = entry.get("describe") or {}, entry.get("status") or {}
+    details = {key: about.get(key) for key in ("run_id", "boot_id", "build_id", "normalisation", "limits")}
+    details |= {key: status.get(key) for key in ("counters", "lateness", "uptime_s", "sequences")}
+    return answer({**_summary(entry), **details, "status": status})
 
 
 def command(site: Site, unit: str) -> HTTPResponse:
@@ -267,7 +286,7 @@ def _ask(site: Site, entry: dict[str, Any], fields: dict[str, Any]) -> dict[str,
 def simulation(site: Site, unit: str) -> HTTPResponse:
     """The parameters of a simulated unit, with the values in force."""
     entry = _find(site, unit)
-    if not entry.get("simulated"):
+    if not (entry.get("describe") or {}).get("simulated"):
         refuse(409, f"the unit '{entry.get('unit')}' is not simulated", "unit", "start its worker with --simulate")
     reply = _ask(site, entry, {"command": "simulate", "set": {}})
     if not reply.get("ok"):
@@ -298,7 +317,7 @@ def raw(site: Site, unit: str) -> HTTPResponse:
     entry = _find(site, unit)
     from stirbar.web.raw import view  # NumPy, only for those who look
 
-    return answer(view(site.ingest.raw(bytes.fromhex(entry["unit_id"]), seconds), entry.get("channels") or [], seconds))
+    return answer(view(site.ingest.raw(bytes.fromhex(entry["unit_id"]), seconds), _summary(entry)["channels"], seconds))
 
 
 def readings(site: Site) -> HTTPResponse:
@@ -324,7 +343,7 @@ def readings(site: Site) -> HTTPResponse:
             "series": [
                 {
                     **line,
-                    "unit_id": _hex(line["unit_id"]),
+                    "unit_id": line["unit_id"].hex(),
                     "stream": STREAMS[line["stream"]],
                     "unit_of_value": STREAM_UNITS[line["stream"]],
                 }
@@ -414,7 +433,7 @@ def events(site: Site) -> HTTPResponse:
     unit = _text("unit")
     unit_id = bytes.fromhex(_find(site, unit)["unit_id"]) if unit else None
     found = site.store.events(unit_id, limit, None if math.isinf(before) else before)
-    return answer([{**event, "unit_id": _hex(event["unit_id"]) if event.get("unit_id") else None} for event in found])
+    return answer([{**event, "unit_id": event["unit_id"].hex() if event["unit_id"] else None} for event in found])
 
 
 def live(site: Site) -> str:
