@@ -9,7 +9,7 @@ import time
 
 from stirbar.core import events, records
 from stirbar.core.host import NO_EXPERIMENT
-from stirbar.core.jobs import ACTUATORS, SAMPLING, CommandError, number
+from stirbar.core.jobs import CommandError, number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,6 +110,12 @@ class Commands:
             self._job(request)
         found = [body for (name, _), body in self.host.settings.items() if job in (None, name)]
         reply(_success(request, {"settings": found}), [])
+
+    def do_config(self, request: Request, reply: Reply) -> None:
+        values: dict[str, dict[str, object]] = {}
+        for section, key, value in self.host.config.items():
+            values.setdefault(section, {})[key] = value
+        reply(_success(request, {"config": values, "digest": self.host.config.digest()}), [])
 
     def do_resend(self, request: Request, reply: Reply) -> None:
         stream = records.STREAM_IDS.get(str(request.get("stream")), 0)
@@ -231,7 +237,7 @@ class Commands:
     def do_simulate(self, request: Request, reply: Reply) -> None:
         if not self.host.loop.simulated():
             raise CommandError("this unit is not simulated", "command")
-        from stirbar.core.simulation import PARAMETERS
+        from stirbar.core.simulation import PARAMETERS, owner
 
         known = {parameter.name: parameter for parameter in PARAMETERS}
         wanted = request.get("set")
@@ -255,8 +261,7 @@ class Commands:
                 reply(_success(request, {"simulation": self.host.loop.simulation_values()}), [])
 
         for parameter, value in checked:
-            thread = ACTUATORS if parameter.thread == "actuators" else SAMPLING
-            self.host.send(thread, events.COMMAND_SIMULATION, 0, parameter.index, value, done)
+            self.host.send(owner(parameter.index), events.COMMAND_SIMULATION, 0, parameter.index, value, done)
         if not checked:
             reply(_success(request, {"simulation": self.host.loop.simulation_values()}), [])
 

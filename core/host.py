@@ -139,18 +139,19 @@ class Host:
                 self._average_for_blank(stream, batch)
 
     def _drain_trace(self) -> None:
-        for which, stream in ((0, "raw"), (1, "edges")):
-            for number in self.loop.snapshots_due(which):
-                sequence, state = self.loop.snapshot(which, number)
-                header = self._header(records.KIND_SNAPSHOT, records.STREAM_IDS[stream], 0, number, sequence)
+        for thread, stream in ((SAMPLING, "raw"), (ACTUATORS, "edges")):
+            drained = self.loop.drain_trace(thread)
+            if drained is None:
+                continue
+            first, items, snapshots = drained
+            number = records.STREAM_IDS[stream]
+            for snapshot, sequence, state in snapshots:
+                header = self._header(records.KIND_SNAPSHOT, number, 0, snapshot, sequence)
                 # not in the history: a resent trace is only of use from a snapshot that was received
                 self._outbox.append((b"snapshot/" + stream.encode(), header.pack(), zlib.compress(state, 1)))
-            drained = self.loop.drain_trace(which)
-            if drained is not None:
-                first, items = drained
-                count = len(items) // records.TRACE.size
-                header = self._header(records.KIND_TRACE, records.STREAM_IDS[stream], records.TRACE.size, count, first)
-                self._emit(b"trace/" + stream.encode(), header, items)
+            count = len(items) // records.TRACE.size
+            header = self._header(records.KIND_TRACE, number, records.TRACE.size, count, first)
+            self._emit(b"trace/" + stream.encode(), header, items)
 
     # --- publishing --------------------------------------------------------------------------------------------------
 
