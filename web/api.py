@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bottle import Bottle, HTTPResponse, request, response
 from stirbar.bridge.store import StoreError, StoreUnavailable
-from stirbar.core.records import READING_STREAMS, STREAM_IDS, STREAM_UNITS, STREAMS
+from stirbar.core.records import KIND_RAW_CHUNK, READING_STREAMS, STREAM_IDS, STREAM_UNITS, STREAMS
 from stirbar.web.live import UNSEEN_S
 from stirbar.web.wire import answer, refuse
 
@@ -24,6 +24,11 @@ MAXIMUM_POINTS = 2000
 DEFAULT_POINTS = 600
 MAXIMUM_EVENTS = 1000
 MAXIMUM_RAW_S = 10.0
+RAW_ASKED_S = 30.0  # a unit is asked for so much raw data at once,
+RAW_RENEW_S = 10.0  # and again when less than this is left
+RAW_STALE_S = 2.0  # what is older shows that none are coming
+RAW_WAIT_S = 2.0  # for the first of it
+RAW_LOOK_S = 0.05
 COMMAND_TIMEOUT_S = 5.0
 LONGEST_BLANK_S = 600.0
 LONGEST_NAME = 100  # characters
@@ -315,9 +320,24 @@ def raw(site: Site, unit: str) -> HTTPResponse:
     """The last seconds of raw conversions with their spectrum; the unit is asked for them when none are coming."""
     seconds = _number("seconds", 2.0, 0.1, MAXIMUM_RAW_S)
     entry = _find(site, unit)
+    unit_id = bytes.fromhex(entry["unit_id"])
+    status = entry.get("status") or {}
+    deadline = time.monotonic()
+    if status.get("raw_until_ns", 0) - status.get("monotonic_ns", 0) < RAW_RENEW_S * 1e9:
+        reply = _ask(site, entry, {"command": "raw", "seconds": RAW_ASKED_S})
+        if not reply.get("ok"):
+            return answer(reply, 502)
+        deadline += RAW_WAIT_S
+    from stirbar.core import raw_codec
     from stirbar.web.raw import view  # NumPy, only for those who look
 
-    return answer(view(site.ingest.raw(bytes.fromhex(entry["unit_id"]), seconds), _summary(entry)["channels"], seconds))
+    fresh_ns = (time.time() - RAW_STALE_S) * 1e9
+    blocks = site.ingest.raw(unit_id, seconds)
+    while not (blocks and blocks[-1][0].realtime_ns > fresh_ns) and time.monotonic() < deadline:
+        time.sleep(RAW_LOOK_S)
+        blocks = site.ingest.raw(unit_id, seconds)
+    items = b"".join(raw_codec.decode(body) if header.kind == KIND_RAW_CHUNK else body for header, body in blocks)
+    return answer(view(items, _summary(entry)["channels"], seconds))
 
 
 def readings(site: Site) -> HTTPResponse:

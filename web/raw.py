@@ -1,7 +1,8 @@
 """The oscilloscope's view: raw conversions of a unit as volts over time, per channel, and their spectrum.
 
-Trace items (docs/protocol.md) come in order; a conversion's time is that of the last clock item before it, its volts
-follow from the last gain of its channel. The spectrum is taken of each light phase on its own, because the step between
+Trace items (docs/protocol.md) come in order. Each channel has its own converter: a conversion's time follows from the
+last clock and period of its channel, its volts from the last gain, which the unit describes and a trace repeats when the
+converter is set up anew. The spectrum is taken of each light phase on its own, because the step between
 on and off would hide everything else.
 """
 
@@ -22,20 +23,22 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def view(items: bytes | Array, channels: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
     """`{channels: [...], spectrum: [...]}` of docs/http-api.md from packed trace items, the last `seconds` of them.
 
-    Conversions before the first clock or gain are left out: neither their time nor their volts are known.
+    `channels` are those of the unit's description. A channel whose clock or gain is not known is left out.
     """
     trace = np.frombuffer(items, TRACE_DTYPE) if isinstance(items, bytes | bytearray | memoryview) else items
-    angles = {int(one["channel"]) - 1: one for one in channels if "channel" in one}
-    times, volts, conversions = _scale(trace)
+    known = {int(one["channel"]) - 1: one for one in channels if "channel" in one}
+    scaled = {}
+    for channel in np.unique(trace["channel"][trace["kind"] == TRACE_CONVERSION]).tolist():
+        line = _scale(trace[trace["channel"] == channel], known.get(channel, {}).get("volts_per_code"))
+        if line is not None:
+            scaled[channel] = line
+    end = max((int(t[-1]) for t, _, _ in scaled.values()), default=0)
     found, spectra = [], []
-    if len(times):
-        recent = times > times[-1] - int(seconds * 1e9)
-        times, volts, conversions = times[recent], volts[recent], conversions[recent]
-    for channel in np.unique(conversions["channel"]).tolist():
-        chosen = conversions["channel"] == channel
-        t, v, phase = times[chosen], volts[chosen], conversions["phase"][chosen]
+    for channel, (times, every, phases) in scaled.items():
+        recent = times > end - int(seconds * 1e9)
+        t, v, phase = times[recent], every[recent], phases[recent]
         rate_hz, stride = _rate(t)
-        name = angles.get(channel, {})
+        name = known.get(channel, {})
         found.append(
             {
                 "channel": channel + 1,
@@ -57,33 +60,27 @@ def view(items: bytes | Array, channels: list[dict[str, Any]], seconds: float) -
     return {"channels": found, "spectrum": spectra}
 
 
-def _scale(trace: Array) -> tuple[Array, Array, Array]:
-    """Times (int64 ns), volts and items of the conversions whose clock and gain are known."""
+def _scale(trace: Array, volts_per_code: float | None) -> tuple[Array, Array, Array] | None:
+    """Times (int64 ns), volts and phases of one channel's conversions; None when clock or gain are not known."""
     kinds = trace["kind"]
-    position = np.arange(len(trace))
-    is_conversion = kinds == TRACE_CONVERSION
+    where = np.flatnonzero(kinds == TRACE_CONVERSION)
     clocks = np.flatnonzero(kinds == TRACE_CLOCK)
     clocks = clocks[np.isin(clocks + 1, np.flatnonzero(kinds == TRACE_PERIOD))]  # the period follows its clock
-    where = np.flatnonzero(is_conversion)
-    if not len(clocks) or not len(where):
-        return np.empty(0, np.int64), np.empty(0), trace[:0]
-    latest = np.searchsorted(clocks, where) - 1
-    latest = np.maximum(latest, 0)  # the clock of a block may come behind its first conversions
+    gains = np.flatnonzero(kinds == TRACE_GAIN)
+    if not len(clocks) or (volts_per_code is None and not len(gains)):
+        return None
+    latest = np.maximum(np.searchsorted(clocks, where) - 1, 0)  # what came before the first clock is extrapolated
     clock = trace[clocks[latest]]
-    period = trace["value"][clocks[latest] + 1].copy().view(np.float64)
+    period_ns = trace["value"][clocks[latest] + 1].copy().view(np.float64)
     index = trace["index"][where].astype(np.int64)
     steps = (index - clock["index"].astype(np.int64) + 2**31) % 2**32 - 2**31  # the index wraps at 32 bits
-    times = clock["value"] + np.rint(steps * period).astype(np.int64)
-    gain = np.full(len(where), np.nan)
-    for channel in np.unique(trace["channel"][where]).tolist():
-        mine = trace["channel"][where] == channel
-        gains = position[(kinds == TRACE_GAIN) & (trace["channel"] == channel)]
-        if len(gains):
-            at = np.maximum(np.searchsorted(gains, where[mine]) - 1, 0)
-            gain[mine] = trace["value"][gains[at]].copy().view(np.float64)
-    known = np.isfinite(gain) & np.isfinite(period)
-    items = trace[where[known]]
-    return times[known], items["value"] * gain[known], items
+    times = clock["value"] + np.rint(steps * period_ns).astype(np.int64)
+    gain = np.full(len(where), np.nan if volts_per_code is None else volts_per_code)
+    if len(gains):
+        position = np.searchsorted(gains, where) - 1
+        told = trace["value"][gains].copy().view(np.float64)
+        gain = np.where(position >= 0, told[np.maximum(position, 0)], told[0] if volts_per_code is None else gain)
+    return times, trace["value"][where] * gain, trace["phase"][where]
 
 
 def _rate(t: Array) -> tuple[float, float]:
