@@ -11,7 +11,6 @@ import fcntl
 import getpass
 import os
 import signal
-import ssl
 import sys
 import threading
 from pathlib import Path
@@ -140,13 +139,13 @@ class Leader:
             }
         host, port = get("mqtt", "broker_address"), get("mqtt", "broker_port")
         say(f"broker: {host}:{port}, not ours")
-        tls = ssl.create_default_context(cafile=get("mqtt", "ca_file") or None) if get("mqtt", "use_tls") else None
+        authority = str(get("mqtt", "ca_file"))
         return {
             "host": host,
             "port": port,
             "username": get("mqtt", "username"),
-            "password": _first_line(get("mqtt", "password_file")),
-            "tls": tls,
+            "password": _first_line(str(get("mqtt", "password_file"))),
+            "tls": os.path.expanduser(authority) if get("mqtt", "use_tls") else None,
         }
 
     def _start_page(self, site: Site) -> None:

@@ -1,9 +1,9 @@
 """The oscilloscope's view: raw conversions of a unit as volts over time, per channel, and their spectrum.
 
 Trace items (docs/protocol.md) come in order. Each channel has its own converter: a conversion's time follows from the
-last clock and period of its channel, its volts from the last gain, which the unit describes and a trace repeats when the
-converter is set up anew. The spectrum is taken of each light phase on its own, because the step between
-on and off would hide everything else.
+last clock and period of its channel, its volts from the last gain, which the unit describes and a trace repeats when
+the converter is set up anew. The spectrum is taken of each light phase on its own, because the step between on and off
+would hide everything else.
 """
 
 from __future__ import annotations
