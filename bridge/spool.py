@@ -44,16 +44,21 @@ class SpoolFull(OSError):
 
 
 class Frame:
-    """One stored payload and the little of its header that sending needs. Synchronization: immutable by convention."""
+    """One stored payload with its header parsed; `body_at` is where the body begins.
 
-    __slots__ = ("end", "first", "key", "kind", "payload")
+    Synchronization: immutable by convention.
+    """
 
-    def __init__(self, key: Key, kind: int, first: int, end: int, payload: bytes) -> None:
-        self.key = key
-        self.kind = kind
-        self.first = first
-        self.end = end
+    __slots__ = ("body_at", "end", "first", "header", "key", "kind", "payload")
+
+    def __init__(self, header: Header, body_at: int, payload: bytes) -> None:
+        self.header = header
+        self.body_at = body_at
         self.payload = payload
+        self.key: Key = (header.run_id, header.stream)
+        self.kind = header.kind
+        self.first = header.first_sequence
+        self.end = header.end_sequence
 
 
 class _Segment:
@@ -463,11 +468,10 @@ def _parse(data: bytes, place: int) -> tuple[Frame | None, int]:
     if zlib.crc32(payload) != crc:
         return None, place
     try:
-        header, _ = Header.unpack(payload)
+        header, body_at = Header.unpack(payload)
     except ValueError:
         return None, place
-    key = (header.run_id, header.stream)
-    return Frame(key, header.kind, header.first_sequence, header.end_sequence, payload), start + length
+    return Frame(header, body_at, payload), start + length
 
 
 def _parse_all(data: bytes, at_end: bool) -> tuple[list[tuple[Frame, int]], int, int]:
