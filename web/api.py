@@ -200,14 +200,11 @@ def _settings(entry: dict[str, Any]) -> list[dict[str, Any]]:
     }
     return [
         {
-            "job": job,
-            "setting": name,
-            "value": value,
-            "unit": SETTING_UNITS.get(name.rstrip("1234"), ""),
-            "settable": name == "$state" or (job, name) in settable,
+            **setting,
+            "unit": SETTING_UNITS.get(setting["setting"].rstrip("1234"), ""),
+            "settable": setting["setting"] == "$state" or (setting["job"], setting["setting"]) in settable,
         }
-        for job, values in (entry.get("settings") or {}).items()
-        for name, value in values.items()
+        for setting in entry.get("settings") or []
     ]
 
 
