@@ -319,6 +319,7 @@ class Host:
                     "name": "REF" if angle == 0 else f"{angle}°",
                     "unit": "AU",
                     "reference": angle == 0,
+                    "volts_per_code": self.config.get("od_reading.config", "adc_full_scale_v") / 32768.0,
                 }
                 for channel, angle in self.loop.channels()
             ],

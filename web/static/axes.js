@@ -1,0 +1,48 @@
+// Purpose: axes, sizes and gaps that all uPlot charts of the page share.
+
+import { clock, day } from "./format.js";
+import { css } from "./palette.js";
+
+export const FONT = "12px system-ui, sans-serif";
+
+/** Labels of a time axis in local time, as fine as the distance of the ticks asks for. */
+function timeLabels(plot, splits, axis, space, increment) {
+  return splits.map((t) => (increment >= 86_400 ? day(t) : clock(t, increment < 60)));
+}
+
+function baseAxis() {
+  return {
+    font: FONT,
+    stroke: css("--muted"),
+    grid: { stroke: css("--grid"), width: 1 },
+    ticks: { stroke: css("--grid"), width: 1, size: 4 },
+  };
+}
+
+export const timeAxis = () => ({ ...baseAxis(), values: timeLabels, space: 70, size: 30 });
+
+/** A value axis as wide as its longest label. */
+export function valueAxis(extra = {}) {
+  const size = (plot, labels) => 16 + 7 * Math.max(3, ...(labels ?? []).map((label) => String(label ?? "").length));
+  return { ...baseAxis(), size, space: 36, ...extra };
+}
+
+export const numberAxis = (values, extra = {}) => ({ ...baseAxis(), values, space: 60, size: 30, ...extra });
+
+/** Keep a chart as wide as its place; returns a function that stops it. */
+export function followWidth(plot, place, height) {
+  const observer = new ResizeObserver(() => {
+    const width = Math.floor(place.clientWidth);
+    if (width > 0 && width !== plot.width) plot.setSize({ width, height: height() });
+  });
+  observer.observe(place);
+  return () => observer.disconnect();
+}
+
+/** Draw lines across gaps no longer than `seconds`: a slow stream has empty bins that are not losses. */
+export function gapsLongerThan(seconds) {
+  return (plot, series, first, last, gaps) => {
+    const perPixel = (plot.scales.x.max - plot.scales.x.min) / plot.bbox.width;
+    return gaps.filter(([from, to]) => (to - from) * perPixel > seconds());
+  };
+}
