@@ -13,7 +13,7 @@ const MAX_LABELS = 8;
 
 export class Chart {
   /**
-   * quantity: {title, unit, note, decimals, least} where `least` is the smallest span of the value axis.
+   * quantity: {key, title, unit, note, decimals, least} where `least` is the smallest span of the value axis.
    * zoom(from, to) is called when the user drags over a range of time.
    */
   constructor(quantity, zoom) {
@@ -28,7 +28,7 @@ export class Chart {
     this.cursor = h("span", { class: "hint cursor-time" });
     this.element = h(
       "figure",
-      { class: "chart panel" },
+      { class: "chart panel", "data-quantity": quantity.key },
       h("figcaption", {}, h("h3", {}, quantity.title), h("span", { class: "hint" }, [quantity.unit, quantity.note].filter(Boolean).join(" · ")), this.cursor),
       this.place,
       this.legend,

@@ -3,6 +3,9 @@
 import { command, get, path } from "./api.js";
 import { answer, h, reason } from "./dom.js";
 
+// the unit stands behind the input; in the name it would be said twice
+const UNIT_SUFFIX = /_(degc|ml|h|s|ms|us|ns|hz|v|mv|w|rpm|percent|ppm|g_per_l|per_hour|j_per_k|w_per_k)$/;
+
 export class SimulationPanel {
   constructor(root, unit) {
     this.unit = unit;
@@ -39,7 +42,8 @@ export class SimulationPanel {
     this.box.replaceChildren(...blocks);
   }
 
-  #field(one) {
+  #field(parameter) {
+    const one = { ...parameter, unit: parameter.unit.replace("degC", "°C") };
     const id = `sim-${one.name}`;
     const output = h("output", { class: "answer" });
     const input = h("input", { id, type: "number", min: one.low, max: one.high, step: "any", value: one.value ?? one.default, "aria-describedby": `${id}-help` });
@@ -73,7 +77,7 @@ export class SimulationPanel {
     return h(
       "div",
       { class: "parameter" },
-      h("label", { for: id }, one.name.replaceAll("_", " ")),
+      h("label", { for: id }, one.name.replace(UNIT_SUFFIX, "").replaceAll("_", " ")),
       h("span", { class: "row" }, input, h("span", { class: "unit-of" }, one.unit), back, output),
       h("p", { class: "hint", id: `${id}-help` }, `${one.help} (${range})`),
     );
