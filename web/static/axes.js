@@ -5,9 +5,10 @@ import { css } from "./palette.js";
 
 export const FONT = "12px system-ui, sans-serif";
 
-/** Labels of a time axis in local time, as fine as the distance of the ticks asks for. */
+/** Labels of a time axis in local time, as fine as the distance of the ticks asks for; midnight is the day's name. */
 function timeLabels(plot, splits, axis, space, increment) {
-  return splits.map((t) => (increment >= 86_400 ? day(t) : clock(t, increment < 60)));
+  const label = (t) => (increment < 60 ? clock(t) : clock(t, false));
+  return splits.map((t) => (increment >= 3600 && label(t) === "00:00" ? day(t) : label(t)));
 }
 
 function baseAxis() {

@@ -67,8 +67,9 @@ export class Controls {
 
   #blank() {
     const answer = output();
-    const take = h("button", { type: "button" }, `Take blank (${BLANK_SECONDS} s)`);
-    const clear = h("button", { type: "button", class: "quiet" }, "Clear");
+    answer.id = "blank-answer";
+    const take = h("button", { id: "take-blank", type: "button" }, `Take blank (${BLANK_SECONDS} s)`);
+    const clear = h("button", { id: "clear-blank", type: "button", class: "quiet" }, "Clear");
     const run = async (button, fields, verb) => {
       const other = button === take ? clear : take;
       other.disabled = true;

@@ -9,6 +9,7 @@ import { experimentOf, load, odChannels, onChange, units } from "./units.js";
 
 const place = $("#experiments");
 const form = $("#create");
+let shown = "";
 
 function streams(names) {
   const found = new Map([["", "all streams"]]);
@@ -73,6 +74,9 @@ function panel(experiment) {
 async function refresh() {
   const [list] = await Promise.all([get("/api/experiments"), load()]);
   place.setAttribute("aria-busy", "false");
+  const key = JSON.stringify([list, [...units.values()].map((one) => [one.unit, one.experiment])]);
+  if (key === shown) return; // nobody's choice in a list is lost to a refresh that changes nothing
+  shown = key;
   if (list.length) place.replaceChildren(...list.map(panel));
   else place.replaceChildren(h("p", { class: "panel hint" }, "No experiment yet. Readings are kept without one, too; an experiment gives those of some units a name."));
 }

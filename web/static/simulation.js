@@ -4,7 +4,7 @@ import { command, get, path } from "./api.js";
 import { answer, h, reason } from "./dom.js";
 
 // the unit stands behind the input; in the name it would be said twice
-const UNIT_SUFFIX = /_(degc|ml|h|s|ms|us|ns|hz|v|mv|w|rpm|percent|ppm|g_per_l|per_hour|j_per_k|w_per_k)$/;
+const UNIT_SUFFIX = /(?<!_per)_(degc|ml|h|s|ms|us|ns|hz|v|mv|w|rpm|percent|ppm|g_per_l|per_hour|j_per_k|w_per_k)$/;
 
 export class SimulationPanel {
   constructor(root, unit) {
