@@ -240,7 +240,7 @@ def test_the_link_is_good_once(page: Page) -> None:
     page.driver.delete_all_cookies()
     page.driver.get(page.link)
     assert page.one("#password").is_displayed()
-    assert "used already" in page.text("[role=alert]")
+    assert "used already" in page.text(".login [role=alert]")
     refused = [entry for entry in page.driver.get_log("browser") if "status of 403" not in entry["message"]]
     page.console += [f"{entry['level']} {entry['message']}" for entry in refused]
     for cookie in cookies:
@@ -325,7 +325,7 @@ def test_an_experiment_is_made_and_downloaded(page: Page) -> None:
     page.click("#create button")
     made = "[data-experiment='page test']"
     _until("it is listed", lambda: page.one(made))
-    page.type(f"{made} form select", unit)
+    page.one(f"{made} form select").send_keys(unit)
     page.click(f"{made} form button")
     _until("the unit is assigned", lambda: unit in page.text(f"{made} .chips"))
     address = page.one(f"{made} a.button").get_attribute("href")
