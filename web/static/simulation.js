@@ -12,7 +12,11 @@ export class SimulationPanel {
     this.box = h("div", { class: "stack" });
     this.answer = h("output", { class: "answer" });
     root.append(
-      h("p", { class: "hint" }, "The vial behind this unit is a physical model. Change what disturbs it, and see what the readings, the flags and the loop make of it."),
+      h(
+        "p",
+        { class: "hint" },
+        "The vial behind this unit is a physical model. Change what disturbs it, and see what the readings, the flags and the loop make of it.",
+      ),
       this.answer,
       this.box,
     );
@@ -25,7 +29,10 @@ export class SimulationPanel {
       this.#show(list);
     } catch (error) {
       answer(this.answer, "error", `✗ ${reason(error)}`);
-      this.answer.append(" ", h("button", { type: "button", class: "quiet", onclick: () => this.#retry() }, "Try again"));
+      this.answer.append(
+        " ",
+        h("button", { type: "button", class: "quiet", onclick: () => this.#retry() }, "Try again"),
+      );
     }
   }
 
@@ -37,7 +44,12 @@ export class SimulationPanel {
   #show(parameters) {
     const groups = group(parameters);
     const blocks = [...groups].map(([name, members], i) =>
-      h("details", { class: "panel", open: i === 0 }, h("summary", {}, name.replaceAll("_", " "), h("span", { class: "hint" }, ` ${members.length}`)), h("div", { class: "parameters" }, ...members.map((one) => this.#field(one)))),
+      h(
+        "details",
+        { class: "panel", open: i === 0 },
+        h("summary", {}, name.replaceAll("_", " "), h("span", { class: "hint" }, ` ${members.length}`)),
+        h("div", { class: "parameters" }, ...members.map((one) => this.#field(one))),
+      ),
     );
     this.box.replaceChildren(...blocks);
   }
@@ -46,8 +58,25 @@ export class SimulationPanel {
     const one = { ...parameter, unit: parameter.unit.replace("degC", "°C") };
     const id = `sim-${one.name}`;
     const output = h("output", { class: "answer" });
-    const input = h("input", { id, type: "number", min: one.low, max: one.high, step: "any", value: one.value ?? one.default, "aria-describedby": `${id}-help` });
-    const back = h("button", { type: "button", class: "quiet", title: `Back to ${one.default}`, "aria-label": `${one.name} back to ${one.default}` }, "↺");
+    const input = h("input", {
+      id,
+      type: "number",
+      min: one.low,
+      max: one.high,
+      step: "any",
+      value: one.value ?? one.default,
+      "aria-describedby": `${id}-help`,
+    });
+    const back = h(
+      "button",
+      {
+        type: "button",
+        class: "quiet",
+        title: `Back to ${one.default}`,
+        "aria-label": `${one.name} back to ${one.default}`,
+      },
+      "↺",
+    );
     let inForce = Number(input.value);
     const mark = () => (back.hidden = Number(input.value) === one.default);
     const send = async () => {

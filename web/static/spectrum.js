@@ -67,12 +67,17 @@ export function spectrumPlot(place, lines, mains) {
       height: height(),
       legend: { show: false },
       scales: { x: { time: false }, y: { distr: 3 } },
-      axes: [
-        numberAxis((_, splits) => splits.map(String)),
-        valueAxis({ values: (_, splits) => splits.map(decade) }),
-      ],
+      axes: [numberAxis((_, splits) => splits.map(String)), valueAxis({ values: (_, splits) => splits.map(decade) })],
       cursor: { points: { show: false }, drag: { x: true, y: false } },
-      series: [{}, ...lines.map(({ phase }) => ({ stroke: css(COLOURS[phase]), width: 1.2, points: { show: false }, spanGaps: true }))],
+      series: [
+        {},
+        ...lines.map(({ phase }) => ({
+          stroke: css(COLOURS[phase]),
+          width: 1.2,
+          points: { show: false },
+          spanGaps: true,
+        })),
+      ],
       hooks: { draw: [(self) => markMains(self, marked)] },
     },
     columns(lines),
