@@ -13,7 +13,6 @@ import signal
 import sys
 
 import zmq
-
 from stirbar.core import identity, paths
 from stirbar.core.commands import Commands
 from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
@@ -59,7 +58,9 @@ def take_lock(address: str, runtime_directory: str, unit: str) -> int:
     return descriptor
 
 
-def bind(context: zmq.Context[zmq.Socket[bytes]], address: str, high_water: int) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+def bind(
+    context: zmq.Context[zmq.Socket[bytes]], address: str, high_water: int
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
     """The telemetry and the command socket, bound below a base address; raises WorkerError."""
     if not address.startswith("ipc://"):
         raise WorkerError(f"[worker.config] address {address} is not ipc://…; a worker listens on no network port")
