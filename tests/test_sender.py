@@ -162,3 +162,24 @@ def test_a_spool_too_small_gives_gaps_for_no_more_than_it_gave_up(seed: int) -> 
         assert gaps <= world.lost_by_spool + world.spool.lost
         assert world.spool.size < 12_000 + 2_000
         world.spool.close()
+
+
+def test_what_the_leader_has_of_a_frame_is_not_sent_again() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        world = World(directory, 1, limit=10_000_000)
+        key = (RUNS[0], 1)
+        header = Header(KIND_READINGS, 1, 8, 10, 0, UNIT_ID, RUNS[0], bytes(16), 0, 0, 0, "e")
+        world.spool.append([header.pack() + b"".join(n.to_bytes(8, "little") for n in range(10))])
+        for has, expected in ((0, [(0, 10)]), (4, [(4, 6)]), (10, [])):
+            world.next = {key: has}
+            world.spool.acknowledge(key, 0)
+            world.connect()
+            world.turn()
+            world.leader_reads(1)
+            world.unit_reads()
+            world.turn()
+            batches = [parse_batch(payload) for _, payload in world.to_leader]
+            assert [(head.first_sequence, head.count) for head, _ in batches] == expected
+            assert b"".join(body for _, body in batches) == b"".join(n.to_bytes(8, "little") for n in range(has, 10))
+            world.disconnect()
+        world.spool.close()
