@@ -404,7 +404,10 @@ def assign(site: Site, experiment: str, unit: str) -> HTTPResponse:
     """From now on the unit's readings belong to this experiment."""
     _experiment(site, experiment)
     entry = _find(site, unit)
-    site.ingest.assign(bytes.fromhex(entry["unit_id"]), experiment)
+    unit_id = bytes.fromhex(entry["unit_id"])
+    if unit_id not in [stored["unit_id"] for stored in site.store.units()]:
+        site.store.upsert_unit(unit_id, entry["unit"], entry.get("describe") or {})  # it has reported just now
+    site.ingest.assign(unit_id, experiment)
     return answer({"unit": entry["unit"], "experiment": experiment})
 
 
