@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NO_EXPERIMENT = "$no_experiment_present"
 STATUS_PERIOD_NS = 1_000_000_000
+CLOCK_JUMP_NS = 500_000_000  # NTP slews by less than this between two looks a second apart
 LOOP_ANSWER_NS = 2_000_000_000  # the loop answers within a tick; longer means that it is gone
 
 
@@ -68,6 +69,7 @@ class Host:
         self._command_id = 0
         self._event_sequence = 0
         self._status_at_ns = self.started_ns
+        self._wall_offset_ns = self._read_wall_offset_ns()
         self._experiments: list[str] = []
         self.jobs: dict[str, Job] = make_jobs(self, config)
         for job in self.jobs.values():
@@ -101,9 +103,23 @@ class Host:
         self._finish_blanks(now_ns)
         if now_ns >= self._status_at_ns:
             self._status_at_ns = now_ns - (now_ns - self._status_at_ns) % STATUS_PERIOD_NS + STATUS_PERIOD_NS
+            self._watch_wall_clock()
             self._publish_json(b"status", records.STREAM_IDS["status"], self.status())
         messages, self._outbox = self._outbox, []
         return messages
+
+    def _read_wall_offset_ns(self) -> int:
+        _, monotonic_ns, realtime_ns = self.loop.clock_triple()
+        return realtime_ns - monotonic_ns
+
+    def _watch_wall_clock(self) -> None:
+        """Tell of a wall clock that was set: readings before and after carry different times for the same moment."""
+        offset_ns = self._read_wall_offset_ns()
+        jump_ns = offset_ns - self._wall_offset_ns
+        self._wall_offset_ns = offset_ns
+        if abs(jump_ns) > CLOCK_JUMP_NS:
+            message = f"the wall clock jumped by {jump_ns / 1e9:.3f} s"
+            self.event("warning", "monitor", message, code="clock_jump", value=jump_ns / 1e9)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 

@@ -126,7 +126,6 @@ cdef enum:
     EVENT_SENSOR_LOST = 9      # argument: STREAM_*
     EVENT_SENSOR_BACK = 10
     EVENT_SATURATED = 11       # argument: channel
-    EVENT_CLOCK_JUMP = 12      # value: seconds
 
 cdef packed struct Event:
     int64_t monotonic_ns
