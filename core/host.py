@@ -15,7 +15,7 @@ import zlib
 from stirbar.core import events, records
 from stirbar.core.blanks import Blanks, BlankTaking, write_atomically
 from stirbar.core.history import History
-from stirbar.core.jobs import ACTUATORS, SAMPLING, CommandError, Job, make_jobs
+from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs
 from stirbar.core.records import Header
 
 TYPE_CHECKING = False
@@ -341,7 +341,7 @@ class Host:
             ],
             "normalisation": self.config.get("od_reading.config", "ref_normalization"),
             "jobs": {name: {"state": job.state, "settable": list(job.settable)} for name, job in self.jobs.items()},
-            "limits": {"target_rpm": [0, getattr(self.jobs["stirring"], "rpm_maximum", 0)]},
+            "limits": {"target_rpm": [RPM_FLOOR, getattr(self.jobs["stirring"], "rpm_maximum", RPM_CEILING)]},
             "simulation": self.loop.simulation_values() if self.loop.simulated() else {},
         }
 
