@@ -198,12 +198,13 @@ cdef void record_run(void* context, s.SleepPolicy* policy, int64_t now_ns) noexc
 
 
 def drive_tasks(
-    const int64_t[::1] first_ns, const int64_t[::1] period_ns, const int64_t[::1] cost_ns, int64_t until_ns, int64_t room
+    const int64_t[::1] first_ns, const int64_t[::1] period_ns, const int64_t[::1] cost_ns, int64_t until_ns,
+    int64_t room
 ):
     """Run tasks on grids in virtual time from 0 to until_ns with the loop's own driver.
 
-    The arrays have one entry a task (at most 16), int64 ns; each run of a task takes its cost_ns. Returns woken_ns and
-    task of the first `room` runs in order, shape (n,), then each task's ticks and overruns, the histogram's counts, and
+    The arrays have one entry a task (at most 16), int64 ns; each run of a task takes its cost_ns. Returns woken_ns
+    and task of the first `room` runs in order, shape (n,), then each task's ticks and overruns, the histogram's counts, and
     where the clock ended.
     """
     cdef int count = <int>first_ns.shape[0]
