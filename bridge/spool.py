@@ -44,20 +44,28 @@ class SpoolFull(OSError):
 
 
 class Frame:
-    """One stored payload and the little of its header that sending needs. Synchronization: immutable by convention."""
+    """One stored payload with its header parsed; `body_at` is where the body begins.
 
-    __slots__ = ("end", "first", "key", "kind", "payload")
+    Synchronization: immutable by convention.
+    """
 
-    def __init__(self, key: Key, kind: int, first: int, end: int, payload: bytes) -> None:
-        self.key = key
-        self.kind = kind
-        self.first = first
-        self.end = end
+    __slots__ = ("body_at", "end", "first", "header", "key", "kind", "payload")
+
+    def __init__(self, header: Header, body_at: int, payload: bytes) -> None:
+        self.header = header
+        self.body_at = body_at
         self.payload = payload
+        self.key: Key = (header.run_id, header.stream)
+        self.kind = header.kind
+        self.first = header.first_sequence
+        self.end = header.end_sequence
 
 
 class _Segment:
-    """`ranges`: per (run, stream) the intervals [first, end) of sequence numbers inside, in order of writing."""
+    """`ranges`: per (run, stream) the intervals of sequence numbers inside, in order of writing: [first, end, gap].
+
+    `gap` is 1 where the interval is only announced as lost, 0 where its data are here.
+    """
 
     __slots__ = ("number", "ranges", "size")
 
@@ -66,15 +74,16 @@ class _Segment:
         self.size = 0
         self.ranges: dict[Key, list[list[int]]] = {}
 
-    def note(self, key: Key, first: int, end: int) -> None:
-        intervals = self.ranges.setdefault(key, [])
-        if intervals and intervals[-1][0] <= first <= intervals[-1][1]:
+    def note(self, header: Header) -> None:
+        intervals = self.ranges.setdefault((header.run_id, header.stream), [])
+        first, end, gap = header.first_sequence, header.end_sequence, int(header.kind == KIND_GAP)
+        if intervals and intervals[-1][0] <= first <= intervals[-1][1] and intervals[-1][2] == gap:
             intervals[-1][1] = max(end, intervals[-1][1])
         else:
-            intervals.append([first, end])
+            intervals.append([first, end, gap])
 
     def reaches(self, key: Key, sequence: int) -> bool:
-        return any(end > sequence for _, end in self.ranges.get(key, ()))
+        return any(end > sequence for _, end, _ in self.ranges.get(key, ()))
 
 
 def gap_payload(unit_id: bytes, key: Key, first: int, end: int, reason: str) -> bytes:
@@ -177,7 +186,7 @@ class Spool:
                 self._scan(segment, last)
             self._segments.append(segment)
             for key, intervals in segment.ranges.items():
-                self.ends[key] = max([self.ends.get(key, 0)] + [end for _, end in intervals])
+                self.ends[key] = max([self.ends.get(key, 0)] + [end for _, end, _ in intervals])
         if not self._segments:
             self._segments.append(_Segment(1))
         self._write_fd = self._open(self._segments[-1].number)
@@ -189,7 +198,7 @@ class Spool:
             if stored["size"] != os.path.getsize(self._path(segment.number)):
                 return False
             segment.ranges = {
-                (bytes.fromhex(run), int(stream)): [[int(first), int(end)] for first, end in intervals]
+                (bytes.fromhex(run), int(stream)): [[int(first), int(end), int(gap)] for first, end, gap in intervals]
                 for run, streams in stored["ranges"].items()
                 for stream, intervals in streams.items()
             }
@@ -208,7 +217,7 @@ class Spool:
         while offset < size:
             frames, offset = self._read_segment(segment, offset)
             for frame, end in frames:
-                segment.note(frame.key, frame.first, frame.end)
+                segment.note(frame.header)
                 good_end = end
         if cut_tail and good_end < size:
             os.truncate(path, good_end)
@@ -280,7 +289,7 @@ class Spool:
         for payload in payloads:
             header, _ = Header.unpack(payload)
             key = (header.run_id, header.stream)
-            segment.note(key, header.first_sequence, header.end_sequence)
+            segment.note(header)
             self.ends[key] = max(self.ends.get(key, 0), header.end_sequence)
 
     def sync(self) -> None:
@@ -317,12 +326,12 @@ class Spool:
         """Bytes in all segments."""
         return sum(segment.size for segment in self._segments)
 
-    def _pending_of(self, segment: _Segment) -> list[tuple[Key, int, int]]:
-        """What of a segment is not acknowledged: (key, first, end)."""
+    def _pending_of(self, segment: _Segment) -> list[tuple[Key, int, int, int]]:
+        """What of a segment is not acknowledged: (key, first, end, gap)."""
         return [
-            (key, max(first, self.acknowledged.get(key, 0)), end)
+            (key, max(first, self.acknowledged.get(key, 0)), end, gap)
             for key, intervals in segment.ranges.items()
-            for first, end in intervals
+            for first, end, gap in intervals
             if end > self.acknowledged.get(key, 0)
         ]
 
@@ -340,10 +349,10 @@ class Spool:
         victim = self._segments[0]
         pending = self._pending_of(victim)
         self._remove(victim)
-        count = sum(end - first for _, first, end in pending)
+        count = sum(end - first for _, first, end, gap in pending if not gap)
         self.lost += count
         self._report(f"spool: full at {self.limit_bytes} bytes: {count} unacknowledged data given up, gaps recorded")
-        self._write([gap_payload(self.unit_id, key, first, end, "spool full") for key, first, end in pending])
+        self._write([gap_payload(self.unit_id, key, first, end, "spool full") for key, first, end, _ in pending])
 
     def _remove(self, segment: _Segment) -> None:
         self._segments.remove(segment)
@@ -463,11 +472,10 @@ def _parse(data: bytes, place: int) -> tuple[Frame | None, int]:
     if zlib.crc32(payload) != crc:
         return None, place
     try:
-        header, _ = Header.unpack(payload)
+        header, body_at = Header.unpack(payload)
     except ValueError:
         return None, place
-    key = (header.run_id, header.stream)
-    return Frame(key, header.kind, header.first_sequence, header.end_sequence, payload), start + length
+    return Frame(header, body_at, payload), start + length
 
 
 def _parse_all(data: bytes, at_end: bool) -> tuple[list[tuple[Frame, int]], int, int]:

@@ -52,7 +52,6 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "od_reading",
         "photodiode {argument} is at the converter's limit: lower the LED's intensity or raise adc_full_scale_v",
     ),
-    12: ("clock_jump", "warning", "monitor", "the wall clock jumped by {value:.3f} s"),
 }
 
 

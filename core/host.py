@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 NO_EXPERIMENT = "$no_experiment_present"
 STATUS_PERIOD_NS = 1_000_000_000
+CLOCK_JUMP_NS = 500_000_000  # NTP slews by less than this between two looks a second apart
 LOOP_ANSWER_NS = 2_000_000_000  # the loop answers within a tick; longer means that it is gone
 
 
@@ -68,6 +69,7 @@ class Host:
         self._command_id = 0
         self._event_sequence = 0
         self._status_at_ns = self.started_ns
+        self._wall_offset_ns = self._read_wall_offset_ns()
         self._experiments: list[str] = []
         self.jobs: dict[str, Job] = make_jobs(self, config)
         for job in self.jobs.values():
@@ -75,7 +77,7 @@ class Host:
             publish = getattr(job, "publish", None)
             if publish is not None:
                 publish()
-        self.set_experiment(self._stored_experiment())
+        self.set_experiment(self._stored_experiment(), _ignore)
         if config.get("od_reading.config", "raw"):
             self.request_raw(float("inf"))
 
@@ -101,9 +103,23 @@ class Host:
         self._finish_blanks(now_ns)
         if now_ns >= self._status_at_ns:
             self._status_at_ns = now_ns - (now_ns - self._status_at_ns) % STATUS_PERIOD_NS + STATUS_PERIOD_NS
+            self._watch_wall_clock()
             self._publish_json(b"status", records.STREAM_IDS["status"], self.status())
         messages, self._outbox = self._outbox, []
         return messages
+
+    def _read_wall_offset_ns(self) -> int:
+        _, monotonic_ns, realtime_ns = self.loop.clock_triple()
+        return realtime_ns - monotonic_ns
+
+    def _watch_wall_clock(self) -> None:
+        """Tell of a wall clock that was set: readings before and after carry different times for the same moment."""
+        offset_ns = self._read_wall_offset_ns()
+        jump_ns = offset_ns - self._wall_offset_ns
+        self._wall_offset_ns = offset_ns
+        if abs(jump_ns) > CLOCK_JUMP_NS:
+            message = f"the wall clock jumped by {jump_ns / 1e9:.3f} s"
+            self.event("warning", "monitor", message, code="clock_jump", value=jump_ns / 1e9)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -250,16 +266,18 @@ class Host:
         except FileNotFoundError:
             return NO_EXPERIMENT
 
-    def set_experiment(self, name: str) -> int:
-        """Stamp what is measured from now on with this experiment; returns its number in this run."""
+    def set_experiment(self, name: str, done: Done) -> int:
+        """Stamp what is measured with this experiment, all of it once `done` is called; returns its number in this run."""
         if self._experiments and name == self.experiment:
+            done(True, 0.0)
             return len(self._experiments) - 1
         if self._experiments:
             write_atomically(os.path.join(self.directory, "experiment"), name + "\n")
         self._experiments.append(name)
         number = len(self._experiments) - 1
+        answers = all_of(2, done)
         for thread in (SAMPLING, ACTUATORS):
-            self.send(thread, events.COMMAND_EXPERIMENT, 0, number, 0.0, _ignore)
+            self.send(thread, events.COMMAND_EXPERIMENT, 0, number, 0.0, answers)
         blanks = self.blanks.of(name)
         for channel in range(1, 5):
             self.apply_blank(channel, blanks.get(channel), _ignore)
@@ -317,6 +335,7 @@ class Host:
                     "name": "REF" if angle == 0 else f"{angle}°",
                     "unit": "AU",
                     "reference": angle == 0,
+                    "volts_per_code": self.config.get("od_reading.config", "adc_full_scale_v") / 32768.0,
                 }
                 for channel, angle in self.loop.channels()
             ],
@@ -325,6 +344,21 @@ class Host:
             "limits": {"target_rpm": [0, getattr(self.jobs["stirring"], "rpm_maximum", 0)]},
             "simulation": self.loop.simulation_values() if self.loop.simulated() else {},
         }
+
+
+def all_of(count: int, done: Done) -> Done:
+    """A callback for `count` answers that calls `done` once: with success, or with the first refusal."""
+    left = count
+
+    def answered(ok: bool, limit: float) -> None:
+        nonlocal left
+        if left <= 0:
+            return
+        left = left - 1 if ok else 0
+        if left == 0:
+            done(ok, limit)
+
+    return answered
 
 
 def _ignore(ok: bool, limit: float) -> None:

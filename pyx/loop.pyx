@@ -227,7 +227,8 @@ cdef class Loop:
         state.tasks[TASK_ACTUATORS].run = actuators_tick
         sleep_for_ever(&state.tasks[TASK_CONVERSIONS].policy)
         sleep_on_grid(&state.tasks[TASK_HOUSEKEEPING].policy, now_ns, HOUSEKEEPING_NS)
-        sleep_on_grid(&state.tasks[TASK_TEMPERATURE].policy, now_ns, 1000000000)
+        sleep_on_grid(&state.tasks[TASK_TEMPERATURE].policy, now_ns,
+                      <int64_t>(config.get("temperature_automation.config", "interval_s") * 1000000000))
         sleep_on_grid(&state.tasks[TASK_ACTUATORS].policy, now_ns, control_ns)
         for i in range(TASKS):
             task = &state.tasks[i]

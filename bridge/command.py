@@ -1,0 +1,70 @@
+"""`stirbar bridge`: carry a worker's readings to the leader."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from stirbar.bridge.log import Log
+from stirbar.bridge.relay import Settings, serve
+from stirbar.bridge.session import Broker
+from stirbar.core import identity, paths
+from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from stirbar.core.config import Config
+
+
+def settings_from_config(config: Config) -> Settings:
+    """Raises OSError and ValueError, saying what cannot be read or made."""
+    unit = paths.unit_name(config)
+    directory = paths.data_directory(config)
+    unit_id = identity.unit_id(directory)
+    password_file = os.path.expanduser(str(config.get("mqtt", "password_file") or ""))
+    password = ""
+    if password_file:
+        with open(password_file) as file:
+            password = file.readline().rstrip("\n")
+    broker = Broker(
+        str(config.get("mqtt", "broker_address")).split(";")[0].strip(),
+        int(config.get("mqtt", "broker_port")),
+        f"stirbar-{unit_id.hex()}",
+        str(config.get("mqtt", "username") or ""),
+        password,
+        bool(config.get("mqtt", "use_tls")),
+        os.path.expanduser(str(config.get("mqtt", "ca_file") or "")),
+    )
+    spool = os.path.expanduser(str(config.get("bridge.config", "spool_directory") or ""))
+    return Settings(
+        unit=unit,
+        unit_id=unit_id,
+        worker_address=paths.worker_address(config),
+        spool_directory=spool or os.path.join(directory, "spool"),
+        broker=broker,
+        spool_limit_bytes=int(config.get("bridge.config", "spool_limit_mb")) * 1_000_000,
+        topic_root=str(config.get("mqtt", "topic_root")),
+        data_root=str(config.get("mqtt", "data_root")),
+        dialect_readings_per_second=float(config.get("mqtt", "dialect_readings_per_second")),
+        end_to_end=config.get("bridge.config", "acknowledge") == "end_to_end",
+        block_interval_s=float(config.get("bridge.config", "block_interval_s")),
+        reconnect_maximum_s=float(config.get("bridge.config", "reconnect_maximum_s")),
+        with_raw=bool(config.get("od_reading.config", "raw")),
+    )
+
+
+def main(argv: list[str]) -> int:
+    """`stirbar bridge`: runs until SIGTERM or SIGINT; 1 when it cannot start."""
+    import argparse
+
+    parser = argparse.ArgumentParser(prog="stirbar bridge", description="Carry a worker's readings to the leader.")
+    add_config_options(parser)
+    try:
+        settings = settings_from_config(config_from_arguments(parser.parse_args(argv)))
+        log = Log(f"bridge[{settings.unit}]")
+        log("info", f"worker at {settings.worker_address}, broker at {settings.broker.host}:{settings.broker.port}")
+        serve(settings, log)
+    except (ConfigError, ValueError, OSError) as error:
+        print(f"stirbar bridge: {error}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,131 @@
+"""Who may use the broker: one user for the leader, one per unit, each with a random password of its own.
+
+The leader keeps hashes; a unit's password exists once, in that unit's password file (mode 0600).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import pathlib
+import re
+import secrets
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+LEADER = "stirbar-leader"
+ITERATIONS = 101  # mosquitto's own default; the passwords have 192 random bits, stretching adds nothing
+_UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+
+
+class CredentialError(Exception):
+    """A credential that cannot be issued; the sentence says why."""
+
+
+def hash_password(password: str, salt: bytes | None = None) -> str:
+    """mosquitto's format 7: PBKDF2-HMAC-SHA512, salt and digest in base 64."""
+    salt = secrets.token_bytes(12) if salt is None else salt
+    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, ITERATIONS, 64)
+    return f"$7${ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
+
+
+def verify(password: str, hashed: str) -> bool:
+    salt = base64.b64decode(hashed.split("$")[3])
+    return hmac.compare_digest(hash_password(password, salt), hashed)
+
+
+def write_private(path: pathlib.Path, text: str, owner: tuple[int, int] | None = None) -> None:
+    """Replace a file at once, mode 0600, owned by (uid, gid) if given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            if owner is not None:
+                os.fchown(descriptor, *owner)
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class Credentials:
+    """The users of one broker, kept in `<directory>/users.json` and `<directory>/leader.password`.
+
+    Synchronization: one thread at a time.
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = directory / "users.json"
+        self._users: dict[str, dict[str, Any]] = {}
+        if self._path.exists():
+            try:
+                self._users = json.loads(self._path.read_text(encoding="utf-8"))
+            except ValueError:
+                raise CredentialError(f"{self._path} is damaged: remove it; every unit then joins again") from None
+        self.leader_password = self._issue(LEADER, None, directory / "leader.password")
+
+    def issue(self, unit: str, unit_id: bytes, password_file: pathlib.Path) -> str:
+        """Let a unit in and leave its password in `password_file`; return the user name.
+
+        A file whose password is already right stays as it is. Raises CredentialError for a name that cannot be a user.
+        """
+        if not _UNIT_NAME.fullmatch(unit) or unit == LEADER:
+            raise CredentialError(
+                f"unit name {unit[:70]!r}: 1 to 63 letters, digits, '-', '_' and '.', beginning with a letter or digit"
+            )
+        self._issue(unit, unit_id, password_file)
+        return unit
+
+    def revoke(self, unit: str) -> None:
+        """Take a unit's access away. Raises CredentialError if it has none."""
+        if unit == LEADER or self._users.pop(unit, None) is None:
+            raise CredentialError(f"no unit '{unit}' has a credential")
+        self._save()
+
+    def units(self) -> dict[str, bytes]:
+        """{unit's name: unit_id} of those let in."""
+        return {name: bytes.fromhex(user["unit_id"]) for name, user in self._users.items() if name != LEADER}
+
+    def password_text(self) -> str:
+        """mosquitto's password file."""
+        return "".join(f"{name}:{user['hash']}\n" for name, user in self._users.items())
+
+    def acl_text(self, topic_root: str, data_root: str) -> str:
+        """mosquitto's ACL file: the leader everything, a unit its own topics and what is said to all."""
+        lines = [f"user {LEADER}", "topic readwrite #", "topic read $SYS/#"]
+        for name, unit_id in self.units().items():
+            lines += [
+                f"user {name}",
+                f"topic readwrite {data_root}/{unit_id.hex()}/#",
+                f"topic readwrite {topic_root}/{name}/#",
+                f"topic read {topic_root}/$broadcast/#",
+            ]
+        return "\n".join(lines) + "\n"
+
+    def _issue(self, name: str, unit_id: bytes | None, password_file: pathlib.Path) -> str:
+        user = self._users.get(name)
+        wanted_id = None if unit_id is None else unit_id.hex()
+        try:
+            password = password_file.read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            password = ""
+        if user is None or not verify(password, user["hash"]):
+            password = secrets.token_hex(24)
+            write_private(password_file, password + "\n")
+            user = None
+        if user is None or user["unit_id"] != wanted_id:
+            self._users[name] = {"hash": user["hash"] if user else hash_password(password), "unit_id": wanted_id}
+            self._save()
+        return password
+
+    def _save(self) -> None:
+        write_private(self._path, json.dumps(self._users, indent=1) + "\n")

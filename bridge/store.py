@@ -1,0 +1,153 @@
+"""Where the leader keeps what the units measured: the interface of every store, and how one is opened.
+
+A store is written by one ingest thread (`add`, then `commit` at most once a second) and read by any number of others.
+Only what `commit` has returned for may be acknowledged to a unit. Unit and run ids are 16 raw bytes, times are Unix
+seconds, streams are the numbers of `stirbar.core.records.STREAMS`.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from stirbar.core.records import Header
+
+    Marks = dict[tuple[bytes, bytes, int], int]
+
+
+class StoreError(Exception):
+    """The store cannot do what was asked: the sentence says what, and what helps."""
+
+
+class StoreUnavailable(StoreError):
+    """Not now: locked, disk full or too much waiting. Nothing was lost that the store had; try again."""
+
+
+class Store:
+    """The interface. Synchronization: any method from any thread; `add` and `commit` from one thread at a time."""
+
+    def epoch(self) -> int:
+        """The leadership epoch: 1 for the first leader of a cluster."""
+        raise NotImplementedError
+
+    def add(self, header: Header, payload: bytes) -> None:
+        """Buffer one block from `store/<stream>`: readings, events (JSON), a raw chunk or a gap.
+
+        What is here already is left out (key: unit, run, stream, sequence). Raises ValueError when header and payload
+        do not agree or a field is out of its range, StoreUnavailable when too much waits for a commit; then nothing of
+        the block was taken.
+        """
+        raise NotImplementedError
+
+    def add_gap(self, header: Header, reason: str) -> None:
+        """Buffer a gap over the sequence numbers of `header`, whatever its kind. Raises ValueError for a bad one."""
+        raise NotImplementedError
+
+    def commit(self) -> Marks:
+        """Write what is buffered in one transaction; return the high-water marks that moved.
+
+        Raises StoreUnavailable when that is not possible now; the buffer stays, and the next call tries again.
+        """
+        raise NotImplementedError
+
+    def expected(self, unit_id: bytes, run_id: bytes, stream: int) -> int:
+        """The sequence number that comes next without a hole, counting what is only buffered."""
+        raise NotImplementedError
+
+    def high_water(self, unit_id: bytes, run_id: bytes) -> dict[int, int]:
+        """{stream: mark}: every datum below the mark is committed, or committed as a gap."""
+        raise NotImplementedError
+
+    def units(self) -> list[dict[str, Any]]:
+        """`unit_id`, `unit` (name), `describe` (dict), `first_seen`, `experiment` (or None), in order of name."""
+        raise NotImplementedError
+
+    def upsert_unit(self, unit_id: bytes, name: str, describe: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def experiments(self) -> list[dict[str, Any]]:
+        """`name`, `description`, `created_at`, `units` (names of the units assigned now), newest first."""
+        raise NotImplementedError
+
+    def create_experiment(self, name: str, description: str = "") -> None:
+        """Raises StoreError for a name that exists or that cannot be part of an MQTT topic."""
+        raise NotImplementedError
+
+    def assign(self, unit_id: bytes, experiment: str | None) -> None:
+        """Assign a unit to an experiment from now on (None: to no one). Raises StoreError when one is unknown."""
+        raise NotImplementedError
+
+    def assignments(self) -> dict[bytes, str]:
+        """{unit_id: experiment} now in force."""
+        raise NotImplementedError
+
+    def series(
+        self,
+        stream: int,
+        start_s: float,
+        end_s: float,
+        points: int,
+        unit_ids: list[bytes] | None = None,
+        experiment: str | None = None,
+    ) -> list[dict[str, Any]]:
+        """One line per unit and angle: `unit_id`, `unit`, `stream`, `angle`, and lists `t`, `low`, `high`, `mean`.
+
+        At most `points` points a line. A point is one reading (low = high = mean), or a bin of equal length with the
+        extremes and the mean of its finite values, at the bin's middle. Bins without a finite value are left out.
+        """
+        raise NotImplementedError
+
+    def csv_rows(self, experiment: str, stream: int | None = None) -> Iterator[list[str]]:
+        """The readings of an experiment as rows of text, names of the columns first. Raises StoreError if unknown."""
+        raise NotImplementedError
+
+    def add_event(self, unit_id: bytes | None, level: str, source: str, code: str, message: str) -> dict[str, Any]:
+        """Buffer an event that the leader itself makes, about a unit or about no one; return it as `events` would."""
+        raise NotImplementedError
+
+    def events(
+        self, unit_id: bytes | None = None, limit: int = 100, before: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Newest first: `id`, `t`, `unit_id`, `unit` (None: the leader), `level`, `source`, `code`, `message`, `value`.
+
+        `before` (a `t`) is exclusive.
+        """
+        raise NotImplementedError
+
+    def gaps(self, unit_id: bytes | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """Newest first: `unit_id`, `unit`, `run_id`, `stream`, `first_sequence`, `count`, `reason`, `t`."""
+        raise NotImplementedError
+
+    def raw_chunks(self, unit_id: bytes, start_s: float, end_s: float) -> list[tuple[Header, bytes]]:
+        """The raw chunks made between two times, oldest first, as they came (kind 5)."""
+        raise NotImplementedError
+
+    def counters(self) -> dict[str, Any]:
+        """What was stored, left out, refused, retried and waits, since this store was opened."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Commit what is buffered, if possible, and let go of the database."""
+        raise NotImplementedError
+
+
+def open_store(url_or_path: str | os.PathLike[str]) -> Store:
+    """Open the store behind a file path or `sqlite://<path>` (three slashes with an absolute one).
+
+    It is made, and brought up to date, when needed.
+
+    Raises StoreError: not a store, made by a newer stirbar, in use by another leader, or a kind of database that this
+    version does not speak.
+    """
+    text = os.fspath(url_or_path)
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme != "sqlite":
+        raise StoreError(f"store '{scheme}://…' is not spoken here: give a path or sqlite://<path>")
+    from stirbar.bridge.sqlite_store import SqliteStore
+
+    return SqliteStore(pathlib.Path(rest if separator else text).expanduser())
