@@ -4,6 +4,7 @@ Cython resolves `cimport stirbar.rt.x` by directory, and knows nothing of packag
 blind spot. build/view is a generated link farm that shows them the layout that the installed package has.
 """
 
+import hashlib
 import runpy
 from pathlib import Path
 
@@ -21,18 +22,33 @@ def make_view() -> str:
     """Create build/view/stirbar/... as links into the source folders; return its path for the include list."""
     top = Path("build/view") / NAME
     top.mkdir(parents=True, exist_ok=True)
-    links = {key: folder for key, folder in FOLDERS.items()} | {name: f"core/_top/{name}" for name in TOP_FILES}
+    links = FOLDERS | {name: f"core/_top/{name}" for name in TOP_FILES}
     for link, target in links.items():
         if not (top / link).is_symlink():
             (top / link).symlink_to(Path("../../..") / target)
     return str(top.parent)
 
 
+def build_id() -> str:
+    """Names the compiled code by its sources: a recording says which one made it."""
+    digest = hashlib.sha256()
+    for source in sorted(path for path in Path("pyx").iterdir() if path.suffix in (".pxd", ".pyx")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def extensions() -> list[Extension]:
     """One extension per .pyx; the worker loads only `loop`, the *_arrays modules are for NumPy users."""
+    macros = [("STIRBAR_BUILD_ID", f'"{build_id()}"')]
     return [
-        Extension(f"{NAME}.rt.{source.stem}", [str(source)], extra_compile_args=COMPILE_ARGS, extra_link_args=["-s"],
-                  libraries=["m", "pthread"])
+        Extension(
+            f"{NAME}.rt.{source.stem}",
+            [str(source)],
+            define_macros=macros,
+            extra_compile_args=COMPILE_ARGS,
+            extra_link_args=["-s"],
+            libraries=["m", "pthread"],
+        )
         for source in sorted(Path("pyx").glob("*.pyx"))
     ]
 

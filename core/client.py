@@ -1,8 +1,8 @@
 """`stirbar.Worker`: a worker from a script or a notebook.
 
-    >>> from stirbar import Worker
-    >>> for block in Worker().stream("od"):        # NumPy structured arrays, as they come
-    ...     print(block["value"].mean())
+>>> from stirbar import Worker
+>>> for block in Worker().stream("od"):        # NumPy structured arrays, as they come
+...     print(block["value"].mean())
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import os
 
 import zmq
-
 from stirbar.core import records
 from stirbar.core.records import Header
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     import numpy
-
     from stirbar.core.config import Config
 
 # More than a PUB socket's own queue, so that only a reader that is slow for long loses data.
@@ -79,8 +77,8 @@ class Worker:
     def command(self, command: str, *, timeout_s: float | None = None, **arguments: Any) -> dict[str, Any]:
         """Run a command of docs/protocol.md and return its result.
 
-        Raises CommandRefused with the worker's reason, WorkerUnreachable when no answer comes in time. The worker does a
-        command at most once, even when the answer was late.
+        Raises CommandRefused with the worker's reason, WorkerUnreachable when no answer comes in time. The worker
+        does a command at most once, even when the answer was late.
         """
         return self._request(command, timeout_s, arguments)[0]
 
@@ -90,7 +88,7 @@ class Worker:
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         identifier = os.urandom(16).hex()
         self._command.send(json.dumps({"id": identifier, "command": command, **arguments}).encode())
-        while self._command.poll(limit_s * 1000):
+        while self._command.poll(round(limit_s * 1000)):
             answer, *frames = self._command.recv_multipart()
             reply = json.loads(answer)
             if reply.get("id") != identifier:
@@ -142,10 +140,12 @@ class Worker:
 
     # --- streams -----------------------------------------------------------------------------------------------------
 
-    def messages(self, *topics: str, timeout_s: float | None = None) -> Iterator[tuple[str, Header, bytes]]:
-        """Raw messages of the telemetry socket below these topic prefixes: (topic, header, payload).
+    def messages(
+        self, *topics: str, timeout_s: float | None = None, idle: bool = False
+    ) -> Iterator[tuple[str, Header, bytes] | None]:
+        """Messages of the telemetry socket below these topic prefixes, as they come: (topic, header, payload).
 
-        Ends after `timeout_s` seconds without a message; without it, waits for ever.
+        After `timeout_s` seconds without a message it ends, or, with `idle`, yields None and goes on.
         """
         socket = self._context.socket(zmq.SUB)
         socket.rcvhwm = RECEIVE_HIGH_WATER
@@ -154,52 +154,67 @@ class Worker:
             socket.subscribe(topic.encode())
         socket.connect(f"{self.address}/telemetry")
         try:
-            while socket.poll(None if timeout_s is None else timeout_s * 1000):
-                topic, header, payload = socket.recv_multipart()
-                yield topic.decode(), Header.unpack(header)[0], payload
+            while True:
+                if not socket.poll(None if timeout_s is None else round(timeout_s * 1000)):
+                    if not idle:
+                        return
+                    yield None
+                    continue
+                name, header, payload = socket.recv_multipart()
+                yield name.decode(), Header.unpack(header)[0], payload
         finally:
             socket.close()
 
-    def stream(self, name: str = "od", timeout_s: float | None = None) -> Iterator[numpy.ndarray]:
-        """Readings as they come: NumPy structured arrays of `records.READING_DTYPE`, one stream an array.
+    def batches(
+        self, *topics: str, timeout_s: float | None = None, idle: bool = False
+    ) -> Iterator[tuple[str, Header, bytes] | None]:
+        """As `messages`, but without holes: what this reader missed is asked for again from the worker's memory, and
+        what cannot be had any more is counted in `lost`."""
+        expected: dict[tuple[bytes, int], int] = {}
+        for message in self.messages(*topics, timeout_s=timeout_s, idle=idle):
+            if message is None or message[1].kind not in (records.KIND_READINGS, records.KIND_TRACE):
+                yield message
+                continue
+            topic, header, payload = message
+            key = (header.run_id, header.stream)
+            at = expected.get(key, header.first_sequence)
+            if header.first_sequence > at:
+                for resent, resent_payload in self._missed(header, at):
+                    self.lost += max(0, resent.first_sequence - at)
+                    at = resent.end_sequence
+                    yield topic, resent, resent_payload
+                self.lost += max(0, header.first_sequence - at)
+            if header.end_sequence > expected.get(key, 0):
+                expected[key] = header.end_sequence
+                yield topic, header, payload
 
-        `name` is a stream (`od2`, `rpm`, `temperature`) or a prefix of some (`od`). What this reader missed is asked for
-        again from the worker's memory; what cannot be had any more is counted in `lost`.
+    def _missed(self, header: Header, start: int) -> Iterator[tuple[Header, bytes]]:
+        """Batches of the worker's memory from `start` up to the one whose header came."""
+        at = start
+        while at < header.first_sequence:
+            result, frames = self._request(
+                "resend", None, {"stream": records.STREAMS[header.stream], "from_sequence": at}
+            )
+            for packed, payload in zip(frames[::2], frames[1::2], strict=True):
+                resent = Header.unpack(packed)[0]
+                if resent.run_id != header.run_id or resent.first_sequence >= header.first_sequence:
+                    return
+                yield resent, payload
+            if result["end"] is None or result["end"] <= at:
+                return
+            at = result["end"]
+
+    def stream(self, name: str = "od", timeout_s: float | None = None) -> Iterator[numpy.ndarray]:
+        """Readings as they come, without holes: NumPy structured arrays of `records.READING_DTYPE`, of one stream each.
+
+        `name` is a stream (`od2`, `rpm`, `temperature`) or a prefix of some (`od`).
         """
         import numpy
 
         dtype = numpy.dtype(records.READING_DTYPE)
-        expected: dict[tuple[bytes, int], int] = {}
-        for _, header, payload in self.messages(f"reading/{name}", timeout_s=timeout_s):
-            key = (header.run_id, header.stream)
-            missing_from = expected.get(key, header.first_sequence)
-            if header.end_sequence <= missing_from:
-                continue
-            if header.first_sequence > missing_from:
-                yield from self._fill(header, missing_from, dtype)
-            block = numpy.frombuffer(payload, dtype)
-            yield block[block["sequence"] >= missing_from]
-            expected[key] = header.end_sequence
-
-    def _fill(self, header: Header, start: int, dtype: numpy.dtype[Any]) -> Iterator[numpy.ndarray]:
-        import numpy
-
-        at = start
-        while at < header.first_sequence:
-            result, frames = self._request("resend", None, {"stream": records.STREAMS[header.stream], "from_sequence": at})
-            if result["end"] is None or result["end"] <= at:
-                break
-            for packed, payload in zip(frames[::2], frames[1::2], strict=True):
-                resent = Header.unpack(packed)[0]
-                if resent.run_id != header.run_id or resent.first_sequence >= header.first_sequence:
-                    continue
-                self.lost += max(0, resent.first_sequence - at)
-                block = numpy.frombuffer(payload, dtype)
-                yield block[(block["sequence"] >= at) & (block["sequence"] < header.first_sequence)]
-                at = max(at, resent.end_sequence)
-            if result["end"] >= header.first_sequence:
-                break
-        self.lost += max(0, header.first_sequence - at)
+        for batch in self.batches(f"reading/{name}", timeout_s=timeout_s):
+            assert batch is not None
+            yield numpy.frombuffer(batch[2], dtype)
 
 
 def default_address(config: Config | None = None) -> str:
@@ -212,5 +227,7 @@ def default_address(config: Config | None = None) -> str:
     if not address.startswith("ipc://") or os.path.exists(f"{address[6:]}/command"):
         return address
     directory = paths.runtime_directory(config)
-    found = [entry.path for entry in os.scandir(directory) if entry.is_dir() and os.path.exists(f"{entry.path}/command")]
+    found = [
+        entry.path for entry in os.scandir(directory) if entry.is_dir() and os.path.exists(f"{entry.path}/command")
+    ]
     return f"ipc://{found[0]}" if len(found) == 1 else address

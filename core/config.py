@@ -299,7 +299,6 @@ class _Builder:
             config._values["unit", "name"] = os.uname().nodename.partition(".")[0]
         return config
 
-
     def _replace_foreign(self, section: str, values: tuple[tuple[str, float], ...], reason: str) -> None:
         """Take the defaults where a file gives a whole set of values that means something else in Pioreactor."""
         config = self.config
@@ -330,7 +329,7 @@ def build_config(
 
 def find_files(path: str | None = None, unit_path: str | None = None) -> tuple[str, str | None]:
     """The files that are read: config.ini (the shipped example if the user has none) and unit_config.ini (or None)."""
-    chosen = path or os.environ.get("STIRBAR_CONFIG")
+    chosen = os.path.expanduser(path or os.environ.get("STIRBAR_CONFIG", ""))
     directories = [os.path.expanduser(USER_DIRECTORY), SYSTEM_DIRECTORY]
     if chosen:
         directories = [os.path.dirname(chosen)]
@@ -342,7 +341,9 @@ def find_files(path: str | None = None, unit_path: str | None = None) -> tuple[s
                 break
         else:
             chosen = EXAMPLE
-    if unit_path is None:
+    if unit_path is not None:
+        unit_path = os.path.expanduser(unit_path)
+    else:
         candidates = [os.path.join(directory, UNIT_NAME) for directory in directories]
         unit_path = next((candidate for candidate in candidates if os.path.exists(candidate)), None)
     return chosen, unit_path
@@ -363,9 +364,7 @@ def read_file(path: str) -> IniFile:
         raise ConfigError(f"{path!r}: is not the name of a file: {error}") from None
 
 
-def load_config(
-    path: str | None = None, unit_path: str | None = None, overrides: Iterable[Override] = ()
-) -> Config:
+def load_config(path: str | None = None, unit_path: str | None = None, overrides: Iterable[Override] = ()) -> Config:
     """Read and check the configuration.
 
     `path` is config.ini, by default $STIRBAR_CONFIG, else ~/.stirbar/config.ini or /etc/stirbar/config.ini if present,
@@ -373,7 +372,8 @@ def load_config(
     (section, key, text), from `parse_overrides`. Raises ConfigError with every problem found.
     """
     chosen, unit = find_files(path, unit_path)
-    files, problems = [], []
+    files: list[IniFile] = []
+    problems: list[str] = []
     for name in (chosen, unit):
         if name is not None:
             try:
@@ -409,7 +409,8 @@ def split_name(name: str) -> tuple[str, str]:
 
 def parse_overrides(texts: Iterable[str]) -> list[Override]:
     """The arguments of `--set` as overrides. Raises ConfigError with every one that cannot be read."""
-    overrides, problems = [], []
+    overrides: list[Override] = []
+    problems: list[str] = []
     for text in texts:
         try:
             overrides.append(parse_override(text))

@@ -45,8 +45,8 @@ def _control_character(line: str) -> str | None:
 class IniFile:
     """The text of one INI file with what was found in it.
 
-    `items` are in the order of the file, `problems` are (line, what is wrong and what to do). Whatever the text, parsing
-    never raises, and `text()` gives it back unchanged until `set` is called.
+    `items` are in the order of the file, `problems` are (line, what is wrong and what to do). Whatever the text,
+    parsing never raises, and `text()` gives it back unchanged until `set` is called.
 
     Synchronization: none; one thread at a time.
     """
@@ -145,7 +145,8 @@ class IniFile:
 
     def _insert(self, section: str, entry: str) -> None:
         ending = "\r" if self._lines[0].endswith("\r") else ""
-        after = max((item.line for item in self.items if item.section == section), default=self._headers.get(section, 0))
+        lines = [item.line for item in self.items if item.section == section]
+        after = max(lines, default=self._headers.get(section, 0))
         if after:
             if after == len(self._lines):  # the last line, without a line end
                 self._lines[after - 1] += ending
@@ -160,18 +161,18 @@ class IniFile:
 
 
 def write_atomically(path: str, text: str) -> None:
-    """Replace a file so that a power cut leaves the old one or the new one; keeps its mode, follows links."""
+    """Replace a file so that a power cut leaves the old one or the new one; keeps mode and owner, follows links."""
     path = os.path.realpath(path)
     directory = os.path.dirname(path)
     temporary = f"{path}.{os.getpid()}.new"
-    try:
-        mode = os.stat(path).st_mode & 0o777
-    except FileNotFoundError:
-        mode = 0o644
+    old = os.stat(path) if os.path.exists(path) else None
+    mode = old.st_mode & 0o777 if old else 0o644
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
     try:
         with open(descriptor, "w", encoding="utf-8", newline="") as file:
             os.fchmod(descriptor, mode)
+            if old and os.geteuid() == 0:
+                os.fchown(descriptor, old.st_uid, old.st_gid)
             file.write(text)
             file.flush()
             os.fsync(descriptor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 NOT_DOSING = "this version does not dose"
-PAGE = "the page shows every quantity and remembers what you hide"
+PAGE = "the page shows every quantity"
 
 # Pioreactor's keys that stirbar does not use: (section, keys or "*", reason).
 IGNORED: tuple[tuple[str, str, str], ...] = (
@@ -54,7 +54,7 @@ IGNORED: tuple[tuple[str, str, str], ...] = (
     ("storage", "*", "files are below [unit] data_directory and [leader.config] data_directory"),
     ("logging", "*", "events are stored with the readings and shown on the page; processes write to standard error"),
     ("cluster.addresses", "*", "units call the leader, nobody calls a unit: only leader_address is needed"),
-    ("mqtt", "password", "no password is read from this file; put it into a file of its own and name it in password_file"),
+    ("mqtt", "password", "no password is read from here; put it into a file of its own, named in password_file"),
     ("mqtt", "broker_ws_port ws_protocol", "the browser talks to the leader only, not to the broker"),
     ("ui", "*", "address and port of the page are in [web.config]"),
     ("ui.overview.settings", "*", PAGE),

@@ -7,11 +7,7 @@ The checks of `stirbar.core.config`, the example file and `docs/configuration.md
 from __future__ import annotations
 
 from stirbar.core.pioreactor_keys import IGNORED
-
-try:
-    from stirbar.core.simulation import PARAMETERS
-except ImportError:
-    PARAMETERS = ()
+from stirbar.core.simulation import PARAMETERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,6 +73,13 @@ def number(value: float) -> str:
     return f"{value:.10g}"
 
 
+def format_value(value: Value) -> str:
+    """A value as it is written in a file."""
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    return value if isinstance(value, str) else number(value)
+
+
 def _any_text(text: str) -> bool:
     return True
 
@@ -95,7 +98,7 @@ def _is_host(text: str) -> bool:
 
 def _is_address(text: str) -> bool:
     if text.startswith("ipc://"):
-        return len(text.encode()) <= 96  # with /telemetry it must fit into the 107 bytes of a socket's path
+        return 6 < len(text.encode()) <= 6 + 97  # with /telemetry it must fit into the 107 bytes of a socket's path
     return text.startswith("tcp://") and ":" in text[6:] and text.rpartition(":")[2].isdigit()
 
 
@@ -114,14 +117,12 @@ TEXT_RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "label": ("at most 63 characters without / + # or spaces, not beginning with $", _is_label),
     "topic": ("an MQTT topic without wildcards, not beginning or ending with /", _is_topic),
     "host": ("a host name or an IP address", _is_host),
-    "address": ("ipc:///path of at most 96 characters, or tcp://host:port", _is_address),
+    "address": ("ipc:///path of at most 97 characters, or tcp://host:port", _is_address),
     "cpus": ("CPU numbers as in 3 or 0,2-3", _is_cpu_list),
 }
 
 
-def _integer(
-    name: str, default: int, unit: str, low: int, high: int, help: str, choices: tuple[str, ...] = ()
-) -> Key:
+def _integer(name: str, default: int, unit: str, low: int, high: int, help: str, choices: tuple[str, ...] = ()) -> Key:
     return Key(name, "int", default, help, unit, low, high, choices)
 
 
@@ -144,7 +145,7 @@ def _choice(name: str, default: str, choices: tuple[str, ...], help: str) -> Key
 
 
 def _intensity() -> Key:
-    key = _real("ir_led_intensity", 80.0, "%", 0.0, 100.0, "Intensity of the OD LED while it is on; below 90 it lives long.")
+    key = _real("ir_led_intensity", 80.0, "%", 0.0, 100.0, "Intensity of the OD LED while on; below 90 it lives long.")
     key.also = (("auto", "80", "stirbar does not choose the intensity by itself: 80 % is taken"),)
     return key
 
@@ -189,7 +190,9 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         "worker.config",
         "The worker process and its ZeroMQ sockets.",
         (
-            _text("address", "address", "", "Base address of the sockets; empty takes ipc://<runtime_directory>/<name>."),
+            _text(
+                "address", "address", "", "Base address of the sockets; empty takes ipc://<runtime_directory>/<name>."
+            ),
             _integer(
                 "telemetry_high_water",
                 1000,
@@ -199,7 +202,7 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "What is kept for a slow subscriber before it loses some; the worker never waits for one.",
             ),
             _real("batch_interval_s", 0.1, "s", 0.02, 1.0, "How often readings are sent."),
-            _integer("history_mb", 8, "MB", 1, 1024, "Memory of sent batches, from which bridge and recorder fill gaps."),
+            _integer("history_mb", 8, "MB", 1, 1024, "Memory for sent batches; bridge and recorder fill gaps from it."),
         ),
     ),
     (
@@ -212,7 +215,7 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "priority",
                 0,
                 49,
-                "SCHED_FIFO priority of the sampling thread, below the kernel's interrupt threads (50); 0 asks for none.",
+                "SCHED_FIFO priority of the sampling thread, below the interrupt threads' 50; 0 asks for none.",
             ),
             _integer(
                 "priority_actuators",
@@ -240,8 +243,8 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         "Measuring optical density.",
         (
             _real("readings_per_second", 10.0, "Hz", 0.01, 50.0, "Readings of each channel."),
-            _real("window_s", 1.0, "s", 0.1, 60.0, "Length of the light that each reading is made of; windows overlap."),
-            _integer("adc_rate_hz", 860, "Hz", 8, 860, "Conversions a second that the converter is set to.", ADC_RATES_HZ),
+            _real("window_s", 1.0, "s", 0.1, 60.0, "Light that each reading is made of; windows overlap."),
+            _integer("adc_rate_hz", 860, "Hz", 8, 860, "Conversions a second to ask of the converter.", ADC_RATES_HZ),
             _real(
                 "adc_full_scale_v",
                 1.024,
@@ -285,27 +288,27 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         "stirring.config",
         "Stirring.",
         (
-            _real("initial_target_rpm", 500.0, "rpm", 0.0, 2000.0, "Speed that stirring starts with."),
+            _real("initial_target_rpm", 500.0, "rpm", 60.0, 2000.0, "Speed that stirring starts with."),
             _real(
                 "initial_duty_cycle", 30.0, "%", 0.0, 100.0, "Duty that open-loop stirring (use_rpm = 0) starts with."
             ),
             _real("pwm_hz", 200.0, "Hz", 10.0, 40_000.0, "Frequency of the stirrer's PWM."),
             _switch("use_rpm", True, "Hold the speed by the tachometer; 0 sets the duty only."),
-            _real("maximum_rpm", 1500.0, "rpm", 1.0, 2000.0, "No target above this is accepted."),
-            _integer("pulses_per_turn", 1, "edges", 1, 16, "Edges that the tachometer gives in one turn."),
+            _real("maximum_rpm", 1500.0, "rpm", 60.0, 2000.0, "No target above this is accepted."),
+            _integer("pulses_per_turn", 1, "edges", 1, 8, "Edges that the tachometer gives in one turn."),
             _real("duty_maximum_percent", 100.0, "%", 1.0, 100.0, "No duty above this is set."),
             _real("kick_duty_percent", 100.0, "%", 0.0, 100.0, "Duty that breaks the rotor loose."),
-            _real("kick_s", 0.35, "s", 0.0, 2.0, "How long a kick lasts at most."),
-            _integer("stall_retries", 3, "kicks", 0, 20, "Kicks after a stall before stirring stops with a fault."),
+            _real("kick_s", 0.35, "s", 0.0, 0.5, "How long a kick lasts at most."),
+            _integer("stall_retries", 3, "kicks", 0, 10, "Kicks after a stall before stirring stops with a fault."),
             _real(
                 "feed_forward_offset_percent",
-                5.0,
+                6.0,
                 "%",
                 0.0,
                 100.0,
                 "Duty at standstill of the line that gives the duty for a speed.",
             ),
-            _real("feed_forward_percent_per_rpm", 0.05, "%/rpm", 0.0, 1.0, "Slope of that line."),
+            _real("feed_forward_percent_per_rpm", 0.048, "%/rpm", 0.0, 1.0, "Slope of that line."),
             _switch("autostart", True, "Start stirring when the worker starts."),
         ),
     ),
@@ -313,9 +316,9 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         "stirring.pid",
         "The controller of the stirring speed; it acts on each edge of the tachometer.",
         (
-            _real("Kp", 0.02, "%/rpm", 0.0, 10.0, "Proportional gain."),
-            _real("Ki", 0.05, "%/(rpm s)", 0.0, 10.0, "Integral gain."),
-            _real("Kd", 0.0, "% s/rpm", 0.0, 10.0, "Derivative gain."),
+            _real("Kp", 0.05, "%/rpm", 0.0, 10.0, "Proportional gain, at 500 rpm and above."),
+            _real("Ki", 0.1, "%/(rpm s)", 0.0, 10.0, "Integral gain, at 500 rpm and above."),
+            _real("Kd", 0.0, "% s/rpm", 0.0, 10.0, "Derivative gain, on the measured speed."),
         ),
     ),
     (
@@ -331,7 +334,10 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         "The simulated vial, which runs instead of the hardware when [unit] simulate is on.",
         (
             _integer("seed", 1, "seed", 0, 2**32 - 1, "Seed of all its randomness: the same seed, the same culture."),
-            *(Key(one.name, "float", one.default, one.help, one.unit, one.low, one.high) for one in PARAMETERS),
+            *(
+                Key(one.name, "float", one.default, f"{one.group}: {one.help}", one.unit, one.low, one.high)
+                for one in PARAMETERS
+            ),
         ),
     ),
     (
@@ -340,7 +346,7 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         (
             _text("broker_address", "host", "localhost", "Where the broker is; of a list separated by ; the first."),
             _integer("broker_port", 1883, "port", 1, 65535, "Its port (8883 is usual with TLS)."),
-            _text("username", "text", "", "Account of the bridge; empty takes the one that the leader handed out."),
+            _text("username", "text", "", "Account of the bridge at the broker; empty connects without one."),
             _text("password_file", "path", "", "File whose first line is the password of that account."),
             _text("topic_root", "topic", "pioreactor", "First level of the dialect's topics."),
             _text("data_root", "topic", "stirbar", "First level of our own topics."),
@@ -360,13 +366,13 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         "bridge.config",
         "The bridge from a worker to the broker.",
         (
-            _text("spool_directory", "path", "", "Where readings wait for the leader; empty takes data_directory/spool."),
+            _text("spool_directory", "path", "", "Where readings wait; empty takes data_directory/spool."),
             _integer("spool_limit_mb", 512, "MB", 1, 1_000_000, "Room for what waits."),
             _choice(
                 "acknowledge",
                 "end_to_end",
                 ("end_to_end", "broker"),
-                "Who says that data are safe: the leader after its commit, or the broker (for leaders that are not stirbar).",
+                "Who says that data are safe: the leader after its commit, or the broker (for other leaders).",
             ),
             _real("block_interval_s", 1.0, "s", 0.1, 60.0, "Time between stored blocks."),
             _real("reconnect_maximum_s", 30.0, "s", 1.0, 3600.0, "Longest wait between attempts to reach the broker."),
@@ -376,14 +382,17 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         "leader.config",
         "The leader.",
         (
-            _text("data_directory", "path", "", "Where its files are; empty takes leader/ in the unit's data_directory."),
+            _text(
+                "data_directory", "path", "", "Where its files are; empty takes leader/ in the unit's data_directory."
+            ),
             _text("database", "path", "", "SQLite file of readings and events; empty takes stirbar.sqlite in there."),
             _choice(
-                "broker", "own", ("own", "external"), "Run a mosquitto of our own, or use the external broker of [mqtt]."
+                "broker",
+                "own",
+                ("own", "external"),
+                "Run a mosquitto of our own, or use the external broker of [mqtt].",
             ),
-            _text(
-                "broker_bind", "host", "127.0.0.1", "Address that our own broker listens on, at [mqtt] broker_port."
-            ),
+            _text("broker_bind", "host", "127.0.0.1", "Address that our own broker listens on, at [mqtt] broker_port."),
         ),
     ),
     (

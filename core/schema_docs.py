@@ -14,7 +14,7 @@ from stirbar.core.ini import write_atomically
 from stirbar.core.pioreactor_keys import FOREIGN, IGNORED
 from stirbar.core.schema_rules import RULES
 
-WIDTH = 110
+WIDTH = 118
 
 EXAMPLE_HEAD = """\
 # The configuration of stirbar: every key with its default. It runs as it is.
@@ -37,9 +37,11 @@ Generated from `core/schema.py`; `config.example.ini` holds the same keys as a f
 | layer, each above the one before | where |
 |---|---|
 | defaults | the tables below |
-| `config.ini`, shared by all units | `--config`, else `$STIRBAR_CONFIG`, else `~/.stirbar/config.ini`, else `/etc/stirbar/config.ini`, else the shipped example |
+| `config.ini`, shared by all units | the first of: `--config`, `$STIRBAR_CONFIG`, those below, the shipped example |
 | `unit_config.ini`, of one unit | `--unit-config`, else the file of that name beside `config.ini` |
 | `--set section.key=value`, of one run | command line, may be repeated |
+
+Without `--config` and `$STIRBAR_CONFIG`, `config.ini` is looked for in `~/.stirbar` and in `/etc/stirbar`.
 
 A process reads its configuration once, at start. `Config.digest()` is 16 hex digits that change with any effective
 value; recordings carry it.
@@ -58,7 +60,7 @@ twice in one file is refused.
 | `stirbar config check` | checks all layers; lists what is ignored and why; exit status 1 if anything is refused |
 | `stirbar config show` | values in force and where each comes from; `--changed`, `--defaults`, `--json` |
 | `stirbar config get section.key` | one value |
-| `stirbar config set section.key=value` | changes the file in place, with its comments; `--unit` for `unit_config.ini` |
+| `stirbar config set section.key=value` | changes the file, keeping its comments; `--unit` for `unit_config.ini` |
 | `stirbar config example` | prints the example file |
 
 ## What is refused
@@ -68,13 +70,6 @@ one; a line that cannot be read; rules between keys (at the end of this page). A
 with file, line, key, what is allowed and what to do, and nothing starts. An unknown section gets one warning. Keys of
 Pioreactor that stirbar does not use are accepted and listed by `stirbar config check`.
 """
-
-
-def format_value(value: schema.Value) -> str:
-    """A value as it is written in a file."""
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    return value if isinstance(value, str) else schema.number(value)
 
 
 def _comment(text: str) -> list[str]:
@@ -88,7 +83,8 @@ def example() -> str:
         lines += [*_comment(about), f"[{section}]"]
         for key in schema.KEYS:
             if key.section == section:
-                lines += [*_comment(f"{key.help} [{key.allowed()}]"), f"{key.name} = {format_value(key.default)}".rstrip()]
+                bounds = f" [{key.allowed()}]" if key.is_number() or key.type in ("bool", "choice") else ""
+                lines += [*_comment(key.help + bounds), f"{key.name} = {schema.format_value(key.default)}".rstrip()]
         lines += [*FREE_EXAMPLES.get(section, ()), ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -103,7 +99,7 @@ def _key_table(section: str) -> list[str]:
         name, rule = schema.FREE[section]
         rows.append(f"| *{name}* | {rule.type} | | {_cell(rule.allowed())} | {_cell(rule.help)} |")
     for key in (key for key in schema.KEYS if key.section == section):
-        default = f"`{format_value(key.default)}`" if key.default != "" else ""
+        default = f"`{schema.format_value(key.default)}`" if key.default != "" else ""
         also = "".join(f" `{text}`: {reason}." for text, _, reason in key.also if reason)
         rows.append(f"| `{key.name}` | {key.type} | {default} | {_cell(key.allowed())} | {_cell(key.help + also)} |")
     return rows

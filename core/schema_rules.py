@@ -20,7 +20,7 @@ LOOP, OD, DIODES, STIRRING = "loop.config", "od_reading.config", "od_config.phot
 def _one_reference(get: Get) -> str | None:
     references = [channel for channel in "1234" if get(DIODES, channel) == "REF"]
     if len(references) > 1:
-        return f"channels {' and '.join(references)} are REF; keep one reference photodiode and give the other its angle"
+        return f"channels {' and '.join(references)} are REF; keep one reference and give the other its angle"
     return None
 
 
@@ -71,13 +71,13 @@ def _duties_below_maximum(get: Get) -> str | None:
     above = [f"{key} ({number(get(STIRRING, key))} %)" for key in DUTIES if get(STIRRING, key) > maximum]
     if above:
         verb = "are" if len(above) > 1 else "is"
-        return f"{', '.join(above)} {verb} above duty_maximum_percent ({number(maximum)} %); lower the one or raise the other"
+        return f"{', '.join(above)} {verb} above duty_maximum_percent ({number(maximum)} %); lower it or raise that"
     return None
 
 
 def _roots_differ(get: Get) -> str | None:
     if get("mqtt", "topic_root") == get("mqtt", "data_root"):
-        return "topic_root and data_root are the same, so dashboards would read our records as theirs; change one of them"
+        return "topic_root and data_root are the same, and dashboards would misread our records; change one"
     return None
 
 

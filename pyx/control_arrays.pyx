@@ -57,7 +57,7 @@ def stirring_defaults():
 cdef class Stirrer:
     """The stirring controller on its own: edges and ticks in, duty and events out.
 
-    Keyword arguments are fields of StirConfig (see stirring_defaults()); ValueError names the range when one is outside.
+    Keyword arguments are fields of StirConfig (see stirring_defaults()); ValueError when one is outside its range.
     Synchronization: not thread-safe; no clock, no I/O.
     """
 

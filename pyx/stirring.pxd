@@ -24,7 +24,10 @@ cdef enum:
 
 cdef enum:
     STIR_SLEW_PERCENT_PER_S = 150     # the stir bar falls out of the magnets' hold when the drive jumps
-    STIR_KICK_MINIMUM_MS = 60         # an edge before this may be the rotor rocking on its magnet
+    STIR_KICK_MINIMUM_MS = 30         # an edge before this may be the rotor rocking on its magnet
+    STIR_LAG_MS = 400                 # of a usual fan: how long the first kick takes to reach the target
+    STIR_FLOOR_PERCENT = 70           # of the feed-forward offset: braking harder than this stops the rotor
+    STIR_STALL_BOOST_PERCENT = 2      # a stall says that feed-forward is too low by about this
     STIR_UPDATE_MINIMUM_MS = 50       # at most 20 updates a second (IS-34)
     STIR_STEP_MAXIMUM_MS = 100        # a later tick counts as this much for the slew
     STIR_REFERENCE_MS = 250           # time constant of the speed that PI is asked for, from where the rotor is
@@ -66,7 +69,10 @@ cdef struct StirState:
     int64_t update_ns                 # the last PI update
     int64_t command_ns                # the command that is obeyed
     int64_t kick_ns                   # the last kick began
+    int64_t alive_ns                  # the last edge, or the kick or command since
+    int64_t stall_ns                  # silence that is a stall
     int64_t next_report_ns            # 0: not set yet
+    double ceiling_percent            # the highest duty that may ever be written, whatever a controller asks for
     double target_rpm                 # 0: open loop or off
     double open_duty_percent          # of stir_duty
     double duty_percent               # what the last tick put out
@@ -142,37 +148,34 @@ cdef inline int stir_init(StirState* s, const StirConfig* config) noexcept nogil
         status = stir_config_check(config)
     if status == 0:
         s.config = config[0]
+        s.ceiling_percent = stir_clamp(config.duty_maximum_percent, 0.0, STIR_DUTY_CEILING_PERCENT)
     return status
-
-
-cdef inline double stir_ceiling(const StirState* s) noexcept nogil:
-    """The highest duty that may ever be written, whatever any controller asks for."""
-    return stir_clamp(s.config.duty_maximum_percent, 0.0, STIR_DUTY_CEILING_PERCENT)
 
 
 cdef inline double stir_feed_forward(const StirState* s, double rpm) noexcept nogil:
     return s.config.feed_forward_offset_percent + s.config.feed_forward_percent_per_rpm * rpm
 
 
-cdef inline int64_t stir_stall_ns(const StirState* s) noexcept nogil:
-    """Silence that is a stall: max(0.5 s, 3 turns at the target)."""
-    cdef int64_t turns_ns = <int64_t>3000000000
-    if s.target_rpm > 0.0:
-        turns_ns = <int64_t>(STIR_STALL_TURNS * 60e9 / s.target_rpm)
-    if turns_ns < STIR_STALL_MINIMUM_MS * <int64_t>1000000:
-        return STIR_STALL_MINIMUM_MS * <int64_t>1000000
-    return turns_ns
+cdef inline int64_t stir_stall_ns(double target_rpm) noexcept nogil:
+    """Silence that is a stall: max(0.5 s, 3 turns at the target, or at the slowest one in open loop)."""
+    cdef double turns_ns = STIR_STALL_TURNS * 60e9 / (target_rpm if target_rpm > 0.0 else STIR_RPM_FLOOR)
+    return <int64_t>max(turns_ns, STIR_STALL_MINIMUM_MS * 1e6)
 
 
 cdef inline void stir_begin(StirState* s, int64_t now_ns) noexcept nogil:
-    """Obey a new command: run on when the rotor turns, else kick."""
-    cdef bint turning = s.phase == STIR_RUN and tachometer_silence_ns(&s.tachometer, now_ns) < stir_stall_ns(s)
+    """Obey a new command: kick, unless a kick is under way or the rotor turns."""
+    cdef bint turning = tachometer_turn_rpm(&s.tachometer, now_ns) >= STIR_RPM_FLOOR
     s.command_ns = now_ns
+    s.alive_ns = now_ns
+    s.stall_ns = stir_stall_ns(s.target_rpm)
     s.command_edges = 0
     s.stalls = 0
     s.reached = 0
     tachometer_expect_change(&s.tachometer)
-    if not turning:
+    if turning and s.phase == STIR_OFF:
+        s.phase = STIR_RUN
+        s.update_ns = now_ns
+    elif s.phase == STIR_OFF or s.phase == STIR_FAULT:
         s.integral_percent = 0.0
         s.phase = STIR_START
 
@@ -201,7 +204,7 @@ cdef inline int stir_target_rpm(StirState* s, double rpm, int64_t now_ns) noexce
         return -EDOM
     s.target_rpm = rpm
     s.open_duty_percent = 0.0
-    s.demand_percent = stir_clamp(stir_feed_forward(s, rpm) + s.integral_percent, 0.0, stir_ceiling(s))
+    s.demand_percent = stir_clamp(stir_feed_forward(s, rpm) + s.integral_percent, 0.0, s.ceiling_percent)
     stir_begin(s, now_ns)
     return 0
 
@@ -210,7 +213,7 @@ cdef inline int stir_duty(StirState* s, double duty_percent, int64_t now_ns) noe
     """Open loop at a duty; 0 stops. 0, or -EDOM and nothing changed: outside 0..duty_maximum_percent."""
     if duty_percent == 0.0:
         return stir_stop(s, now_ns)
-    if not (0.0 < duty_percent <= stir_ceiling(s)):
+    if not (0.0 < duty_percent <= s.ceiling_percent):
         return -EDOM
     s.target_rpm = 0.0
     s.open_duty_percent = duty_percent
@@ -224,6 +227,7 @@ cdef inline int stir_edge(StirState* s, int64_t stamp_ns) noexcept nogil:
     """One edge of the tachometer, in order of time; 1 accepted, 0 rejected (counted)."""
     if not tachometer_edge(&s.tachometer, stamp_ns):
         return 0
+    s.alive_ns = stamp_ns
     s.fresh += 1
     s.kick_edges += 1
     s.command_edges += 1
@@ -234,12 +238,14 @@ cdef inline void stir_control(StirState* s, double rpm, double step_s) noexcept 
     """One PI(D) update around the feed-forward; step_s since the last one.
 
     PI is asked for a reference that moves from the measured speed to the target: with a true feed-forward it has
-    nothing to add, and never winds up on the rotor's own inertia. A slow turn is a dead time as long as itself, so
-    the gains shrink by (loop + turn at 500 rpm) / (loop + turn) (internal model control of a lag with dead time).
+    nothing to add, and never winds up on the rotor's own inertia. A turn is a dead time of half itself (its mean
+    speed) and up to itself (until the next edge), so the gains shrink for slow ones as internal model control of a lag
+    with dead time would have it: by (loop + dead time at 500 rpm) / (loop + dead time).
     """
-    cdef double turn_ms = 60e3 / s.target_rpm
-    cdef double scale = stir_clamp((STIR_LOOP_MS + STIR_TURN_MS) / (STIR_LOOP_MS + turn_ms), 0.0, 1.0)
-    cdef double ceiling = stir_ceiling(s)
+    cdef double dead_ms = 1.5 * 60e3 / s.target_rpm
+    cdef double scale = stir_clamp((STIR_LOOP_MS + 1.5 * STIR_TURN_MS) / (STIR_LOOP_MS + dead_ms), 0.0, 1.0)
+    cdef double ceiling = s.ceiling_percent
+    cdef double floor = stir_clamp(s.config.feed_forward_offset_percent * (STIR_FLOOR_PERCENT * 0.01), 0.0, ceiling)
     cdef double error, wanted, integral
     if not s.referenced:
         s.referenced = 1
@@ -251,7 +257,7 @@ cdef inline void stir_control(StirState* s, double rpm, double step_s) noexcept 
     wanted = stir_feed_forward(s, s.target_rpm) + scale * s.config.kp * error + integral
     if step_s > 0.0:
         wanted -= scale * s.config.kd * (rpm - s.measured_rpm) / step_s
-    s.demand_percent = stir_clamp(wanted, 0.0, ceiling)
+    s.demand_percent = stir_clamp(wanted, floor, ceiling)
     if wanted == s.demand_percent or (wanted > ceiling) == (error < 0.0):
         s.integral_percent = stir_clamp(integral, -ceiling, ceiling)
     else:
@@ -272,8 +278,8 @@ cdef inline int stir_update(StirState* s, int64_t now_ns, double* event_value) n
     if s.fresh == 0 and not tachometer_is_late(&s.tachometer, now_ns):
         return 0
     rpm = tachometer_turn_rpm(&s.tachometer, now_ns)
-    if rpm == 0.0 and s.fresh < 2:
-        return 0  # one edge since the start tells no speed
+    if rpm == 0.0:
+        return 0  # one edge since the start tells no speed; when there is none, stir_watch acts
     step_s = 1e-9 * <double>(now_ns - s.update_ns)
     s.update_ns = now_ns
     s.fresh = 0
@@ -291,15 +297,15 @@ cdef inline int stir_update(StirState* s, int64_t now_ns, double* event_value) n
 
 cdef inline int stir_watch(StirState* s, int64_t now_ns, double* event_value) noexcept nogil:
     """In phase RUN with a sensor that is trusted: EVENT_STIR_STALL when it has been silent too long, else 0."""
-    cdef int64_t since_kick_ns = now_ns - s.kick_ns
-    cdef int64_t since_command_ns = now_ns - s.command_ns
-    cdef int64_t silence_ns = tachometer_silence_ns(&s.tachometer, now_ns)
-    if s.target_rpm == 0.0 or not s.config.use_rpm:
+    if now_ns - s.alive_ns <= s.stall_ns or s.target_rpm == 0.0 or not s.config.use_rpm:
         return 0
-    silence_ns = min(silence_ns, since_kick_ns, since_command_ns)
-    if silence_ns <= stir_stall_ns(s):
-        return 0
+    # what a stopped process missed is no silence of the rotor
+    if now_ns - s.tick_ns > STIR_STEP_MAXIMUM_MS * <int64_t>1000000:
+        s.alive_ns += now_ns - s.tick_ns - STIR_STEP_MAXIMUM_MS * <int64_t>1000000
+        if now_ns - s.alive_ns <= s.stall_ns:
+            return 0
     s.stalls += 1
+    s.integral_percent = stir_clamp(s.integral_percent, 0.0, s.ceiling_percent) + STIR_STALL_BOOST_PERCENT
     s.reached = 0
     s.referenced = 0
     tachometer_restart(&s.tachometer)
@@ -317,17 +323,31 @@ cdef inline int stir_kick(StirState* s, int64_t now_ns, double* event_value) noe
         return EVENT_STIR_FAULT
     s.phase = STIR_KICK
     s.kick_ns = now_ns
+    s.alive_ns = now_ns
     s.kick_edges = 0
     tachometer_expect_change(&s.tachometer)
     return EVENT_STIR_KICK
 
 
+cdef inline double stir_kick_s(const StirState* s) noexcept nogil:
+    """How long a kick may last: kick_s; the first one only until a usual fan has the speed that the demand stands for.
+
+    Full duty for longer throws the stir bar out of the magnets' hold; a rotor that needs more gets it by the retries.
+    """
+    cdef double reach = s.config.kick_duty_percent - s.config.feed_forward_offset_percent
+    cdef double wanted = s.demand_percent - s.config.feed_forward_offset_percent
+    if s.stalls or not 0.0 < wanted < reach:
+        return s.config.kick_s
+    return min(s.config.kick_s, max(STIR_LAG_MS * 1e-3 * wanted / reach, STIR_KICK_MINIMUM_MS * 1e-3))
+
+
 cdef inline void stir_kick_end(StirState* s, int64_t now_ns) noexcept nogil:
     """In phase KICK: run once the rotor has moved, or the time is up."""
-    cdef int64_t kicked_ns = now_ns - s.kick_ns
-    if kicked_ns < <int64_t>(s.config.kick_s * 1e9):
-        if s.kick_edges == 0 or kicked_ns < STIR_KICK_MINIMUM_MS * <int64_t>1000000:
-            return
+    cdef double kicked_s = 1e-9 * <double>(now_ns - s.kick_ns)
+    if kicked_s < stir_kick_s(s) and (s.kick_edges == 0 or kicked_s < STIR_KICK_MINIMUM_MS * 1e-3):
+        return
+    if s.target_rpm > 0.0:
+        s.demand_percent = stir_clamp(stir_feed_forward(s, s.target_rpm) + s.integral_percent, 0.0, s.ceiling_percent)
     s.phase = STIR_RUN
     s.update_ns = now_ns
     s.referenced = 0
@@ -335,18 +355,17 @@ cdef inline void stir_kick_end(StirState* s, int64_t now_ns) noexcept nogil:
     s.duty_percent = s.demand_percent  # full duty ends at once; only what follows is slewed
 
 
+cdef inline void stir_slew(StirState* s, int64_t step_ns) noexcept nogil:
+    """Move the duty towards the demand by what step_ns allows."""
+    cdef double step = STIR_SLEW_PERCENT_PER_S * 1e-3 * stir_clamp(1e-6 * <double>step_ns, 0.0, STIR_STEP_MAXIMUM_MS)
+    s.duty_percent = stir_clamp(s.demand_percent, s.duty_percent - step, s.duty_percent + step)
+
+
 cdef inline int stir_tick(StirState* s, int64_t now_ns, double* duty_percent, int* event,
                           double* event_value) noexcept nogil:
     """One control tick: the duty to write now, and at most one EVENT_STIR_* (0: none). Returns 0."""
-    cdef int64_t step_ns = now_ns - s.tick_ns
-    cdef double step
     event[0] = 0
     event_value[0] = NAN
-    s.tick_ns = now_ns
-    if step_ns < 0:
-        step_ns = 0
-    elif step_ns > STIR_STEP_MAXIMUM_MS * <int64_t>1000000:
-        step_ns = STIR_STEP_MAXIMUM_MS * <int64_t>1000000
     if s.phase == STIR_RUN:
         event[0] = stir_watch(s, now_ns, event_value)
         if event[0] == 0:
@@ -357,13 +376,14 @@ cdef inline int stir_tick(StirState* s, int64_t now_ns, double* duty_percent, in
         event[0] = stir_kick(s, now_ns, event_value)
 
     if s.phase == STIR_RUN:
-        step = STIR_SLEW_PERCENT_PER_S * 1e-9 * <double>step_ns
-        s.duty_percent = stir_clamp(s.demand_percent, s.duty_percent - step, s.duty_percent + step)
+        if s.duty_percent != s.demand_percent:
+            stir_slew(s, now_ns - s.tick_ns)
     elif s.phase == STIR_KICK:
         s.duty_percent = s.config.kick_duty_percent
     elif s.phase != STIR_START:
         s.duty_percent = 0.0
-    s.duty_percent = stir_clamp(s.duty_percent, 0.0, stir_ceiling(s))
+    s.tick_ns = now_ns
+    s.duty_percent = stir_clamp(s.duty_percent, 0.0, s.ceiling_percent)
     duty_percent[0] = s.duty_percent
     return 0
 
@@ -379,7 +399,7 @@ cdef inline uint32_t stir_flags(const StirState* s, int64_t now_ns) noexcept nog
     if s.stalls:
         flags |= FLAG_STALLED
     # kicked, and not one edge: the sensor is silent, or the rotor is held fast
-    if s.command_edges == 0 and (s.stalls or since_ns > stir_stall_ns(s)):
+    if s.command_edges == 0 and (s.stalls or since_ns > s.stall_ns):
         flags |= FLAG_SENSOR_LOST
     return flags
 

@@ -29,11 +29,13 @@ cdef struct Tachometer:
     int64_t indices[TACHOMETER_EDGES]    # which pulse it is: lost edges leave holes
     int64_t minimum_interval_ns
     int64_t silent_ns                    # an interval longer than this begins a new run of edges
+    int64_t late_ns                      # silence that one lost edge does not explain; 0 speed unknown
     uint32_t pulses_per_turn
-    uint32_t head                        # edges accepted since the start; the newest is entry head - 1
+    uint32_t head                        # edges accepted since the restart; the newest is entry head - 1
     uint32_t held                        # newest edges that belong to one unbroken run
     uint32_t steady                      # edges in a row whose interval matched the turn before
     uint32_t suspects                    # odd edges in a row
+    uint32_t broken                      # 1: the pattern broke and no two intervals have agreed since
     uint32_t bounced                     # counter: edges rejected as bounce or duplicate
     uint32_t lost                        # counter: edges inferred from double and triple intervals
     uint32_t restarts                    # counter: runs of edges given up because their pattern broke
@@ -69,11 +71,14 @@ cdef inline void tachometer_expect_change(Tachometer* t) noexcept nogil:
 
 
 cdef inline void tachometer_restart(Tachometer* t) noexcept nogil:
-    """Begin a new run with the next edge."""
+    """Forget the past, a stamp that was wrong included: the next edge begins a new run."""
+    t.head = 0
     t.held = 0
     t.turn_ns = 0.0
+    t.late_ns = 0
     t.steady = 0
     t.suspects = 0
+    t.broken = 0
 
 
 cdef inline int64_t tachometer_stamp(const Tachometer* t, uint32_t back) noexcept nogil:
@@ -101,15 +106,14 @@ cdef inline void tachometer_push(Tachometer* t, int64_t stamp_ns, int64_t index)
         back += 1
     pulses = index - tachometer_index(t, back)
     t.turn_ns = <double>(stamp_ns - tachometer_stamp(t, back)) * t.pulses_per_turn / <double>pulses
+    t.late_ns = <int64_t>(TACHOMETER_BOUND_PERCENT * 0.01 * t.turn_ns / t.pulses_per_turn)
 
 
 cdef inline int tachometer_steps(Tachometer* t, int64_t interval_ns) noexcept nogil:
-    """How many pulses an interval spans: 0 bounce, 1, 2 or 3; -1 the pattern broke, begin a new run."""
+    """How many pulses an interval spans: 0 bounce, 1, 2 or 3; -1 the pattern broke, believe this interval alone."""
     cdef double percent
     if interval_ns < t.minimum_interval_ns:
         return 0
-    if interval_ns > t.silent_ns:
-        return -1
     if t.turn_ns <= 0.0:
         return 1
     percent = 100.0 * <double>interval_ns * t.pulses_per_turn / t.turn_ns
@@ -126,28 +130,31 @@ cdef inline int tachometer_steps(Tachometer* t, int64_t interval_ns) noexcept no
     t.suspects = 0
     if fabs(percent - 100.0) <= TACHOMETER_STEADY_PERCENT:
         t.steady += 1
-    else:
-        t.steady = 0
-    return 1
+        t.broken = 0
+        return 1
+    t.steady = 0
+    return -1 if t.broken else 1
 
 
 cdef inline int tachometer_edge(Tachometer* t, int64_t stamp_ns) noexcept nogil:
     """One edge, in order of time; 1 accepted, 0 rejected (counted in `bounced`)."""
-    cdef int64_t index = 0
-    cdef int steps
-    if t.head:
+    cdef int steps = 1
+    if t.head and stamp_ns - tachometer_stamp(t, 0) > t.silent_ns:
+        tachometer_restart(t)
+    elif t.head:
         # a stamp before the last edge is a duplicate too
         steps = tachometer_steps(t, stamp_ns - tachometer_stamp(t, 0))
-        if steps == 0:
-            t.bounced += 1
-            return 0
-        if steps < 0:
-            t.restarts += 1
-            tachometer_restart(t)
-        else:
-            t.lost += steps - 1
-            index = tachometer_index(t, 0) + steps
-    tachometer_push(t, stamp_ns, index)
+    if steps == 0:
+        t.bounced += 1
+        return 0
+    if steps < 0:
+        t.restarts += 1
+        t.held = 1
+        t.broken = 1
+        tachometer_expect_change(t)
+        steps = 1
+    t.lost += steps - 1
+    tachometer_push(t, stamp_ns, tachometer_index(t, 0) + steps)
     return 1
 
 
@@ -162,7 +169,7 @@ cdef inline int64_t tachometer_silence_ns(const Tachometer* t, int64_t now_ns) n
 
 cdef inline int tachometer_is_late(const Tachometer* t, int64_t now_ns) noexcept nogil:
     """1 when the next edge is so late that one lost edge does not explain it: the bound then is the speed."""
-    return 100.0 * <double>tachometer_silence_ns(t, now_ns) * t.pulses_per_turn > TACHOMETER_BOUND_PERCENT * t.turn_ns
+    return t.late_ns > 0 and now_ns - tachometer_stamp(t, 0) > t.late_ns
 
 
 cdef inline double tachometer_bound_rpm(const Tachometer* t, int64_t now_ns) noexcept nogil:

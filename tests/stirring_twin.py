@@ -1,8 +1,13 @@
-"""Slow, obvious counterparts of the tachometer's line and of a stirrer: for tests and tuning."""
+"""Slow, obvious counterparts of the tachometer's line and of a stirrer: for tests and tuning.
+
+`python tests/stirring_twin.py [rpm ...]` prints the step responses of all plants.
+"""
 
 from __future__ import annotations
 
+import copy
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -20,8 +25,9 @@ def line_speed(stamps_ns: np.ndarray, indices: np.ndarray, pulses_per_turn: int 
     return 60e9 / (slope * pulses_per_turn), float(np.std(residuals))
 
 
-def rotor_edges(rpm: float, seconds: float, jitter_ns: float = 0.0, pulses_per_turn: int = 1, seed: int = 1,
-                start_ns: int = SECOND) -> np.ndarray:
+def rotor_edges(
+    rpm: float, seconds: float, jitter_ns: float = 0.0, pulses_per_turn: int = 1, seed: int = 1, start_ns: int = SECOND
+) -> np.ndarray:
     """Stamps of an ideal rotor, each with Gaussian jitter: int64, shape (n,)."""
     interval = 60e9 / (rpm * pulses_per_turn)
     n = int(seconds * 1e9 / interval)
@@ -67,6 +73,20 @@ class FanPlant:
         self.speed_hz = max(0.0, self.speed_hz + self.acceleration_hz_per_s * (duty - drag) * dt_s)
 
 
+PLANTS = {
+    "nominal": LagPlant(),
+    "30 % faster": LagPlant(full_hz=65.0),
+    "30 % slower": LagPlant(full_hz=35.0),
+    "30 % slower, harder to start": LagPlant(full_hz=35.0, dead=0.13, start=0.195),
+    "30 % faster, easier to start": LagPlant(full_hz=65.0, dead=0.07, start=0.105),
+    "30 % heavier": LagPlant(tau_s=0.52),
+    "30 % lighter": LagPlant(tau_s=0.28),
+    "inertia and drag": FanPlant(),
+    "more drag": FanPlant(quadratic_per_hz2=0.0004, viscous_per_hz=0.012),
+    "less drag": FanPlant(acceleration_hz_per_s=160.0, quadratic_per_hz2=0.0001),
+}
+
+
 @dataclass
 class Trial:
     """What a run of controller and plant gave, one row per millisecond or tick."""
@@ -96,9 +116,18 @@ class Trial:
 class Bench:
     """A controller on a plant: 1 ms physics, edges where the magnet passes, control ticks on a 10 ms grid."""
 
-    def __init__(self, stirrer, plant, *, jitter_ns: float = 50e3, phase: float = 0.5, seed: int = 1,
-                 pulses_per_turn: int = 1, tick_ms: Callable[[], int] | None = None,
-                 sensor: Callable[[float, np.random.Generator], list[float]] | None = None) -> None:
+    def __init__(
+        self,
+        stirrer,
+        plant,
+        *,
+        jitter_ns: float = 50e3,
+        phase: float = 0.5,
+        seed: int = 1,
+        pulses_per_turn: int = 1,
+        tick_ms: Callable[[], int] | None = None,
+        sensor: Callable[[float, np.random.Generator], list[float]] | None = None,
+    ) -> None:
         self.stirrer = stirrer
         self.plant = plant
         self.jitter_ns = jitter_ns
@@ -134,7 +163,7 @@ class Bench:
         for pulse in range(math.ceil(before * self.pulses), math.ceil(after * self.pulses)):
             yield self.now_ns - MS * (after - pulse / self.pulses) / (after - before)
 
-    def run(self, seconds: float, on_ms: Callable[[int], None] | None = None) -> Trial:
+    def run(self, seconds: float) -> Trial:
         for _ in range(round(seconds * 1000)):
             if self.now_ms >= self.next_tick_ms:
                 self.tick()
@@ -149,3 +178,25 @@ class Bench:
             self.trial.rpm.append(self.plant.speed_hz * 60)
             self.trial.duty.append(self.duty)
         return self.trial
+
+
+def main(targets: list[float]) -> None:
+    """Print, per plant and target, the worst of five rotor positions at the start."""
+    from stirbar.rt.control_arrays import Stirrer
+
+    print(f"{'plant':30} {'rpm':>5} {'within 1 % after':>17} {'highest':>8} {'then rms':>9}")
+    for (name, plant), target in ((item, target) for target in targets for item in PLANTS.items()):
+        settled, peak, held = [], [], []
+        seconds = 8 if target >= 200 else 24
+        for phase in (0.02, 0.25, 0.5, 0.75, 0.98):
+            bench = Bench(Stirrer(), copy.copy(plant), phase=phase)
+            bench.stirrer.target_rpm(target, bench.now_ns)
+            trial = bench.run(seconds)
+            settled.append(trial.settled_s(target))
+            peak.append(max(trial.rpm))
+            held.append(float(np.sqrt(np.mean((trial.speed(seconds * 3 / 8) / target - 1) ** 2))))
+        print(f"{name:30} {target:5.0f} {max(settled):15.2f} s {max(peak):8.0f} {100 * max(held):7.3f} %")
+
+
+if __name__ == "__main__":
+    main([float(text) for text in sys.argv[1:]] or [500.0])

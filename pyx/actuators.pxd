@@ -1,0 +1,91 @@
+# Why compiled: timers, deadlines and control of everything that moves; no Python may delay it.
+# Thread rule: the actuator thread; it never touches the I2C bus.
+# Units: nanoseconds of the loop's clock, rpm, duty in percent.
+
+from libc.stdint cimport int64_t, uint32_t
+
+from stirbar.rt.estimators cimport StirringLoop, stirring_apply
+from stirbar.rt.hal cimport Hal
+from stirbar.rt.ports cimport (
+    Port, port_command, port_event, port_reading, port_trace, port_trace_for, port_trace_tend, trace_float, trace_int)
+from stirbar.rt.ring cimport stirbar_store_relaxed
+from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_next
+from stirbar.rt.types cimport (
+    COMMAND_EXPERIMENT, COMMAND_SIMULATION, COMMAND_STIR_RPM, COMMAND_STIR_STOP, COMMAND_TRACE, EVENT_COMMAND_DONE,
+    EVENT_COMMAND_REFUSED, STREAM_RPM, TRACE_COMMAND, TRACE_EDGE, TRACE_TICK, Command, Reading, TraceItem)
+
+cdef enum:
+    EDGES_PER_TICK = 64
+
+cdef struct Actuators:
+    StirringLoop stirring
+    Port port
+    const Hal* hal
+    int (*simulate)(void* context, int parameter, double value) noexcept nogil  # NULL on hardware
+    void* simulated
+    double written_percent   # the duty that the hardware has; -1: nothing written yet
+    uint32_t bus_errors
+    uint32_t stirring_off    # read by the sampling thread
+
+
+cdef inline void actuators_feed(Actuators* a, const TraceItem* item) noexcept nogil:
+    cdef Reading reading
+    port_trace(&a.port, item)
+    if stirring_apply(&a.stirring, item, &reading):
+        port_reading(&a.port, &reading)
+
+
+cdef inline void actuators_command(Actuators* a, const Command* command, int64_t now_ns) noexcept nogil:
+    """Do one command and answer it."""
+    cdef TraceItem item
+    cdef int status = 0
+    if command.code == COMMAND_EXPERIMENT:
+        a.port.experiment = <uint32_t>command.index
+    elif command.code == COMMAND_TRACE:
+        port_trace_for(&a.port, now_ns, command.value)
+    elif command.code == COMMAND_SIMULATION and a.simulate != NULL:
+        status = a.simulate(a.simulated, command.index, command.value)
+    elif COMMAND_STIR_RPM <= command.code <= COMMAND_STIR_STOP:
+        trace_int(&item, TRACE_COMMAND, 0, 0, 0, command.code, now_ns)
+        actuators_feed(a, &item)
+        trace_float(&item, TRACE_COMMAND, 0, 1, command.code, command.value)
+        actuators_feed(a, &item)
+        status = a.stirring.status
+    else:
+        status = -1
+    port_event(&a.port, now_ns, EVENT_COMMAND_REFUSED if status else EVENT_COMMAND_DONE, <int>command.id, 0, status)
+
+
+cdef inline void actuators_write(Actuators* a, double duty_percent, int64_t now_ns) noexcept nogil:
+    """Write a duty that the hardware does not have yet; tried again at the next tick when the write fails."""
+    if duty_percent == a.written_percent:
+        return
+    if a.hal.stirrer_write(a.hal.context, duty_percent, now_ns) == 0:
+        a.written_percent = duty_percent
+        stirbar_store_relaxed(&a.stirring_off, duty_percent <= 0)
+    else:
+        a.bus_errors += 1
+
+
+cdef inline void actuators_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
+    """Read edges, control, protect, write, publish: once a control period."""
+    cdef Actuators* a = <Actuators*>context
+    cdef int64_t stamps_ns[EDGES_PER_TICK]
+    cdef Command command
+    cdef TraceItem item
+    cdef int i, count
+    port_trace_tend(&a.port, now_ns)
+    while port_command(&a.port, &command):
+        actuators_command(a, &command, now_ns)
+    count = a.hal.edges_read(a.hal.context, now_ns, stamps_ns, EDGES_PER_TICK)
+    if count < 0:
+        a.bus_errors += 1
+    for i in range(count):
+        trace_int(&item, TRACE_EDGE, 0, 0, 0, 0, stamps_ns[i])
+        actuators_feed(a, &item)
+    trace_int(&item, TRACE_TICK, 0, 0, 0, 0, now_ns)
+    actuators_feed(a, &item)
+    actuators_write(a, a.stirring.duty_percent, now_ns)
+    if a.stirring.event:
+        port_event(&a.port, now_ns, a.stirring.event, <int>a.stirring.stir.stalls, STREAM_RPM, a.stirring.event_value)
+    sleep_next(policy, now_ns)

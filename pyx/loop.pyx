@@ -1,0 +1,502 @@
+# Why compiled: holds the loop's state and its two threads; the only extension that a worker loads.
+# Thread rule: all of it is for the host thread; the loop's threads run what actuators.pxd and sampling.pxd define.
+# Units: nanoseconds of the loop's clock.
+"""The compiled loop of a worker: real threads on a Pi, or lock-step in virtual time."""
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
+from libc.stdlib cimport calloc, free
+
+from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write
+from stirbar.rt.configure cimport configure_od, configure_stirring, mains_hz, photodiode_angles
+from stirbar.rt.clock cimport (
+    CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, Clock, VirtualTime, clock_real, clock_virtual, read_clock_ns)
+from stirbar.rt.hal cimport Hal
+from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
+from stirbar.rt.od cimport OdConfig, od_init
+from stirbar.rt.ports cimport READING_ROOM, Port, port_init, port_memory_bytes
+from stirbar.rt.realtime cimport (
+    pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start)
+from stirbar.rt.ring cimport (
+    ring_count, ring_pop, ring_pop_many, ring_push, stirbar_store_relaxed)
+from stirbar.rt.sampling cimport (
+    Sampler, housekeeping_tick, sampler_light, sampling_tick, temperature_tick)
+from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
+from stirbar.rt.sleep_policy cimport sleep_for_ever, sleep_on_grid
+from stirbar.rt.stirring cimport StirConfig, stir_init
+from stirbar.rt.tasks cimport Task, drive
+from stirbar.rt.types cimport (
+    FLAG_SIMULATED, MAX_CHANNELS, TRACE_SNAPSHOT, Command, Event, Reading, TraceItem)
+
+import errno
+import os
+
+cdef extern from *:
+    """
+    #ifndef STIRBAR_BUILD_ID
+    #define STIRBAR_BUILD_ID "unknown"
+    #endif
+    """
+    const char* STIRBAR_BUILD_ID
+
+cdef enum:
+    SAMPLING = 0
+    ACTUATORS = 1
+    THREADS = 2
+    TASK_CONVERSIONS = 0
+    TASK_HOUSEKEEPING = 1
+    TASK_TEMPERATURE = 2
+    TASK_ACTUATORS = 3
+    TASKS = 4
+    FIRST_ACTUATOR_TASK = TASK_ACTUATORS
+    HOUSEKEEPING_NS = 20000000
+    SAMPLING_TRACE_ROOM = 8192      # 4 s of two photodiodes at 950 conversions a second
+    ACTUATORS_TRACE_ROOM = 1024     # 9 s of ticks
+    SNAPSHOT_COPY_TRIES = 3
+
+# Where virtual time begins: not 0, which some state takes for "never"; and the date that it shows.
+cdef int64_t VIRTUAL_START_NS = 1000000000
+cdef int64_t VIRTUAL_EPOCH_NS = 1767225600000000000  # 2026-01-01T00:00:00Z
+
+cdef struct ThreadRun:
+    Task* table[TASKS]
+    int count
+    const Clock* clock
+    const uint32_t* running
+    int status
+
+cdef struct LoopState:
+    Clock clock
+    VirtualTime virtual_time
+    Hal hal
+    Sim sim
+    Sampler sampler
+    Actuators actuators
+    Histogram lateness[THREADS]
+    Task tasks[TASKS]
+    ThreadRun thread_run[THREADS]
+    ThreadRun together
+    uint32_t running
+    Reading drained[READING_ROOM]
+
+
+cdef void* run_thread(void* context) noexcept nogil:
+    cdef ThreadRun* run = <ThreadRun*>context
+    stirbar_prefault()
+    run.status = drive(run.table, run.count, run.clock, INT64_MAX, run.running)
+    return NULL
+
+
+cdef int simulate(void* context, int parameter, double value) noexcept nogil:
+    return sim_set(<Sim*>context, parameter, value)
+
+
+class HardwareError(Exception):
+    """No board, or a board that cannot do what the config asks for."""
+
+
+cdef class Loop:
+    """The loop with its hardware (`[unit] simulate` chooses the simulated vial) and its two threads.
+
+    `virtual` gives it a clock of its own that only `run_until` moves.
+
+    Synchronization: all methods are for one thread, the host thread.
+    """
+    cdef LoopState* state
+    cdef char* port_memory[THREADS]
+    cdef pthread_t threads[THREADS]
+    cdef bint is_virtual
+    cdef bint is_simulated
+    cdef bint started
+    cdef int priorities[THREADS]
+    cdef uint32_t cpus
+    cdef bint lock_memory
+    cdef int latency_fd
+    cdef object latency_us
+    cdef unsigned long long trace_sequences[THREADS]
+
+    def __cinit__(self, config, *, bint virtual=False):
+        self.latency_fd = -1
+        self.is_virtual = virtual
+        self.state = <LoopState*>calloc(1, sizeof(LoopState))
+        if self.state == NULL:
+            raise MemoryError()
+
+    def __init__(self, config, *, bint virtual=False):
+        self.is_simulated = bool(config.get("unit", "simulate"))
+        if not self.is_simulated:
+            raise HardwareError(
+                "no hardware layer for a board yet: run with --simulate (or [unit] simulate = 1) for a simulated vial"
+            )
+        if virtual:
+            clock_virtual(&self.state.clock, &self.state.virtual_time, VIRTUAL_START_NS)
+        else:
+            clock_real(&self.state.clock)
+        self.priorities[SAMPLING] = config.get("loop.config", "priority_sampling")
+        self.priorities[ACTUATORS] = config.get("loop.config", "priority_actuators")
+        self.cpus = cpu_mask(config.get("loop.config", "cpu_affinity"))
+        self.lock_memory = config.get("loop.config", "lock_memory")
+        self.latency_us = config.get("loop.config", "cpu_dma_latency_us")
+        self._configure_sampler(config)
+        self._configure_actuators(config)
+        self._configure_simulation(config)
+        self._make_ports()
+        self._make_tasks(config)
+
+    def __dealloc__(self):
+        if self.state == NULL:
+            return
+        if self.started:
+            self._join()
+        free(self.port_memory[SAMPLING])
+        free(self.port_memory[ACTUATORS])
+        free(self.state)
+
+    # --- from the config ---------------------------------------------------------------------------------------------
+
+    def _configure_sampler(self, config):
+        cdef Sampler* s = &self.state.sampler
+        cdef OdConfig od
+        s.master = photodiode_angles(config, &s.config.angle[0])
+        s.config.full_scale_v = config.get("od_reading.config", "adc_full_scale_v")
+        s.config.rate_hz = config.get("od_reading.config", "adc_rate_hz")
+        s.config.half_cycle = config.get("od_reading.config", "half_cycle")
+        s.config.intensity_percent = config.get("od_reading.config", "ir_led_intensity")
+        s.config.mains_hz = mains_hz(config)
+        s.config.rpm = config.get("stirring.config", "initial_target_rpm")
+        configure_od(&od, config)
+        if od_init(&s.estimators.od, &od):
+            raise ValueError(
+                "[od_reading.config] or [od_config.photodiode_channel] is outside what the estimators can do")
+
+    def _configure_actuators(self, config):
+        cdef Actuators* a = &self.state.actuators
+        cdef StirConfig stir
+        configure_stirring(&stir, config)
+        if stir_init(&a.stirring.stir, &stir):
+            raise ValueError("[stirring.config] or [stirring.pid] is outside the controller's envelope")
+        a.written_percent = -1
+
+    def _configure_simulation(self, config):
+        cdef SimConfig sim
+        cdef int i
+        from stirbar.core.simulation import PARAMETERS
+
+        sim.seed = config.get("simulation", "seed")
+        for i in range(MAX_CHANNELS):
+            sim.angle[i] = self.state.sampler.config.angle[i]
+        for parameter in PARAMETERS:
+            sim.parameter[<int>parameter.index] = config.get("simulation", parameter.name)
+        if sim_init(&self.state.sim, &sim, self.now_ns()):
+            raise ValueError("[simulation] is outside what the model can do")
+        sim_hal(&self.state.sim, &self.state.hal)
+
+    def _make_ports(self):
+        cdef LoopState* state = self.state
+        cdef uint32_t flags = FLAG_SIMULATED if self.is_simulated else 0
+        self.port_memory[SAMPLING] = <char*>calloc(
+            1, port_memory_bytes(SAMPLING_TRACE_ROOM, sizeof(state.sampler.estimators)))
+        self.port_memory[ACTUATORS] = <char*>calloc(
+            1, port_memory_bytes(ACTUATORS_TRACE_ROOM, sizeof(state.actuators.stirring)))
+        if self.port_memory[SAMPLING] == NULL or self.port_memory[ACTUATORS] == NULL:
+            raise MemoryError()
+        port_init(&state.sampler.port, self.port_memory[SAMPLING], SAMPLING_TRACE_ROOM,
+                  &state.sampler.estimators, sizeof(state.sampler.estimators), flags)
+        port_init(&state.actuators.port, self.port_memory[ACTUATORS], ACTUATORS_TRACE_ROOM,
+                  &state.actuators.stirring, sizeof(state.actuators.stirring), flags)
+
+    def _make_tasks(self, config):
+        cdef LoopState* state = self.state
+        cdef Task* task
+        cdef int i
+        cdef int64_t now_ns = self.now_ns()
+        cdef int64_t control_ns = <int64_t>(config.get("loop.config", "control_period_ms") * 1000000)
+        state.sampler.clock = &state.clock
+        state.sampler.hal = &state.hal
+        state.sampler.stirring_off = &state.actuators.stirring_off
+        state.sampler.stirring_off_told = 2
+        state.actuators.stirring_off = 1
+        state.actuators.hal = &state.hal
+        state.sampler.simulate = state.actuators.simulate = simulate
+        state.sampler.simulated = state.actuators.simulated = &state.sim
+        state.sampler.conversions = &state.tasks[TASK_CONVERSIONS].policy
+        state.sampler.temperature = &state.tasks[TASK_TEMPERATURE].policy
+        state.tasks[TASK_CONVERSIONS].run = sampling_tick
+        state.tasks[TASK_HOUSEKEEPING].run = housekeeping_tick
+        state.tasks[TASK_TEMPERATURE].run = temperature_tick
+        state.tasks[TASK_ACTUATORS].run = actuators_tick
+        sleep_for_ever(&state.tasks[TASK_CONVERSIONS].policy)
+        sleep_on_grid(&state.tasks[TASK_HOUSEKEEPING].policy, now_ns, HOUSEKEEPING_NS)
+        sleep_on_grid(&state.tasks[TASK_TEMPERATURE].policy, now_ns,
+                      <int64_t>(config.get("temperature_automation.config", "interval_s") * 1000000000))
+        sleep_on_grid(&state.tasks[TASK_ACTUATORS].policy, now_ns, control_ns)
+        for i in range(TASKS):
+            task = &state.tasks[i]
+            task.context = &state.actuators if i >= FIRST_ACTUATOR_TASK else <void*>&state.sampler
+            thread = ACTUATORS if i >= FIRST_ACTUATOR_TASK else SAMPLING
+            task.lateness = &state.lateness[<int>thread]
+            add_task(&state.thread_run[<int>thread], task)
+            add_task(&state.together, task)
+        state.thread_run[SAMPLING].clock = state.thread_run[ACTUATORS].clock = state.together.clock = &state.clock
+        state.thread_run[SAMPLING].running = state.thread_run[ACTUATORS].running = &state.running
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def start(self):
+        """Start the two threads; returns what the system refused: a list of (what, errno).
+
+        Raises OSError when a thread cannot be started at all.
+        """
+        cdef LoopState* state = self.state
+        cdef int i, status
+        cdef int64_t now_ns = self.now_ns()
+        cdef const char* names[THREADS]
+        names[SAMPLING] = "stirbar-sample"
+        names[ACTUATORS] = "stirbar-act"
+        refused = []
+        if self.lock_memory:
+            status = stirbar_lock_memory()
+            if status:
+                refused.append(("locking memory", status))
+        self._hold_latency(refused)
+        for i in range(TASKS):
+            if state.tasks[i].policy.period_ns:
+                state.tasks[i].policy.target_ns = now_ns
+        stirbar_store_relaxed(&state.running, 1)
+        self.started = True
+        for i in (ACTUATORS, SAMPLING):
+            status = stirbar_thread_start(
+                &self.threads[i], names[i], self.priorities[i], self.cpus, run_thread, &state.thread_run[i])
+            if status == errno.EPERM and self.priorities[i] > 0:
+                refused.append((f"real-time priority {self.priorities[i]} for {names[i].decode()}", status))
+                status = stirbar_thread_start(
+                    &self.threads[i], names[i], 0, self.cpus, run_thread, &state.thread_run[i])
+            if status:
+                raise OSError(status, f"cannot start the thread {names[i].decode()}: {os.strerror(status)}")
+        return refused
+
+    def _hold_latency(self, refused):
+        """Ask the kernel to keep the processor out of deep sleep for as long as the worker lives."""
+        if self.latency_us < 0:
+            return
+        try:
+            self.latency_fd = os.open("/dev/cpu_dma_latency", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(self.latency_fd, int(self.latency_us).to_bytes(4, "little"))
+        except OSError as error:
+            refused.append(("holding /dev/cpu_dma_latency", error.errno))
+
+    cdef void _join(self) noexcept:
+        cdef LoopState* state = self.state
+        stirbar_store_relaxed(&state.running, 0)
+        with nogil:
+            pthread_join(self.threads[SAMPLING], NULL)
+            pthread_join(self.threads[ACTUATORS], NULL)
+        self.started = False
+
+    def stop(self):
+        """End the threads, switch the OD LED and the stirrer off. Safe to call twice."""
+        if self.started:
+            self._join()
+        sampler_light(&self.state.sampler, 0)
+        actuators_write(&self.state.actuators, 0.0, self.now_ns())
+        if self.latency_fd >= 0:
+            os.close(self.latency_fd)
+            self.latency_fd = -1
+
+    def run_until(self, int64_t until_ns):
+        """Virtual time: run both threads' tasks in lock-step, up to and including this instant."""
+        cdef LoopState* state = self.state
+        cdef uint32_t running = 1
+        if not self.is_virtual:
+            raise RuntimeError("run_until needs a loop in virtual time")
+        with nogil:
+            drive(state.together.table, state.together.count, &state.clock, until_ns, &running)
+
+    # --- clocks ------------------------------------------------------------------------------------------------------
+
+    def now_ns(self):
+        """Now, on the loop's clock."""
+        return self.state.clock.now_ns(self.state.clock.context)
+
+    def clock_triple(self):
+        """CLOCK_MONOTONIC_RAW, CLOCK_MONOTONIC and CLOCK_REALTIME, read together, ns."""
+        cdef int64_t now_ns
+        if self.is_virtual:
+            now_ns = self.now_ns()
+            return now_ns, now_ns, VIRTUAL_EPOCH_NS + now_ns
+        return read_clock_ns(CLOCK_MONOTONIC_RAW), read_clock_ns(CLOCK_MONOTONIC), read_clock_ns(CLOCK_REALTIME)
+
+    # --- to and from the loop ----------------------------------------------------------------------------------------
+
+    cdef Port* _port(self, int thread) noexcept:
+        return &self.state.actuators.port if thread == ACTUATORS else &self.state.sampler.port
+
+    def push(self, int thread, uint32_t identifier, int code, int channel, int index, double value):
+        """Give a thread (0 sampling, 1 actuators) a command; False when its ring is full."""
+        cdef Command command
+        command.id = identifier
+        command.code = <uint16_t>code
+        command.channel = <uint16_t>channel
+        command.index = index
+        command.value = value
+        return bool(ring_push(&self._port(thread).commands, &command))
+
+    def drain_events(self):
+        """Events since the last call: a list of (monotonic_ns, value, argument, code, source)."""
+        cdef Event event
+        cdef int thread
+        events = []
+        for thread in range(THREADS):
+            while ring_pop(&self._port(thread).events, &event):
+                events.append((event.monotonic_ns, event.value, event.argument, event.code, event.source))
+        return events
+
+    def drain_readings(self):
+        """Readings since the last call, in batches of one stream, one experiment and contiguous sequence numbers:
+        a list of (stream, experiment, count, first_sequence, packed readings)."""
+        cdef Reading* drained = self.state.drained
+        cdef uint32_t count, i, first
+        cdef int thread
+        cdef int64_t offset_ns
+        batches = []
+        _, monotonic_ns, realtime_ns = self.clock_triple()
+        offset_ns = realtime_ns - monotonic_ns
+        for thread in range(THREADS):
+            count = ring_pop_many(&self._port(thread).readings, <char*>drained, READING_ROOM)
+            for i in range(count):
+                drained[i].wall_ns = drained[i].monotonic_ns + offset_ns
+            sort_by_stream(drained, count)
+            first = 0
+            for i in range(1, count + 1):
+                if i == count or not follows(&drained[i - 1], &drained[i]):
+                    batches.append((
+                        drained[first].stream, drained[first].experiment, i - first, drained[first].sequence,
+                        PyBytes_FromStringAndSize(<char*>&drained[first], (i - first) * sizeof(Reading)),
+                    ))
+                    first = i
+        return batches
+
+    def drain_trace(self, int thread):
+        """Trace items since the last call, or None: (sequence of the first, packed items, snapshots among them).
+
+        A snapshot is (number, sequence of its item, state).
+        """
+        cdef Port* port = self._port(thread)
+        cdef uint32_t count = ring_count(&port.trace)
+        cdef TraceItem* items
+        cdef uint32_t i
+        if count == 0:
+            return None
+        data = PyBytes_FromStringAndSize(NULL, count * sizeof(TraceItem))
+        items = <TraceItem*><char*>data
+        count = ring_pop_many(&port.trace, <char*>items, count)
+        first = self.trace_sequences[thread]
+        self.trace_sequences[thread] += count
+        snapshots = []
+        for i in range(count):
+            if items[i].kind == TRACE_SNAPSHOT:
+                state = PyBytes_FromStringAndSize(port.snapshots[items[i].index & 1], port.state_bytes)
+                # the buffer is reused by the next snapshot but one: a late copy may be torn
+                if port.snapshot_number - items[i].index < 2:
+                    snapshots.append((items[i].index, first + i, state))
+        return first, data, snapshots
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def counters(self):
+        """Everything that is counted, by name; each only ever grows."""
+        cdef LoopState* state = self.state
+        cdef Sampler* s = &state.sampler
+        cdef int i
+        conversions = missed = 0
+        for i in range(MAX_CHANNELS):
+            conversions += s.channel[i].conversions
+            missed += s.channel[i].missed
+        ticks = sum([state.tasks[i].ticks for i in range(TASKS)])
+        dropped = 0
+        for i in range(THREADS):
+            dropped += self._port(i).readings.dropped + self._port(i).events.dropped
+        return {
+            "ticks": ticks,
+            "overruns": sum([state.tasks[i].policy.overruns for i in range(TASKS)]),
+            "conversions": conversions,
+            "missed_conversions": missed,
+            "ring_drops": dropped,
+            "trace_drops": state.sampler.port.trace.dropped + state.actuators.port.trace.dropped,
+            "bus_errors": s.bus_errors + state.actuators.bus_errors,
+        }
+
+    def lateness(self, int thread):
+        """The lateness histogram of a thread: {"counts": [[low_ns, high_ns, count], ...], "worst_ns"}."""
+        cdef Histogram* histogram = &self.state.lateness[thread]
+        cdef int i
+        counts = [
+            [histogram_edge_ns(i), histogram_edge_ns(i + 1), histogram.counts[i]]
+            for i in range(HISTOGRAM_BINS) if histogram.counts[i]
+        ]
+        return {"counts": counts, "worst_ns": histogram.worst_ns}
+
+    def sequences(self):
+        """One past the last sequence number of each stream of readings: {stream: end}."""
+        cdef int thread, stream
+        ends = {}
+        for thread in range(THREADS):
+            for stream in range(16):
+                if self._port(thread).sequences[stream]:
+                    ends[stream] = self._port(thread).sequences[stream]
+        return ends
+
+    def channels(self):
+        """The photodiode channels in use: a list of (channel 1..4, angle in degrees; 0 is the reference)."""
+        cdef int i
+        return [(i + 1, self.state.sampler.config.angle[i])
+                for i in range(MAX_CHANNELS) if self.state.sampler.config.angle[i] >= 0]
+
+    def half_cycle(self):
+        """k in force: conversions in half a chop cycle."""
+        return self.state.sampler.half_cycle
+
+    def simulated(self):
+        return bool(self.is_simulated)
+
+    def simulation_values(self):
+        """Parameters of the simulated vial in force: {name: value}."""
+        from stirbar.core.simulation import PARAMETERS
+
+        return {parameter.name: self.state.sim.parameter[<int>parameter.index] for parameter in PARAMETERS}
+
+    def build_id(self):
+        """Names the compiled code: equal ids give bit-identical replays on one architecture."""
+        return STIRBAR_BUILD_ID.decode()
+
+
+cdef void add_task(ThreadRun* run, Task* task) noexcept:
+    run.table[run.count] = task
+    run.count += 1
+
+
+cdef inline bint follows(const Reading* a, const Reading* b) noexcept nogil:
+    return a.stream == b.stream and a.experiment == b.experiment and a.sequence + 1 == b.sequence
+
+
+cdef void sort_by_stream(Reading* readings, uint32_t count) noexcept nogil:
+    """Insertion sort, stable: a batch is short and nearly in order."""
+    cdef Reading moving
+    cdef uint32_t i, j
+    for i in range(1, count):
+        j = i
+        if readings[j].stream >= readings[j - 1].stream:
+            continue
+        moving = readings[i]
+        while j > 0 and readings[j - 1].stream > moving.stream:
+            readings[j] = readings[j - 1]
+            j -= 1
+        readings[j] = moving
+
+
+def cpu_mask(text):
+    """Processors as the config lists them ("2,3"), as a bit mask; 0 for any."""
+    mask = 0
+    for part in str(text or "").replace(",", " ").split():
+        mask |= 1 << int(part)
+    return mask

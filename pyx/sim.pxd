@@ -1,0 +1,279 @@
+# Why compiled: the simulated vial behind the loop's C interface.
+# Thread rule: each function belongs to the thread named at its section; sim_init runs before either thread starts.
+# Units: nanoseconds of the loop's clock, volts, percent; *_s is seconds since the start of the simulation.
+#
+# What a loop needs: sim_init, sim_hal, sim_set with sim_parameter_owner, sim_pump, sim_heater. The model is vial.pxd.
+
+from libc.errno cimport EINVAL, ENODEV, EREMOTEIO
+from libc.math cimport isfinite
+from libc.stdint cimport int16_t, int32_t, int64_t, uint32_t, uint64_t
+from stirbar.rt.ads1115 cimport ADC_GARBAGE, ADC_LOST, Ads1115, ads1115_code, ads1115_init, ads1115_start
+from stirbar.rt.culture cimport culture_init, culture_start_lag
+from stirbar.rt.fan cimport fan_advance, fan_edges, fan_init, fan_write
+from stirbar.rt.hal cimport Conversion, Hal
+from stirbar.rt.optics cimport BUBBLES, bubbles_make, lamp_set, led_init, led_set_output, led_switch
+from stirbar.rt.pump cimport PUMPS, pumps_advance, pumps_init, pumps_set
+from stirbar.rt.rng cimport Rng, rng_next, rng_normal, rng_seed, rng_uniform, ziggurat_init
+from stirbar.rt.sim_parameters cimport *
+from stirbar.rt.thermal cimport thermal_init, thermal_read
+from stirbar.rt.types cimport MAX_CHANNELS
+from stirbar.rt.vial cimport Beam, Sim, beam_mean_v, sim_advance, sim_hold, sim_put_f32, sim_put_u32
+
+cdef enum:
+    SIM_OWNER_SAMPLING = 0
+    SIM_OWNER_ACTUATOR = 1
+
+# Which random stream of the seed feeds what; channels have STREAM_CHANNEL + 0..3.
+cdef enum:
+    RNG_SLOW = 1
+    RNG_BUBBLES = 2
+    RNG_UNIT = 3
+    RNG_FAN = 4
+    RNG_CHANNEL = 16
+
+cdef struct SimConfig:
+    uint64_t seed
+    int32_t angle[MAX_CHANNELS]  # of the photodiode on each channel: 45, 90, 135, 180; 0 reference; -1 not connected
+    double parameter[PARAM_COUNT]  # core/simulation.py `values()`
+
+
+cdef inline int sim_parameter_owner(int index) noexcept nogil:
+    """The thread that may set a parameter: SIM_OWNER_SAMPLING or SIM_OWNER_ACTUATOR."""
+    return SIM_OWNER_ACTUATOR if index >= PARAM_FIRST_ACTUATOR else SIM_OWNER_SAMPLING
+
+
+cdef inline double sim_time_s(const Sim* sim, int64_t now_ns) noexcept nogil:
+    return 1e-9 * <double>(now_ns - sim.start_ns)
+
+
+# --- hardware interface: sampling thread ---
+
+cdef inline int sim_adc_start(
+        void* context, int channel, double full_scale_v, double rate_hz, int64_t now_ns) noexcept nogil:
+    """0; -ENODEV: no photodiode on that channel; -EINVAL: no such range or rate; -EREMOTEIO: fault."""
+    cdef Sim* sim = <Sim*>context
+    cdef double time_s = sim_time_s(sim, now_ns)
+    if channel < 0 or channel >= MAX_CHANNELS or sim.beam[channel].angle < 0:
+        return -ENODEV
+    if <int>sim.parameter[PARAM_ADC1_FAULT + channel] == ADC_LOST:
+        return -EREMOTEIO
+    sim_advance(sim, time_s)
+    sim.beam[channel].epoch = sim.epoch - 1
+    return ads1115_start(
+        &sim.adc[channel], sim.parameter, &sim.ziggurat, full_scale_v, rate_hz, sim.thermal.board_degc, time_s)
+
+
+cdef inline int sim_adc_read(void* context, int channel, int64_t now_ns, Conversion* conversion) noexcept nogil:
+    """1: the newest conversion that has ended; 0: none since the last read; -ENODEV: not started; -EREMOTEIO: fault."""
+    cdef Sim* sim = <Sim*>context
+    cdef double time_s = sim_time_s(sim, now_ns)
+    cdef Ads1115* adc
+    cdef uint32_t skipped = 0
+    cdef double end_s, late_us, v
+    cdef int fault
+    cdef int64_t ready_ns
+    if channel < 0 or channel >= MAX_CHANNELS or not sim.adc[channel].running:
+        return -ENODEV
+    adc = &sim.adc[channel]
+    fault = <int>sim.parameter[PARAM_ADC1_FAULT + channel]
+    if fault == ADC_LOST:
+        return -EREMOTEIO
+    if time_s < adc.next_s:
+        return 0
+    end_s = adc.next_s
+    if time_s >= end_s + adc.period_s:
+        skipped = <uint32_t><int64_t>((time_s - end_s) / adc.period_s)
+        end_s += skipped * adc.period_s
+    sim_advance(sim, end_s)
+    v = beam_mean_v(sim, &sim.beam[channel], adc, end_s, skipped)
+    conversion.clipped = 0
+    if fault == 0:
+        adc.last_code = ads1115_code(adc, v, &conversion.clipped)
+    elif fault == ADC_GARBAGE:
+        adc.last_code = <int16_t>(rng_next(&adc.rng) >> 48)
+    conversion.code = adc.last_code
+    conversion.index = adc.index + skipped
+    late_us = sim.parameter[PARAM_READY_LATENCY_US] + sim.parameter[PARAM_READY_JITTER_US] * (
+        2.0 * rng_uniform(&adc.rng) - 1.0)
+    ready_ns = sim.start_ns + <int64_t>(1e9 * end_s + 1e3 * (late_us if late_us > 0.0 else 0.0))
+    conversion.ready_ns = ready_ns if ready_ns < now_ns else now_ns
+    adc.index += skipped + 1
+    adc.next_s = end_s + adc.period_s
+    return 1
+
+
+cdef inline int sim_led_write(void* context, double intensity_percent, int64_t now_ns) noexcept nogil:
+    """Switch the LED; 0, or -EINVAL outside 0..100."""
+    cdef Sim* sim = <Sim*>context
+    cdef double time_s = sim_time_s(sim, now_ns)
+    if not 0.0 <= intensity_percent <= 100.0:
+        return -EINVAL
+    if time_s > sim.now_s:
+        sim.now_s = time_s
+    led_switch(&sim.led, 0.01 * intensity_percent, time_s)
+    return 0
+
+
+cdef inline int sim_temperature_read(void* context, int64_t now_ns, double* celsius) noexcept nogil:
+    """0, or -EREMOTEIO while the sensor is lost."""
+    cdef Sim* sim = <Sim*>context
+    sim_advance(sim, sim_time_s(sim, now_ns))
+    return thermal_read(&sim.thermal, sim.parameter, &sim.slow_rng, &sim.ziggurat, celsius)
+
+
+# --- hardware interface: actuator thread ---
+
+cdef inline void sim_actuators_advance(Sim* sim, double time_s) noexcept nogil:
+    cdef int i
+    fan_advance(&sim.fan, sim.parameter, &sim.ziggurat, time_s)
+    pumps_advance(&sim.pumps, sim.parameter, time_s)
+    sim_put_f32(&sim.exchange.fan_turns_per_s, <float>(sim.fan.speed_rpm / 60.0))
+    sim_put_f32(&sim.exchange.fan_phase, <float>sim.fan.angle_turn)
+    sim_put_u32(&sim.exchange.fan_stamp_us, <uint32_t><int64_t>(1e6 * sim.fan.time_s))
+    for i in range(PUMPS):
+        sim_put_u32(&sim.exchange.pumped_nl[i], sim.pumps.delivered_nl[i])
+
+
+cdef inline int sim_edges_read(void* context, int64_t now_ns, int64_t* stamps_ns, int room) noexcept nogil:
+    """Take the tachometer edges until now, in order; returns how many, at most room."""
+    cdef Sim* sim = <Sim*>context
+    sim_actuators_advance(sim, sim_time_s(sim, now_ns))
+    return fan_edges(&sim.fan, now_ns, stamps_ns, room)
+
+
+cdef inline int sim_stirrer_write(void* context, double duty_percent, int64_t now_ns) noexcept nogil:
+    """Set the fan's duty; 0, or -EINVAL outside 0..100."""
+    cdef Sim* sim = <Sim*>context
+    cdef double time_s = sim_time_s(sim, now_ns)
+    sim_actuators_advance(sim, time_s)
+    return fan_write(&sim.fan, sim.parameter, &sim.ziggurat, duty_percent, time_s)
+
+
+cdef inline int sim_pump(Sim* sim, int pump, double ml_per_s, int64_t now_ns) noexcept nogil:
+    """Run a pump at a calibrated flow from now on, 0 stops it; 0 or -EINVAL. Actuator thread."""
+    cdef double time_s = sim_time_s(sim, now_ns)
+    sim_actuators_advance(sim, time_s)
+    return pumps_set(&sim.pumps, sim.parameter, pump, ml_per_s, time_s)
+
+
+cdef inline int sim_heater(Sim* sim, double duty) noexcept nogil:
+    """Set the heater's duty, 0..1; 0 or -EINVAL. Actuator thread."""
+    if not 0.0 <= duty <= 1.0:
+        return -EINVAL
+    sim_put_f32(&sim.exchange.heater_duty, <float>duty)
+    return 0
+
+
+# --- set-up and parameters ---
+
+cdef inline int sim_set(Sim* sim, int parameter, double value) noexcept nogil:
+    """Change a parameter, from the thread that owns it. Limits are the caller's (core/simulation.py `check`).
+
+    What names a state (biomass, substrate, volume, drive hours) replaces it; a new lag begins now. 0 or -EINVAL.
+    """
+    cdef double* p = sim.parameter
+    if parameter < 0 or parameter >= PARAM_COUNT or not isfinite(value):
+        return -EINVAL
+    p[parameter] = value
+    if sim_parameter_owner(parameter) == SIM_OWNER_ACTUATOR:
+        return 0
+    if parameter == PARAM_BIOMASS_OD:
+        sim.culture.biomass_od = value
+    elif parameter == PARAM_SUBSTRATE_G_PER_L:
+        sim.culture.substrate_g_per_l = value
+    elif parameter == PARAM_VOLUME_ML:
+        sim.culture.volume_ml = value
+    elif parameter == PARAM_LAG_H:
+        culture_start_lag(&sim.culture, p, sim.thermal.liquid_degc)
+    elif parameter == PARAM_LED_DRIVE_H:
+        sim.led.drive_h = value
+    elif parameter == PARAM_LED_DEAD:
+        led_set_output(&sim.led, p, sim.thermal.board_degc)
+    elif parameter == PARAM_MAINS_HZ or parameter == PARAM_MAINS_WANDER_HZ:
+        sim.mains.turns += sim.mains.frequency_hz * (sim.now_s - sim.slow_s)
+        sim.mains.frequency_hz = p[PARAM_MAINS_HZ] + p[PARAM_MAINS_WANDER_HZ] * sim.mains.wander
+        sim.mains.turns -= sim.mains.frequency_hz * (sim.now_s - sim.slow_s)
+    elif parameter == PARAM_AMBIENT_LIGHT_V or parameter == PARAM_AMBIENT_STEP_V:
+        lamp_set(&sim.lamp, p[PARAM_AMBIENT_LIGHT_V] + sim.lamp.lit * p[PARAM_AMBIENT_STEP_V], sim.now_s)
+    elif PARAM_BUBBLE_RATE_HZ <= parameter <= PARAM_BUBBLE_MAXIMUM_MS:
+        if sim.bubbles.from_s[(sim.bubbles.count - 1) % BUBBLES] > sim.now_s:
+            sim.bubbles.count -= 1
+            bubbles_make(&sim.bubbles, p, &sim.bubble_rng, sim.now_s)
+    sim_hold(sim)
+    return 0
+
+
+cdef inline int sim_init_beams(Sim* sim, const SimConfig* config, Rng* unit) noexcept nogil:
+    cdef Beam* beam
+    cdef int i
+    for i in range(MAX_CHANNELS):
+        if config.angle[i] not in (-1, 0, 45, 90, 135, 180):
+            return -EINVAL
+        beam = &sim.beam[i]
+        beam.angle = config.angle[i]
+        beam.epoch = 0
+        beam.bubble = 0
+        beam.noise_left = 0
+        beam.noise = 0.0
+        beam.noise_slope = 0.0
+        beam.sensitivity = rng_normal(unit, &sim.ziggurat)
+        beam.diode.light = 0.0
+        beam.diode.time_s = 0.0
+        beam.diode.edge = 1
+        ads1115_init(&sim.adc[i], config.seed, RNG_CHANNEL + i, &sim.ziggurat)
+        beam.noise_node = rng_normal(&sim.adc[i].rng, &sim.ziggurat)
+    return 0
+
+
+cdef inline int sim_init(Sim* sim, const SimConfig* config, int64_t start_ns) noexcept nogil:
+    """Start a vial at a moment of the loop's clock. 0, or -EINVAL for an angle it does not have or a value that is not
+    finite. What differs from unit to unit (sensitivities, rates, pumps, fan) is drawn from the seed."""
+    cdef Rng unit
+    cdef int i
+    for i in range(PARAM_COUNT):
+        if not isfinite(config.parameter[i]):
+            return -EINVAL
+        sim.parameter[i] = config.parameter[i]
+    sim.start_ns = start_ns
+    ziggurat_init(&sim.ziggurat)
+    rng_seed(&sim.slow_rng, config.seed, RNG_SLOW)
+    rng_seed(&sim.bubble_rng, config.seed, RNG_BUBBLES)
+    rng_seed(&unit, config.seed, RNG_UNIT)
+    if sim_init_beams(sim, config, &unit) != 0:
+        return -EINVAL
+    fan_init(&sim.fan, config.seed, RNG_FAN, &sim.ziggurat, start_ns)
+    pumps_init(&sim.pumps, &unit, &sim.ziggurat)
+    thermal_init(&sim.thermal, sim.parameter)
+    culture_init(&sim.culture, sim.parameter, sim.thermal.liquid_degc)
+    led_init(&sim.led, sim.parameter[PARAM_LED_DRIVE_H])
+    sim.mains.turns = rng_uniform(&unit)
+    sim.mains.wander = rng_normal(&unit, &sim.ziggurat)
+    sim.mains.frequency_hz = sim.parameter[PARAM_MAINS_HZ] + sim.parameter[PARAM_MAINS_WANDER_HZ] * sim.mains.wander
+    sim.lamp.lit = 0
+    sim.lamp.before_v = sim.parameter[PARAM_AMBIENT_LIGHT_V]
+    sim.lamp.after_v = sim.lamp.before_v
+    sim.lamp.step_s = 0.0
+    sim.bubbles.count = 0
+    bubbles_make(&sim.bubbles, sim.parameter, &sim.bubble_rng, 0.0)
+    sim.now_s = 0.0
+    sim.slow_s = 0.0
+    sim.slow_end_s = 0.1
+    sim.epoch = 1
+    sim_put_f32(&sim.exchange.heater_duty, 0.0)
+    for i in range(PUMPS):
+        sim.taken_nl[i] = 0
+    sim_actuators_advance(sim, 0.0)
+    led_set_output(&sim.led, sim.parameter, sim.thermal.board_degc)
+    sim_hold(sim)
+    return 0
+
+
+cdef inline void sim_hal(Sim* sim, Hal* hal) noexcept nogil:
+    """Put the vial behind the hardware interface; `sim` must outlive it."""
+    hal.context = sim
+    hal.adc_start = sim_adc_start
+    hal.adc_read = sim_adc_read
+    hal.led_write = sim_led_write
+    hal.temperature_read = sim_temperature_read
+    hal.edges_read = sim_edges_read
+    hal.stirrer_write = sim_stirrer_write

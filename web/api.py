@@ -1,0 +1,486 @@
+"""The HTTP API of docs/http-api.md. Every route checks what it was sent, and says what is wrong with it."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from bottle import Bottle, HTTPResponse, request, response
+from stirbar.bridge.store import StoreError, StoreUnavailable
+from stirbar.core.records import KIND_RAW_CHUNK, READING_STREAMS, STREAM_IDS, STREAM_UNITS, STREAMS
+from stirbar.web.live import UNSEEN_S
+from stirbar.web.wire import answer, refuse
+
+if TYPE_CHECKING:
+    from stirbar.web.app import Site
+
+MAXIMUM_POINTS = 2000
+DEFAULT_POINTS = 600
+MAXIMUM_EVENTS = 1000
+MAXIMUM_RAW_S = 10.0
+RAW_ASKED_S = 30.0  # a unit is asked for so much raw data at once,
+RAW_RENEW_S = 10.0  # and again when less than this is left
+RAW_STALE_S = 2.0  # what is older shows that none are coming
+RAW_WAIT_S = 2.0  # for the first of it
+RAW_LOOK_S = 0.05
+COMMAND_TIMEOUT_S = 5.0
+LONGEST_BLANK_S = 600.0
+LONGEST_NAME = 100  # characters
+LONGEST_NAME_BYTES = 128  # a worker takes no more
+FORBIDDEN_IN_NAMES = "#+/$%\\"  # a name is part of MQTT topics and of file names
+LONGEST_DESCRIPTION = 1000
+CSV_CHUNK_BYTES = 32 * 1024
+SETTING_UNITS = {  # of what ends in a channel's number, the number is left out
+    "target_rpm": "rpm",
+    "measured_rpm": "rpm",
+    "duty_cycle": "%",
+    "ir_led_intensity": "%",
+    "temperature": "°C",
+    "blank": "AU",
+    "interval": "s",
+}
+# what a worker knows (docs/protocol.md), with the fields that each takes
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "describe": (),
+    "status": (),
+    "settings": ("job",),
+    "start": ("job",),
+    "stop": ("job",),
+    "set": ("job", "setting", "value"),
+    "blank": ("channel", "seconds", "value", "clear"),
+    "simulate": ("set",),
+    "raw": ("seconds",),
+}
+
+
+def add_routes(app: Bottle, site: Site) -> None:
+    """Put the API onto an application."""
+    routes: tuple[tuple[str, str, Callable[..., Any]], ...] = (
+        ("GET", "/api/units", units),
+        ("GET", "/api/units/<unit>", unit_details),
+        ("POST", "/api/units/<unit>/command", command),
+        ("GET", "/api/units/<unit>/simulation", simulation),
+        ("GET", "/api/units/<unit>/raw", raw),
+        ("GET", "/api/readings", readings),
+        ("GET", "/api/experiments", experiments),
+        ("POST", "/api/experiments", create_experiment),
+        ("PUT", "/api/experiments/<experiment>/units/<unit>", assign),
+        ("DELETE", "/api/experiments/<experiment>/units/<unit>", unassign),
+        ("GET", "/api/experiments/<experiment>/readings.csv", download),
+        ("GET", "/api/events", events),
+        ("GET", "/api/live", live),
+        ("GET", "/api/health", health),
+    )
+    for method, path, function in routes:
+        app.route(path, method, _guarded(site, function))
+
+
+def _guarded(site: Site, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The route's function with the site, and with the store's refusals turned into answers."""
+
+    @functools.wraps(function)
+    def call(**arguments: str) -> Any:
+        try:
+            return function(site, **arguments)
+        except StoreUnavailable as error:
+            refuse(503, str(error), remedy="try again in a few seconds", Retry_After="3")
+        except StoreError as error:
+            refuse(409, str(error))
+
+    return call
+
+
+def body_fields(expected: dict[str, type | tuple[type, ...]]) -> dict[str, Any]:
+    """The JSON object in the request's body; refuses what is no object, unknown fields and wrong types."""
+    kind = (request.content_type or "").split(";")[0].strip().lower()
+    if kind != "application/json":
+        refuse(415, f"the body is of type '{kind or 'none'}'", "Content-Type", "send JSON as application/json")
+    try:
+        value = json.loads(request.body.read() or b"{}", parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        refuse(400, f"the body is not JSON: {error}", remedy="send one JSON object")
+    if not isinstance(value, dict):
+        refuse(400, f"the body is a JSON {type(value).__name__}", remedy="send one JSON object")
+    for name, item in value.items():
+        if name not in expected:
+            refuse(400, f"the body has an unknown field '{name[:50]}'", name[:50], f"known are: {', '.join(expected)}")
+        if not isinstance(item, expected[name]) or (isinstance(item, bool) and bool not in _types(expected[name])):
+            names = " or ".join(kind.__name__ for kind in _types(expected[name]))
+            refuse(400, f"'{name}' is of type {type(item).__name__}", name, f"send a {names}")
+    return value
+
+
+def _types(kinds: type | tuple[type, ...]) -> tuple[type, ...]:
+    return kinds if isinstance(kinds, tuple) else (kinds,)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _number(name: str, default: float | None, low: float, high: float) -> float:
+    """A number of the query; refuses what is none, missing without a default, or out of bounds."""
+    text = request.query.get(name)
+    if text in (None, ""):
+        if default is None:
+            refuse(400, f"'{name}' is missing", name, f"give a number from {low:g} to {high:g}")
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        refuse(400, f"'{name}' is not a number: {text[:50]}", name, f"give a number from {low:g} to {high:g}")
+    if not low <= value <= high:
+        refuse(400, f"'{name}' is {text[:50]}, allowed are {low:g} to {high:g}", name, "give a number within these")
+    return value
+
+
+def _text(name: str) -> str:
+    """A word of the query as Unicode; empty when it is not there."""
+    value: str = request.query.getunicode(name) or ""
+    return value
+
+
+def _stream(required: bool) -> int | None:
+    """The number of the stream in the query, by name or number."""
+    text = _text("stream")
+    if not text and not required:
+        return None
+    number = int(text) if text.isdecimal() and len(text) < 4 else STREAM_IDS.get(text)
+    if number not in READING_STREAMS:
+        known = ", ".join(STREAMS[stream] for stream in READING_STREAMS)
+        refuse(400, f"there is no stream '{text[:50]}' of readings", "stream", f"known are: {known}")
+    return number
+
+
+def _units_now(site: Site) -> list[dict[str, Any]]:
+    """All units: what the store knows of them, and over it what ingest heard of them since the start."""
+    found: dict[str, dict[str, Any]] = {}
+    for stored in site.store.units():
+        found[stored["unit_id"].hex()] = {**stored, "last_seen": None, "state": "lost"}
+    for heard in site.ingest.units():
+        entry = found.setdefault(heard["unit_id"], {})
+        entry.update({key: value for key, value in heard.items() if value or key not in entry})
+    now = time.time()
+    for unit_id, entry in found.items():
+        entry["unit_id"] = unit_id
+        seen = entry.get("last_seen")
+        if entry.get("state") == "online" and (seen is None or now - seen > UNSEEN_S):
+            entry["state"] = "lost"
+    return sorted(found.values(), key=lambda entry: (str(entry.get("unit")), entry["unit_id"]))
+
+
+def _find(site: Site, name: str) -> dict[str, Any]:
+    """The unit of this name (or of this unit_id, for two that share a name)."""
+    entries = _units_now(site)
+    found = [entry for entry in entries if entry["unit_id"] == name] or [
+        entry for entry in entries if entry.get("unit") == name
+    ]
+    if not found:
+        known = ", ".join(str(entry.get("unit")) for entry in entries[:10]) or "none has reported yet"
+        refuse(404, f"there is no unit '{name[:LONGEST_NAME]}'", "unit", f"known units: {known}")
+    if len(found) > 1:
+        ids = ", ".join(entry["unit_id"] for entry in found)
+        refuse(409, f"{len(found)} units have the name '{name}'", "unit", f"use the unit_id instead: {ids}")
+    return found[0]
+
+
+def _settings(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The settings in force as a list, each with its unit and whether it can be set."""
+    settable = {
+        (job, name)
+        for job, about in (entry.get("describe", {}).get("jobs") or {}).items()
+        if isinstance(about, dict)
+        for name in about.get("settable") or ()
+    }
+    return [
+        {
+            **setting,
+            "unit": SETTING_UNITS.get(setting["setting"].rstrip("1234"), ""),
+            "settable": setting["setting"] == "$state" or (setting["job"], setting["setting"]) in settable,
+        }
+        for setting in entry.get("settings") or []
+    ]
+
+
+def _summary(entry: dict[str, Any]) -> dict[str, Any]:
+    about = entry.get("describe") or {}
+    return {
+        "unit": entry.get("unit"),
+        "unit_id": entry["unit_id"],
+        "state": entry["state"],
+        "last_seen": entry.get("last_seen"),
+        "experiment": entry.get("experiment"),
+        "simulated": bool(about.get("simulated")),
+        "version": about.get("version"),
+        "channels": about.get("channels") or [],
+        "jobs": entry.get("jobs") or {},
+        "settings": _settings(entry),
+        "latest": entry.get("latest") or {},
+    }
+
+
+def units(site: Site) -> HTTPResponse:
+    return answer([_summary(entry) for entry in _units_now(site)])
+
+
+def unit_details(site: Site, unit: str) -> HTTPResponse:
+    entry = _find(site, unit)
+    about, status = entry.get("describe") or {}, entry.get("status") or {}
+    details = {key: about.get(key) for key in ("run_id", "boot_id", "build_id", "normalisation", "limits")}
+    details |= {key: status.get(key) for key in ("counters", "lateness", "uptime_s", "sequences")}
+    return answer({**_summary(entry), **details, "status": status})
+
+
+def command(site: Site, unit: str) -> HTTPResponse:
+    """A worker's command, sent to the unit; its reply is the answer, refusals by the worker included."""
+    every: dict[str, type | tuple[type, ...]] = {
+        "command": str,
+        "id": (str, int, float),
+        "job": str,
+        "setting": str,
+        "value": (int, float, str, bool, type(None)),
+        "channel": int,
+        "seconds": (int, float),
+        "clear": bool,
+        "set": dict,
+    }
+    fields = body_fields(every)
+    name = fields.get("command")
+    if name not in COMMANDS:
+        text = f"there is no command '{str(name)[:50]}'" if name else "'command' is missing"
+        refuse(400, text, "command", f"known are: {', '.join(COMMANDS)}")
+    for field in fields:
+        if field not in ("command", "id", *COMMANDS[name]):
+            takes = ", ".join(COMMANDS[name]) or "no fields"
+            refuse(400, f"the command '{name}' has no field '{field}'", field, f"it takes {takes}")
+    entry = _find(site, unit)
+    return answer(_ask(site, entry, fields))
+
+
+def _ask(site: Site, entry: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Send a command to a unit and return its reply; 504 when none comes."""
+    limit_s = COMMAND_TIMEOUT_S
+    if fields["command"] == "blank" and "value" not in fields and not fields.get("clear"):
+        limit_s += min(float(fields.get("seconds", 10.0)), LONGEST_BLANK_S)  # it averages for so long
+    try:
+        reply = site.ingest.command(bytes.fromhex(entry["unit_id"]), fields, limit_s)
+    except TimeoutError:
+        reply = None
+    except ConnectionError as error:
+        refuse(503, f"the command could not be sent: {error}", remedy="the leader reconnects to its broker: try again")
+    if reply is None:
+        refuse(
+            504,
+            f"the unit '{entry.get('unit')}' did not answer within {limit_s:g} s",
+            "unit",
+            "see whether its worker and bridge run; the command has expired and will not be done later",
+        )
+    checked: dict[str, Any] = reply
+    return checked
+
+
+def simulation(site: Site, unit: str) -> HTTPResponse:
+    """The parameters of a simulated unit, with the values in force."""
+    entry = _find(site, unit)
+    if not (entry.get("describe") or {}).get("simulated"):
+        refuse(409, f"the unit '{entry.get('unit')}' is not simulated", "unit", "start its worker with --simulate")
+    reply = _ask(site, entry, {"command": "simulate", "set": {}})
+    if not reply.get("ok"):
+        return answer(reply, 502)
+    from stirbar.core.simulation import PARAMETERS
+
+    values = reply["result"]["simulation"]
+    return answer(
+        [
+            {
+                "name": one.name,
+                "unit": one.unit,
+                "low": one.low,
+                "high": one.high,
+                "default": one.default,
+                "value": values.get(one.name, one.default),
+                "help": one.help,
+                "group": one.group,
+            }
+            for one in PARAMETERS
+        ]
+    )
+
+
+def raw(site: Site, unit: str) -> HTTPResponse:
+    """The last seconds of raw conversions with their spectrum; the unit is asked for them when none are coming."""
+    seconds = _number("seconds", 2.0, 0.1, MAXIMUM_RAW_S)
+    entry = _find(site, unit)
+    unit_id = bytes.fromhex(entry["unit_id"])
+    status = entry.get("status") or {}
+    deadline = time.monotonic()
+    if status.get("raw_until_ns", 0) - status.get("monotonic_ns", 0) < RAW_RENEW_S * 1e9:
+        reply = _ask(site, entry, {"command": "raw", "seconds": RAW_ASKED_S})
+        if not reply.get("ok"):
+            return answer(reply, 502)
+        deadline += RAW_WAIT_S
+    from stirbar.core import raw_codec
+    from stirbar.web.raw import view  # NumPy, only for those who look
+
+    fresh_ns = (time.time() - RAW_STALE_S) * 1e9
+    blocks = site.ingest.raw(unit_id, seconds)
+    while not (blocks and blocks[-1][0].realtime_ns > fresh_ns) and time.monotonic() < deadline:
+        time.sleep(RAW_LOOK_S)
+        blocks = site.ingest.raw(unit_id, seconds)
+    items = b"".join(raw_codec.decode(body) if header.kind == KIND_RAW_CHUNK else body for header, body in blocks)
+    return answer(view(items, _summary(entry)["channels"], seconds))
+
+
+def readings(site: Site) -> HTTPResponse:
+    """Binned readings for a chart."""
+    stream = _stream(required=True)
+    now = time.time()
+    end = _number("to", now, 0.0, 1e11)
+    start = _number("from", end - 3600.0, 0.0, 1e11)
+    points = int(_number("points", DEFAULT_POINTS, 1, MAXIMUM_POINTS))
+    if start >= end:
+        refuse(400, f"'from' ({start:g}) is not before 'to' ({end:g})", "from", "give Unix seconds, the earlier first")
+    unit, experiment = _text("unit"), _text("experiment")
+    if bool(unit) == bool(experiment):
+        refuse(400, "give either 'unit' or 'experiment'", "unit", "one of the two says whose readings are asked for")
+    ids = None
+    if unit:
+        ids = [bytes.fromhex(_find(site, unit)["unit_id"])]
+    else:
+        _experiment(site, experiment)
+    lines = site.store.series(stream, start, end, points, unit_ids=ids, experiment=experiment or None)
+    return answer(
+        {
+            "series": [
+                {
+                    **line,
+                    "unit_id": line["unit_id"].hex(),
+                    "stream": STREAMS[line["stream"]],
+                    "unit_of_value": STREAM_UNITS[line["stream"]],
+                }
+                for line in lines
+            ]
+        }
+    )
+
+
+def _experiment(site: Site, name: str) -> dict[str, Any]:
+    found: list[dict[str, Any]] = [one for one in site.store.experiments() if one["name"] == name]
+    if not found:
+        refuse(404, f"there is no experiment '{name[:LONGEST_NAME]}'", "experiment", "GET /api/experiments lists them")
+    return found[0]
+
+
+def experiments(site: Site) -> HTTPResponse:
+    return answer(site.store.experiments())
+
+
+def create_experiment(site: Site) -> HTTPResponse:
+    fields = body_fields({"name": str, "description": str})
+    name, description = fields.get("name", "").strip(), fields.get("description", "").strip()
+    if not name or len(name) > LONGEST_NAME or len(name.encode()) > LONGEST_NAME_BYTES:
+        refuse(400, f"the name has {len(name)} characters", "name", f"give one of 1 to {LONGEST_NAME}")
+    bad = [character for character in name if character in FORBIDDEN_IN_NAMES or not character.isprintable()]
+    if bad:
+        remedy = f"leave out {' '.join(FORBIDDEN_IN_NAMES)} and control characters"
+        refuse(400, f"the name has a character that is not allowed: {bad[0]!r}", "name", remedy)
+    if len(description) > LONGEST_DESCRIPTION:
+        refuse(
+            400, f"the description has {len(description)} characters", "description", f"at most {LONGEST_DESCRIPTION}"
+        )
+    if any(experiment["name"] == name for experiment in site.store.experiments()):
+        refuse(409, f"there is an experiment '{name}' already", "name", "choose another name")
+    site.store.create_experiment(name, description)
+    return answer(_experiment(site, name), 201)
+
+
+def assign(site: Site, experiment: str, unit: str) -> HTTPResponse:
+    """From now on the unit's readings belong to this experiment."""
+    _experiment(site, experiment)
+    entry = _find(site, unit)
+    unit_id = bytes.fromhex(entry["unit_id"])
+    if unit_id not in [stored["unit_id"] for stored in site.store.units()]:
+        site.store.upsert_unit(unit_id, entry["unit"], entry.get("describe") or {})  # it has reported just now
+    site.ingest.assign(unit_id, experiment)
+    return answer({"unit": entry["unit"], "experiment": experiment})
+
+
+def unassign(site: Site, experiment: str, unit: str) -> HTTPResponse:
+    """From now on the unit's readings belong to no experiment."""
+    _experiment(site, experiment)
+    entry = _find(site, unit)
+    if entry.get("experiment") != experiment:
+        refuse(
+            409, f"the unit '{unit}' is not in the experiment '{experiment}'", "unit", "GET /api/units says where it is"
+        )
+    site.ingest.assign(bytes.fromhex(entry["unit_id"]), None)
+    return answer({"unit": entry["unit"], "experiment": None})
+
+
+def download(site: Site, experiment: str) -> Iterator[bytes]:
+    """The readings of an experiment as CSV, written while the store is read."""
+    stream = _stream(required=False)
+    _experiment(site, experiment)
+    rows = site.store.csv_rows(experiment, stream)
+    plain = "".join(character if character.isalnum() and character.isascii() else "_" for character in experiment)
+    name = f"{plain}{'_' + STREAMS[stream] if stream else ''}.csv"
+    response.content_type = "text/csv; charset=UTF-8"
+    response.set_header("Content-Disposition", f'attachment; filename="{name}"')
+    return _csv(rows)
+
+
+def _csv(rows: Iterator[list[str]]) -> Iterator[bytes]:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    for row in rows:
+        writer.writerow(row)
+        if buffer.tell() >= CSV_CHUNK_BYTES:
+            yield buffer.getvalue().encode()
+            buffer.seek(0)
+            buffer.truncate()
+    yield buffer.getvalue().encode()
+
+
+def events(site: Site) -> HTTPResponse:
+    limit = int(_number("limit", 100, 1, MAXIMUM_EVENTS))
+    before = _number("before", math.inf, 0.0, math.inf)
+    unit = _text("unit")
+    unit_id = bytes.fromhex(_find(site, unit)["unit_id"]) if unit else None
+    found = site.store.events(unit_id, limit, None if math.isinf(before) else before)
+    return answer([{**event, "unit_id": event["unit_id"].hex() if event["unit_id"] else None} for event in found])
+
+
+def live(site: Site) -> str:
+    """Hand the connection over to the hub of live events."""
+    hand_over = request.environ.get("stirbar.hand_over")
+    if hand_over is None:
+        refuse(501, "this server cannot hold a live connection", remedy="run it by `stirbar leader`")
+    wanted = _text("units")
+    names = frozenset(name.strip() for name in wanted.split(",") if name.strip()) or None
+    key = request.environ["stirbar.session"].key
+    response.content_type = "text/event-stream; charset=UTF-8"
+    response.set_header("Cache-Control", "no-store")
+    response.set_header("X-Accel-Buffering", "no")
+    hand_over.receiver = lambda sock: site.live.add(sock, names, key)
+    return ""
+
+
+def health(site: Site) -> HTTPResponse:
+    """In one word to anybody; the counters to those who are logged in."""
+    broker = site.broker.counters() if site.broker is not None else {"external": True}
+    ingest = site.ingest.counters()
+    well = broker.get("alive", True) and ingest.get("connected", True)
+    status = {"status": "ok" if well else "degraded"}
+    if request.environ.get("stirbar.session") is None:
+        return answer(status)
+    store = site.store.counters()
+    uptime = time.time() - site.started
+    return answer(
+        {**status, "ingest": ingest, "store": store, "broker": broker, "live": site.live.counters(), "uptime_s": uptime}
+    )

@@ -1,0 +1,12 @@
+% rebase("layout.tpl")
+<div class="heading">
+  <h1>Units</h1>
+  <p id="summary" class="hint"></p>
+</div>
+<div id="cards" class="cards" aria-busy="true"></div>
+<section id="charts" aria-label="Charts">
+  <div class="heading">
+    <h2>Charts</h2>
+    <label class="inline">of <select id="scope"></select></label>
+  </div>
+</section>

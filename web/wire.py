@@ -1,0 +1,43 @@
+"""JSON as browsers take it: no NaN, no infinities, bytes as hexadecimal digits; and the errors of the API."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, NoReturn
+
+from bottle import HTTPResponse
+
+
+def clean(value: Any) -> Any:
+    """The value with what JSON cannot say replaced: NaN and infinities become null, bytes hexadecimal digits."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): clean(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    if isinstance(value, bytes):
+        return value.hex()
+    return value
+
+
+def to_json(value: Any) -> str:
+    """Serialise for a browser; tries the quick way first, since most answers hold no NaN."""
+    try:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    except (ValueError, TypeError):
+        return json.dumps(clean(value), allow_nan=False, separators=(",", ":"))
+
+
+def answer(value: Any, status: int = 200) -> HTTPResponse:
+    """A JSON answer."""
+    return HTTPResponse(body=to_json(value), status=status, **{"Content-Type": "application/json"})
+
+
+def refuse(status: int, error: str, field: str | None = None, remedy: str | None = None, **headers: str) -> NoReturn:
+    """End the request with the API's error: what is wrong, with which field, and what to do."""
+    response = answer({"error": error, "field": field, "remedy": remedy}, status)
+    for name, value in headers.items():
+        response.set_header(name.replace("_", "-"), value)
+    raise response
