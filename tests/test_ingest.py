@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import pathlib
 import sqlite3
-import sys
 import threading
 import time
 
 import pytest
+import units
 from stirbar.bridge.broker import Broker
 from stirbar.bridge.ingest import CommandNotSent, CommandTimeout, Ingest
 from stirbar.bridge.store import open_store
 from stirbar.core.records import KIND_TRACE, STREAM_IDS, TRACE
-
-_spec = importlib.util.spec_from_file_location("leader_units", pathlib.Path(__file__).with_name("units.py"))
-units = sys.modules.setdefault("leader_units", importlib.util.module_from_spec(_spec))
-_spec.loader.exec_module(units)
-identity, block, wait_until = units.identity, units.block, units.wait_until
+from units import block, identity, wait_until
 
 
 class Leader:
