@@ -152,7 +152,9 @@ class Stirring(Job):
         self.duty_maximum = float(config.get("stirring.config", "duty_maximum_percent"))
 
     def publish(self) -> None:
-        self.host.publish_setting(self.name, "target_rpm", self.target_rpm if self.use_rpm else None, "rpm", settable=True)
+        self.host.publish_setting(
+            self.name, "target_rpm", self.target_rpm if self.use_rpm else None, "rpm", settable=True
+        )
         self.host.publish_setting(
             self.name, "duty_cycle", None if self.use_rpm else self.duty_percent, "%", settable=True
         )
