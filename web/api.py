@@ -328,13 +328,14 @@ def raw(site: Site, unit: str) -> HTTPResponse:
     from stirbar.core import raw_codec
     from stirbar.web.raw import view  # NumPy, only for those who look
 
-    fresh_ns = (time.time() - RAW_STALE_S) * 1e9
-    blocks = site.ingest.raw(unit_id, seconds)
-    while not (blocks and blocks[-1][0].realtime_ns > fresh_ns) and time.monotonic() < deadline:
-        time.sleep(RAW_LOOK_S)
+    while True:
         blocks = site.ingest.raw(unit_id, seconds)
-    items = b"".join(raw_codec.decode(body) if header.kind == KIND_RAW_CHUNK else body for header, body in blocks)
-    return answer(view(items, _summary(entry)["channels"], seconds))
+        stale = not blocks or blocks[-1][0].realtime_ns < (time.time() - RAW_STALE_S) * 1e9
+        parts = [raw_codec.decode(body) if header.kind == KIND_RAW_CHUNK else body for header, body in blocks]
+        found = view(b"".join(parts), _summary(entry)["channels"], seconds)
+        if (found["channels"] and not stale) or time.monotonic() >= deadline:
+            return answer(found)
+        time.sleep(RAW_LOOK_S)  # asked a moment ago: the first of it is on its way
 
 
 def readings(site: Site) -> HTTPResponse:
