@@ -5,6 +5,7 @@ Synchronization: none; belongs to the host thread.
 
 from __future__ import annotations
 
+import os
 import time
 
 from stirbar.core import events, records
@@ -264,7 +265,8 @@ class Commands:
             parameter = known[name]
             checked.append((parameter, number(value, name, parameter.low, parameter.high, parameter.unit)))
         if not checked:
-            raise CommandError('"set" names no parameter', "set")
+            reply(_success(request, {"simulation": self.host.loop.simulation_values()}), [])
+            return
         done = self._by_loop(request, reply, lambda: {"simulation": self.host.loop.simulation_values()})
         done = all_of(len(checked), done)
         for parameter, value in checked:

@@ -495,8 +495,14 @@ cdef void sort_by_stream(Reading* readings, uint32_t count) noexcept nogil:
 
 
 def cpu_mask(text):
-    """Processors as the config lists them ("2,3"), as a bit mask; 0 for any."""
+    """Processors as the config lists them ("0,2-3"), as a bit mask; 0 for any. Raises ValueError beyond 31."""
     mask = 0
-    for part in str(text or "").replace(",", " ").split():
-        mask |= 1 << int(part)
+    for part in str(text or "").replace(" ", "").split(","):
+        if not part:
+            continue
+        first, _, last = part.partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            if not 0 <= number < 32:
+                raise ValueError(f"[loop.config] cpu_affinity names processor {number}; 0 to 31 can be named")
+            mask |= 1 << number
     return mask
