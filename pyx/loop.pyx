@@ -463,6 +463,13 @@ cdef class Loop:
 
         return {parameter.name: self.state.sim.parameter[<int>parameter.index] for parameter in PARAMETERS}
 
+    def code_addresses(self):
+        """Where compiled functions lie, for a profiler that has no symbols: {"vial": [...], "ticks": [...]}."""
+        cdef Hal* hal = &self.state.hal
+        vial = [<size_t>hal.adc_start, <size_t>hal.adc_read, <size_t>hal.led_write, <size_t>hal.temperature_read,
+                <size_t>hal.edges_read, <size_t>hal.stirrer_write]
+        return {"vial": vial, "ticks": [<size_t>self.state.tasks[i].run for i in range(TASKS)]}
+
     def build_id(self):
         """Names the compiled code: equal ids give bit-identical replays on one architecture."""
         return STIRBAR_BUILD_ID.decode()
