@@ -77,7 +77,7 @@ soak: $(VENV)/.installed-test ## run the long campaigns
 lint: $(VENV)/.installed-lint ## ruff, mypy, cython-lint
 	@echo "ruff"; $(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@echo "mypy"; $(BIN)/mypy
-	@echo "cython-lint"; $(BIN)/cython-lint pyx
+	@echo "cython-lint"; PATH="$(abspath $(BIN)):$$PATH" cython-lint pyx
 
 bench: $(VENV)/.installed-bench ## measure this machine against the budgets
 	@echo "measuring; results go to benchmarks/RESULTS.md"

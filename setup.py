@@ -22,7 +22,7 @@ def make_view() -> str:
     """Create build/view/stirbar/... as links into the source folders; return its path for the include list."""
     top = Path("build/view") / NAME
     top.mkdir(parents=True, exist_ok=True)
-    links = {key: folder for key, folder in FOLDERS.items()} | {name: f"core/_top/{name}" for name in TOP_FILES}
+    links = FOLDERS | {name: f"core/_top/{name}" for name in TOP_FILES}
     for link, target in links.items():
         if not (top / link).is_symlink():
             (top / link).symlink_to(Path("../../..") / target)

@@ -94,6 +94,15 @@ def check_block(header: Header, payload: bytes) -> list[Any]:
     The list has one entry per sequence number for readings (tuples in the order of READING_FIELDS) and events (dicts),
     one entry (bytes, str) for chunks and gaps. Raises ValueError with what is wrong.
     """
+    check_header(header)
+    check = _CHECKS.get(header.kind)
+    if check is None:
+        raise ValueError(f"block of kind {header.kind} does not belong into a store")
+    return check(header, payload)
+
+
+def check_header(header: Header) -> None:
+    """Raises ValueError for a header whose numbers no store could keep."""
     if header.stream not in STREAMS:
         raise ValueError(f"block of unknown stream {header.stream}")
     if header.count == 0 or header.end_sequence > SEQUENCE_END:
@@ -102,10 +111,6 @@ def check_block(header: Header, payload: bytes) -> list[Any]:
         raise ValueError(f"block made at {header.realtime_ns} ns, monotonic {header.monotonic_ns} ns: out of range")
     if not -TIME_END_NS < header.raw_ns < TIME_END_NS:
         raise ValueError(f"block made at {header.raw_ns} ns of the raw clock: out of range")
-    check = _CHECKS.get(header.kind)
-    if check is None:
-        raise ValueError(f"block of kind {header.kind} does not belong into a store")
-    return check(header, payload)
 
 
 def _check_readings(header: Header, payload: bytes) -> list[Any]:

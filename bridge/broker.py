@@ -110,13 +110,12 @@ class Broker:
         process = self._process
         return process.pid if process is not None and process.poll() is None else None
 
-    @property
     def alive(self) -> bool:
         """Whether the broker runs and has been reachable."""
         return self._ready.is_set() and self.pid is not None
 
     def counters(self) -> dict[str, Any]:
-        alive = self.alive
+        alive = self.alive()
         return {
             "alive": alive,
             "pid": self.pid,

@@ -37,6 +37,7 @@ FULL_RETRY_S = 5.0
 GIVE_UP_AFTER = 5  # refused or unanswered resends in a row
 RAW_CHUNK_ITEMS = 6000  # a chunk is this long or RAW_CHUNK_S, whichever comes first
 RAW_CHUNK_S = 5.0
+FRAME_BYTES = {KIND_READINGS: 64 << 10, KIND_TRACE: 128 << 10}  # of records in one frame, before compression
 
 
 class Intake:
@@ -235,7 +236,8 @@ def merge(batches: list[tuple[Header, bytes]]) -> list[bytes]:
         bodies = [body]
         end = head.end_sequence
         place += 1
-        if head.kind in (KIND_READINGS, KIND_TRACE):
+        room = FRAME_BYTES.get(head.kind, 0) - len(body)
+        if room > 0:
             while place < len(batches):
                 following, body = batches[place]
                 if (
@@ -244,8 +246,10 @@ def merge(batches: list[tuple[Header, bytes]]) -> list[bytes]:
                     or following.experiment != head.experiment
                     or following.boot_id != head.boot_id
                     or following.run_id != head.run_id
+                    or len(body) > room
                 ):
                     break
+                room -= len(body)
                 bodies.append(body)
                 end = following.end_sequence
                 head.raw_ns, head.monotonic_ns = following.raw_ns, following.monotonic_ns

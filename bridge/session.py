@@ -216,14 +216,10 @@ class Session:
         except (OSError, ValueError) as error:
             self._fail(now, str(error))
 
-    def _connected(
-        self, client: mqtt.Client, _: object, __: object, reason: Any, properties: Properties | None
-    ) -> None:
+    def _connected(self, client: mqtt.Client, _: object, __: object, reason: Any, ___: object) -> None:
         if client is not self._client or reason.is_failure:
             self._log("warning", f"broker refuses the connection: {reason}", "refused")
             return
-        allowed = getattr(properties, "ReceiveMaximum", 65535)
-        client.max_inflight_messages_set(min(allowed, 100))
         client.subscribe(
             [
                 (pattern, SubscribeOptions(qos=1, retainHandling=0 if retained else 2))

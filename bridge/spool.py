@@ -62,7 +62,10 @@ class Frame:
 
 
 class _Segment:
-    """`ranges`: per (run, stream) the intervals [first, end) of sequence numbers inside, in order of writing."""
+    """`ranges`: per (run, stream) the intervals of sequence numbers inside, in order of writing: [first, end, gap].
+
+    `gap` is 1 where the interval is only announced as lost, 0 where its data are here.
+    """
 
     __slots__ = ("number", "ranges", "size")
 
@@ -71,15 +74,16 @@ class _Segment:
         self.size = 0
         self.ranges: dict[Key, list[list[int]]] = {}
 
-    def note(self, key: Key, first: int, end: int) -> None:
-        intervals = self.ranges.setdefault(key, [])
-        if intervals and intervals[-1][0] <= first <= intervals[-1][1]:
+    def note(self, header: Header) -> None:
+        intervals = self.ranges.setdefault((header.run_id, header.stream), [])
+        first, end, gap = header.first_sequence, header.end_sequence, int(header.kind == KIND_GAP)
+        if intervals and intervals[-1][0] <= first <= intervals[-1][1] and intervals[-1][2] == gap:
             intervals[-1][1] = max(end, intervals[-1][1])
         else:
-            intervals.append([first, end])
+            intervals.append([first, end, gap])
 
     def reaches(self, key: Key, sequence: int) -> bool:
-        return any(end > sequence for _, end in self.ranges.get(key, ()))
+        return any(end > sequence for _, end, _ in self.ranges.get(key, ()))
 
 
 def gap_payload(unit_id: bytes, key: Key, first: int, end: int, reason: str) -> bytes:
@@ -182,7 +186,7 @@ class Spool:
                 self._scan(segment, last)
             self._segments.append(segment)
             for key, intervals in segment.ranges.items():
-                self.ends[key] = max([self.ends.get(key, 0)] + [end for _, end in intervals])
+                self.ends[key] = max([self.ends.get(key, 0)] + [end for _, end, _ in intervals])
         if not self._segments:
             self._segments.append(_Segment(1))
         self._write_fd = self._open(self._segments[-1].number)
@@ -194,7 +198,7 @@ class Spool:
             if stored["size"] != os.path.getsize(self._path(segment.number)):
                 return False
             segment.ranges = {
-                (bytes.fromhex(run), int(stream)): [[int(first), int(end)] for first, end in intervals]
+                (bytes.fromhex(run), int(stream)): [[int(first), int(end), int(gap)] for first, end, gap in intervals]
                 for run, streams in stored["ranges"].items()
                 for stream, intervals in streams.items()
             }
@@ -213,7 +217,7 @@ class Spool:
         while offset < size:
             frames, offset = self._read_segment(segment, offset)
             for frame, end in frames:
-                segment.note(frame.key, frame.first, frame.end)
+                segment.note(frame.header)
                 good_end = end
         if cut_tail and good_end < size:
             os.truncate(path, good_end)
@@ -285,7 +289,7 @@ class Spool:
         for payload in payloads:
             header, _ = Header.unpack(payload)
             key = (header.run_id, header.stream)
-            segment.note(key, header.first_sequence, header.end_sequence)
+            segment.note(header)
             self.ends[key] = max(self.ends.get(key, 0), header.end_sequence)
 
     def sync(self) -> None:
@@ -322,12 +326,12 @@ class Spool:
         """Bytes in all segments."""
         return sum(segment.size for segment in self._segments)
 
-    def _pending_of(self, segment: _Segment) -> list[tuple[Key, int, int]]:
-        """What of a segment is not acknowledged: (key, first, end)."""
+    def _pending_of(self, segment: _Segment) -> list[tuple[Key, int, int, int]]:
+        """What of a segment is not acknowledged: (key, first, end, gap)."""
         return [
-            (key, max(first, self.acknowledged.get(key, 0)), end)
+            (key, max(first, self.acknowledged.get(key, 0)), end, gap)
             for key, intervals in segment.ranges.items()
-            for first, end in intervals
+            for first, end, gap in intervals
             if end > self.acknowledged.get(key, 0)
         ]
 
@@ -345,10 +349,10 @@ class Spool:
         victim = self._segments[0]
         pending = self._pending_of(victim)
         self._remove(victim)
-        count = sum(end - first for _, first, end in pending)
+        count = sum(end - first for _, first, end, gap in pending if not gap)
         self.lost += count
         self._report(f"spool: full at {self.limit_bytes} bytes: {count} unacknowledged data given up, gaps recorded")
-        self._write([gap_payload(self.unit_id, key, first, end, "spool full") for key, first, end in pending])
+        self._write([gap_payload(self.unit_id, key, first, end, "spool full") for key, first, end, _ in pending])
 
     def _remove(self, segment: _Segment) -> None:
         self._segments.remove(segment)

@@ -136,7 +136,7 @@ class SqliteReader(Store):
                 _merge(merged, point)
         return [
             {"unit_id": unit_id, "unit": name, "stream": stream, "angle": angle}
-            | _lists(merged if len(merged) <= points else _thin(merged, start_s, width_s))
+            | _lists(merged if len(merged) <= points + 1 else _thin(merged, start_s, width_s))
             for (unit_id, angle), (name, merged) in lines.items()
             if merged
         ]

@@ -181,6 +181,7 @@ class SqliteStore(SqliteReader):
             self._cover(run, header, len(payload))
 
     def add_gap(self, header: Header, reason: str) -> None:
+        blocks.check_header(header)
         with self._lock, self._readable():
             run, _ = self._run(header, header.realtime_ns - header.monotonic_ns)
             new = self._covered(run, header.stream).missing(header.first_sequence, header.end_sequence)

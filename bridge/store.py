@@ -45,7 +45,7 @@ class Store:
         raise NotImplementedError
 
     def add_gap(self, header: Header, reason: str) -> None:
-        """Buffer a gap over the sequence numbers of `header`, whatever its kind."""
+        """Buffer a gap over the sequence numbers of `header`, whatever its kind. Raises ValueError for a bad one."""
         raise NotImplementedError
 
     def commit(self) -> Marks:
@@ -97,8 +97,8 @@ class Store:
     ) -> list[dict[str, Any]]:
         """One line per unit and angle: `unit_id`, `unit`, `stream`, `angle`, and lists `t`, `low`, `high`, `mean`.
 
-        At most `points` points a line. A point is one reading (low = high = mean), or a bin of equal length with the
-        extremes and the mean of its finite values, at the bin's middle. Bins without a finite value are left out.
+        At most `points` + 1 points a line. A point is one reading (low = high = mean), or a bin of equal length
+        with the extremes and the mean of its finite values, at the bin's middle; bins without one are left out.
         """
         raise NotImplementedError
 

@@ -29,7 +29,9 @@ class Blanks:
         except FileNotFoundError:
             pass
         except (ValueError, AttributeError, TypeError) as error:
-            raise ValueError(f"{self._path} is not readable as blanks ({error}); restore it from a backup or remove it") from None
+            raise ValueError(
+                f"{self._path} is not readable as blanks ({error}); restore it from a backup or remove it"
+            ) from None
 
     def of(self, experiment: str) -> dict[int, float]:
         """Channel (1..4): blank, in the unit of the reading's value."""

@@ -81,6 +81,11 @@ def main(argv: list[str] | None = None) -> int:
         return command(arguments[1:])
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader of a pipe (`| head`) has seen enough
+        import os
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """`stirbar.Worker`: a worker from a script or a notebook.
 
-    >>> from stirbar import Worker
-    >>> for block in Worker().stream("od"):        # NumPy structured arrays, as they come
-    ...     print(block["value"].mean())
+>>> from stirbar import Worker
+>>> for block in Worker().stream("od"):        # NumPy structured arrays, as they come
+...     print(block["value"].mean())
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import os
 
 import zmq
-
 from stirbar.core import records
 from stirbar.core.records import Header
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     import numpy
-
     from stirbar.core.config import Config
 
 # More than a PUB socket's own queue, so that only a reader that is slow for long loses data.
@@ -79,8 +77,8 @@ class Worker:
     def command(self, command: str, *, timeout_s: float | None = None, **arguments: Any) -> dict[str, Any]:
         """Run a command of docs/protocol.md and return its result.
 
-        Raises CommandRefused with the worker's reason, WorkerUnreachable when no answer comes in time. The worker does a
-        command at most once, even when the answer was late.
+        Raises CommandRefused with the worker's reason, WorkerUnreachable when no answer comes in time. The worker
+        does a command at most once, even when the answer was late.
         """
         return self._request(command, timeout_s, arguments)[0]
 
@@ -90,7 +88,7 @@ class Worker:
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         identifier = os.urandom(16).hex()
         self._command.send(json.dumps({"id": identifier, "command": command, **arguments}).encode())
-        while self._command.poll(limit_s * 1000):
+        while self._command.poll(round(limit_s * 1000)):
             answer, *frames = self._command.recv_multipart()
             reply = json.loads(answer)
             if reply.get("id") != identifier:
@@ -157,13 +155,13 @@ class Worker:
         socket.connect(f"{self.address}/telemetry")
         try:
             while True:
-                if not socket.poll(None if timeout_s is None else timeout_s * 1000):
+                if not socket.poll(None if timeout_s is None else round(timeout_s * 1000)):
                     if not idle:
                         return
                     yield None
                     continue
-                topic, header, payload = socket.recv_multipart()
-                yield topic.decode(), Header.unpack(header)[0], payload
+                name, header, payload = socket.recv_multipart()
+                yield name.decode(), Header.unpack(header)[0], payload
         finally:
             socket.close()
 
@@ -194,7 +192,9 @@ class Worker:
         """Batches of the worker's memory from `start` up to the one whose header came."""
         at = start
         while at < header.first_sequence:
-            result, frames = self._request("resend", None, {"stream": records.STREAMS[header.stream], "from_sequence": at})
+            result, frames = self._request(
+                "resend", None, {"stream": records.STREAMS[header.stream], "from_sequence": at}
+            )
             for packed, payload in zip(frames[::2], frames[1::2], strict=True):
                 resent = Header.unpack(packed)[0]
                 if resent.run_id != header.run_id or resent.first_sequence >= header.first_sequence:
@@ -205,7 +205,7 @@ class Worker:
             at = result["end"]
 
     def stream(self, name: str = "od", timeout_s: float | None = None) -> Iterator[numpy.ndarray]:
-        """Readings as they come, without holes: NumPy structured arrays of `records.READING_DTYPE`, one stream an array.
+        """Readings as they come, without holes: NumPy structured arrays of `records.READING_DTYPE`, of one stream each.
 
         `name` is a stream (`od2`, `rpm`, `temperature`) or a prefix of some (`od`).
         """
@@ -227,5 +227,7 @@ def default_address(config: Config | None = None) -> str:
     if not address.startswith("ipc://") or os.path.exists(f"{address[6:]}/command"):
         return address
     directory = paths.runtime_directory(config)
-    found = [entry.path for entry in os.scandir(directory) if entry.is_dir() and os.path.exists(f"{entry.path}/command")]
+    found = [
+        entry.path for entry in os.scandir(directory) if entry.is_dir() and os.path.exists(f"{entry.path}/command")
+    ]
     return f"ipc://{found[0]}" if len(found) == 1 else address

@@ -5,10 +5,11 @@ Synchronization: none; belongs to the host thread.
 
 from __future__ import annotations
 
+import os
 import time
 
 from stirbar.core import events, records
-from stirbar.core.host import NO_EXPERIMENT
+from stirbar.core.host import NO_EXPERIMENT, all_of
 from stirbar.core.jobs import CommandError, number
 
 TYPE_CHECKING = False
@@ -35,8 +36,8 @@ EXPERIMENT_FORBIDDEN = "#+/$%\\\0"
 class Commands:
     """Answers requests on behalf of a host.
 
-    `handle(request, reply)` calls `reply(answer, frames)` once: at once, or in a later `Host.step()` where the loop must
-    answer first. It never raises for a bad request: the answer says what is wrong.
+    `handle(request, reply)` calls `reply(answer, frames)` once: at once, or in a later `Host.step()` where the loop
+    must answer first. It never raises for a bad request: the answer says what is wrong.
     """
 
     def __init__(self, host: Host) -> None:
@@ -133,7 +134,12 @@ class Commands:
             frames += [header, payload]
             first = batch_first if first is None else first
             end = batch_end
-        result = {"first": first, "end": end, "available_from": available_from, "available_end": available_end}
+        result: dict[str, object] = {
+            "first": first,
+            "end": end,
+            "available_from": available_from,
+            "available_end": available_end,
+        }
         reply(_success(request, result), frames)
 
     # --- jobs --------------------------------------------------------------------------------------------------------
@@ -172,7 +178,10 @@ class Commands:
                 error = CommandError("the loop did not answer", remedy="look at the worker's status and its log")
                 reply(_refusal(request.get("id"), error), [])
             else:
-                reply(_refusal(request.get("id"), CommandError(f"refused by the loop: limit {limit:g}", "value", limit)), [])
+                reply(
+                    _refusal(request.get("id"), CommandError(f"refused by the loop: limit {limit:g}", "value", limit)),
+                    [],
+                )
 
         return done
 
@@ -186,7 +195,9 @@ class Commands:
             raise CommandError("the experiment's name is too long", "name", f"{EXPERIMENT_NAME_BYTES} bytes")
         if name != NO_EXPERIMENT and any(character in EXPERIMENT_FORBIDDEN for character in name):
             raise CommandError(f"an experiment's name may not contain any of {EXPERIMENT_FORBIDDEN[:-1]}", "name")
-        reply(_success(request, {"name": name, "number": self.host.set_experiment(name)}), [])
+        number_of: dict[str, object] = {"name": name}
+        done = self._by_loop(request, reply, lambda: number_of)
+        number_of["number"] = self.host.set_experiment(name, done)
 
     def do_raw(self, request: Request, reply: Reply) -> None:
         seconds = number(request.get("seconds"), "seconds", 0.0, RAW_SECONDS_MAXIMUM, "s")
@@ -208,28 +219,27 @@ class Commands:
             self._put_blanks(request, reply, dict.fromkeys(channels, value))
         else:
             if self.host.jobs["od_reading"].state != "ready":
-                raise CommandError("od_reading is not running: there is nothing to take a blank of", "job", remedy="start it")
+                raise CommandError(
+                    "od_reading is not running: there is nothing to take a blank of", "job", remedy="start it"
+                )
             seconds = number(request.get("seconds", 10.0), "seconds", 0.1, BLANK_SECONDS_MAXIMUM, "s")
 
             def averaged(means: dict[int, float]) -> None:
                 if means:
                     self._put_blanks(request, reply, dict(means))
                 else:
-                    error = CommandError("no readings came while the blank was taken", remedy="look at od_reading's state")
+                    error = CommandError(
+                        "no readings came while the blank was taken", remedy="look at od_reading's state"
+                    )
                     reply(_refusal(request.get("id"), error), [])
 
             self.host.take_blank(channels, seconds, averaged)
 
     def _put_blanks(self, request: Request, reply: Reply, values: dict[int, float | None]) -> None:
-        left = set(values)
+        result: dict[str, object] = {"blank": {str(channel): value for channel, value in values.items()}}
+        done = all_of(len(values), self._by_loop(request, reply, lambda: result))
         for channel, value in values.items():
             self.host.blanks.put(self.host.experiment, channel, value)
-
-            def done(ok: bool, limit: float, channel: int = channel) -> None:
-                left.discard(channel)
-                if not left:
-                    reply(_success(request, {"blank": {str(key): blank for key, blank in values.items()}}), [])
-
             self.host.apply_blank(channel, value, done)
         text = ", ".join(f"photodiode {c}: {'none' if v is None else f'{v:.6g} AU'}" for c, v in values.items())
         self.host.event("notice", "od_reading", f"blank set ({text})", code="blank")
@@ -249,21 +259,18 @@ class Commands:
                 import difflib
 
                 near = difflib.get_close_matches(str(name), known, 1)
-                raise CommandError(f"no simulation parameter {name!r}", "set", remedy=f"did you mean {near[0]}?" if near else "")
+                raise CommandError(
+                    f"no simulation parameter {name!r}", "set", remedy=f"did you mean {near[0]}?" if near else ""
+                )
             parameter = known[name]
             checked.append((parameter, number(value, name, parameter.low, parameter.high, parameter.unit)))
-        left = len(checked)
-
-        def done(ok: bool, limit: float) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                reply(_success(request, {"simulation": self.host.loop.simulation_values()}), [])
-
-        for parameter, value in checked:
-            self.host.send(owner(parameter.index), events.COMMAND_SIMULATION, 0, parameter.index, value, done)
         if not checked:
             reply(_success(request, {"simulation": self.host.loop.simulation_values()}), [])
+            return
+        done = self._by_loop(request, reply, lambda: {"simulation": self.host.loop.simulation_values()})
+        done = all_of(len(checked), done)
+        for parameter, value in checked:
+            self.host.send(owner(parameter.index), events.COMMAND_SIMULATION, 0, parameter.index, value, done)
 
 
 COMMANDS = sorted(name[3:] for name in dir(Commands) if name.startswith("do_"))

@@ -39,7 +39,12 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "converter of photodiode {argument} makes {value:.3f} conversions a second",
     ),
     8: ("half_cycle", "info", "od_reading", "light chopped at {value:.2f} Hz: {argument} conversions in half a cycle"),
-    9: ("sensor_lost", "error", "monitor", "{stream} does not answer; its readings stop, it is asked again every second"),
+    9: (
+        "sensor_lost",
+        "error",
+        "monitor",
+        "{stream} does not answer; its readings stop, it is asked again every second",
+    ),
     10: ("sensor_back", "notice", "monitor", "{stream} answers again"),
     11: (
         "saturated",
@@ -47,7 +52,6 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "od_reading",
         "photodiode {argument} is at the converter's limit: lower the LED's intensity or raise adc_full_scale_v",
     ),
-    12: ("clock_jump", "warning", "monitor", "the wall clock jumped by {value:.3f} s"),
 }
 
 

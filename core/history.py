@@ -16,7 +16,7 @@ ENTRY_OVERHEAD_BYTES = 250
 
 
 class _Stream:
-    """The batches of one stream: entries[start:] are remembered; end is one past the last sequence number ever added."""
+    """The batches of one stream: entries[start:] are remembered; end is one past the last sequence number added."""
 
     __slots__ = ("end", "entries", "start")
 

@@ -1,7 +1,7 @@
 """The host thread's work between the compiled loop and whoever listens: jobs, commands, batches, history.
 
-`Host.step()` is called on a grid by the worker process (real time) or by the twin (virtual time). It takes time only from
-the loop's clock and touches no socket: what it makes is returned, and answers go through callbacks.
+`Host.step()` is called on a grid by the worker process (real time) or by the twin (virtual time). It takes time only
+from the loop's clock and touches no socket: what it makes is returned, and answers go through callbacks.
 
 Synchronization: none; everything here belongs to the one host thread.
 """
@@ -15,7 +15,7 @@ import zlib
 from stirbar.core import events, records
 from stirbar.core.blanks import Blanks, BlankTaking, write_atomically
 from stirbar.core.history import History
-from stirbar.core.jobs import ACTUATORS, SAMPLING, CommandError, Job, make_jobs
+from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs
 from stirbar.core.records import Header
 
 TYPE_CHECKING = False
@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     Message = tuple[bytes, bytes, bytes]
     Done = Callable[[bool, float], None]
 
+RAW_SECONDS_FOR_EVER = 1e9
 NO_EXPERIMENT = "$no_experiment_present"
 STATUS_PERIOD_NS = 1_000_000_000
+CLOCK_JUMP_NS = 500_000_000  # NTP slews by less than this between two looks a second apart
 LOOP_ANSWER_NS = 2_000_000_000  # the loop answers within a tick; longer means that it is gone
+
 
 class Host:
     """See the module. `unit_id`, `run_id` and `boot_id` are 16 bytes each."""
@@ -67,6 +70,7 @@ class Host:
         self._command_id = 0
         self._event_sequence = 0
         self._status_at_ns = self.started_ns
+        self._wall_offset_ns = self._read_wall_offset_ns()
         self._experiments: list[str] = []
         self.jobs: dict[str, Job] = make_jobs(self, config)
         for job in self.jobs.values():
@@ -74,9 +78,9 @@ class Host:
             publish = getattr(job, "publish", None)
             if publish is not None:
                 publish()
-        self.set_experiment(self._stored_experiment())
+        self.set_experiment(self._stored_experiment(), _ignore)
         if config.get("od_reading.config", "raw"):
-            self.request_raw(float("inf"))
+            self.request_raw(RAW_SECONDS_FOR_EVER)
 
     # --- what the worker process calls -------------------------------------------------------------------------------
 
@@ -100,9 +104,23 @@ class Host:
         self._finish_blanks(now_ns)
         if now_ns >= self._status_at_ns:
             self._status_at_ns = now_ns - (now_ns - self._status_at_ns) % STATUS_PERIOD_NS + STATUS_PERIOD_NS
+            self._watch_wall_clock()
             self._publish_json(b"status", records.STREAM_IDS["status"], self.status())
         messages, self._outbox = self._outbox, []
         return messages
+
+    def _read_wall_offset_ns(self) -> int:
+        _, monotonic_ns, realtime_ns = self.loop.clock_triple()
+        return realtime_ns - monotonic_ns
+
+    def _watch_wall_clock(self) -> None:
+        """Tell of a wall clock that was set: readings before and after carry different times for the same moment."""
+        offset_ns = self._read_wall_offset_ns()
+        jump_ns = offset_ns - self._wall_offset_ns
+        self._wall_offset_ns = offset_ns
+        if abs(jump_ns) > CLOCK_JUMP_NS:
+            message = f"the wall clock jumped by {jump_ns / 1e9:.3f} s"
+            self.event("warning", "monitor", message, code="clock_jump", value=jump_ns / 1e9)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -110,7 +128,9 @@ class Host:
         """Give the loop a command; `done(ok, limit)` is called in a later step with its answer."""
         self._command_id = self._command_id % 0x7FFFFFFF + 1
         if not self.loop.push(thread, self._command_id, code, channel, index, value):
-            raise CommandError("the loop's command queue is full", remedy="try again; if it persists, restart the worker")
+            raise CommandError(
+                "the loop's command queue is full", remedy="try again; if it persists, restart the worker"
+            )
         self._pending[self._command_id] = (self.loop.now_ns() + LOOP_ANSWER_NS, done)
 
     def _drain_events(self, now_ns: int) -> None:
@@ -133,7 +153,9 @@ class Host:
             header = self._header(records.KIND_READINGS, stream, records.READING.size, count, first, experiment)
             self._emit(b"reading/" + records.STREAMS[stream].encode(), header, batch)
             size = records.READING.size
-            reading = dict(zip(records.READING_FIELDS, records.READING.unpack_from(batch, len(batch) - size), strict=True))
+            reading = dict(
+                zip(records.READING_FIELDS, records.READING.unpack_from(batch, len(batch) - size), strict=True)
+            )
             self.latest[stream] = reading
             if self.blank_taking and stream <= 4:
                 self._average_for_blank(stream, batch)
@@ -161,7 +183,18 @@ class Host:
         raw_ns, monotonic_ns, realtime_ns = self.loop.clock_triple()
         name = self._experiments[-1 if experiment is None else experiment]
         return Header(
-            kind, stream, size, count, first, self.unit_id, self.run_id, self.boot_id, raw_ns, monotonic_ns, realtime_ns, name
+            kind,
+            stream,
+            size,
+            count,
+            first,
+            self.unit_id,
+            self.run_id,
+            self.boot_id,
+            raw_ns,
+            monotonic_ns,
+            realtime_ns,
+            name,
         )
 
     def _emit(self, topic: bytes, header: Header, payload: bytes) -> None:
@@ -192,9 +225,7 @@ class Host:
         self._event_sequence += 1
         self._emit(b"event", header, json.dumps(body).encode())
 
-    def publish_setting(
-        self, job: str, setting: str, value: object, unit: str = "", *, settable: bool = False
-    ) -> None:
+    def publish_setting(self, job: str, setting: str, value: object, unit: str = "", *, settable: bool = False) -> None:
         """Publish a setting, when it differs from what is in force."""
         body = {"job": job, "setting": setting, "value": value, "unit": unit, "settable": settable}
         if self.settings.get((job, setting)) == body:
@@ -236,16 +267,18 @@ class Host:
         except FileNotFoundError:
             return NO_EXPERIMENT
 
-    def set_experiment(self, name: str) -> int:
-        """Stamp what is measured from now on with this experiment; returns its number in this run."""
+    def set_experiment(self, name: str, done: Done) -> int:
+        """Stamp what is measured with this experiment, all of it once `done` is called; returns its number in this run."""
         if self._experiments and name == self.experiment:
+            done(True, 0.0)
             return len(self._experiments) - 1
         if self._experiments:
             write_atomically(os.path.join(self.directory, "experiment"), name + "\n")
         self._experiments.append(name)
         number = len(self._experiments) - 1
+        answers = all_of(2, done)
         for thread in (SAMPLING, ACTUATORS):
-            self.send(thread, events.COMMAND_EXPERIMENT, 0, number, 0.0, _ignore)
+            self.send(thread, events.COMMAND_EXPERIMENT, 0, number, 0.0, answers)
         blanks = self.blanks.of(name)
         for channel in range(1, 5):
             self.apply_blank(channel, blanks.get(channel), _ignore)
@@ -253,12 +286,11 @@ class Host:
         return number
 
     def request_raw(self, seconds: float) -> int:
-        """Let the loop write its trace for so long; returns until when on the loop's clock, ns (0: not at all)."""
-        if self.config.get("od_reading.config", "raw"):
-            seconds = float("inf")
+        """Let the loop write its trace for at least so long; returns until when on the loop's clock, ns."""
+        seconds = min(seconds, RAW_SECONDS_FOR_EVER)
         for thread in (SAMPLING, ACTUATORS):
-            self.send(thread, events.COMMAND_TRACE, 0, 0, min(seconds, 1e9), _ignore)
-        self.raw_until_ns = self.loop.now_ns() + int(min(seconds, 1e9) * 1e9) if seconds > 0 else 0
+            self.send(thread, events.COMMAND_TRACE, 0, 0, seconds, _ignore)
+        self.raw_until_ns = max(self.raw_until_ns, self.loop.now_ns() + int(seconds * 1e9))
         return self.raw_until_ns
 
     def apply_blank(self, channel: int, value: float | None, done: Done) -> None:
@@ -309,9 +341,24 @@ class Host:
             ],
             "normalisation": self.config.get("od_reading.config", "ref_normalization"),
             "jobs": {name: {"state": job.state, "settable": list(job.settable)} for name, job in self.jobs.items()},
-            "limits": {"target_rpm": [0, getattr(self.jobs["stirring"], "rpm_maximum", 0)]},
+            "limits": {"target_rpm": [RPM_FLOOR, getattr(self.jobs["stirring"], "rpm_maximum", RPM_CEILING)]},
             "simulation": self.loop.simulation_values() if self.loop.simulated() else {},
         }
+
+
+def all_of(count: int, done: Done) -> Done:
+    """A callback for `count` answers that calls `done` once: with success, or with the first refusal."""
+    left = count
+
+    def answered(ok: bool, limit: float) -> None:
+        nonlocal left
+        if left <= 0:
+            return
+        left = left - 1 if ok else 0
+        if left == 0:
+            done(ok, limit)
+
+    return answered
 
 
 def _ignore(ok: bool, limit: float) -> None:

@@ -22,7 +22,9 @@ def unit_id(directory: str) -> bytes:
     except ValueError:
         value = b""
     if len(value) != 16:
-        raise ValueError(f"{path} should hold 32 hex digits, found {text[:40]!r}; restore it from a backup or remove it")
+        raise ValueError(
+            f"{path} should hold 32 hex digits, found {text[:40]!r}; restore it from a backup or remove it"
+        )
     return value
 
 

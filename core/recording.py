@@ -37,7 +37,7 @@ class RecordingError(Exception):
     """A file that is no recording, or cannot be replayed; one sentence that says why."""
 
 
-# --- the file ------------------------------------------------------------------------------------------------------------
+# --- the file ---------------------------------------------------------------------------------------------------------
 
 
 class Writer:
@@ -110,7 +110,7 @@ class Reader:
                 yield header, frame[offset:]
 
 
-# --- recording -----------------------------------------------------------------------------------------------------------
+# --- recording --------------------------------------------------------------------------------------------------------
 
 
 class _Assembler:
@@ -204,7 +204,7 @@ def record(worker: Worker, path: str, seconds: float | None = None) -> dict[str,
     return {"file": path, "items": writer.items, "holes": holes, "bytes": os.path.getsize(path)}
 
 
-# --- replay --------------------------------------------------------------------------------------------------------------
+# --- replay -----------------------------------------------------------------------------------------------------------
 
 
 def replay(path: str, config: Any = None) -> Iterator[dict[str, Any]]:
@@ -223,7 +223,8 @@ def replay(path: str, config: Any = None) -> Iterator[dict[str, Any]]:
         yield from _replay_batches(iter(reader), reader.header, config)
         if reader.missing_bytes:
             print(
-                f"stirbar replay: the last {reader.missing_bytes} bytes of {path} are no whole frame; replayed what is before",
+                f"stirbar replay: the last {reader.missing_bytes} bytes of {path} are no whole frame; replayed what is "
+                "before",
                 file=sys.stderr,
             )
 
@@ -251,7 +252,7 @@ def _replay_batches(
             yield dict(zip(records.READING_FIELDS, reading, strict=True))
 
 
-# --- commands ------------------------------------------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def record_main(argv: list[str]) -> int:

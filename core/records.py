@@ -97,8 +97,8 @@ MAGIC = b"STB1"
 class Header:
     """The header of a batch: whose records follow, of which stream, and when the clocks were compared.
 
-    `unit_id`, `run_id` and `boot_id` are 16 raw bytes. The three clock fields were read together by the host thread when
-    the batch was made: CLOCK_MONOTONIC_RAW, CLOCK_MONOTONIC and CLOCK_REALTIME, in nanoseconds.
+    `unit_id`, `run_id` and `boot_id` are 16 raw bytes. The three clock fields were read together by the host thread
+    when the batch was made: CLOCK_MONOTONIC_RAW, CLOCK_MONOTONIC and CLOCK_REALTIME, in nanoseconds.
 
     Synchronization: none required; instances are not shared between threads.
     """
@@ -182,8 +182,8 @@ class Header:
         data = bytes(data[offset : offset + _HEADER.size + 65535])
         if len(data) < _HEADER.size:
             raise ValueError(f"batch header of {len(data)} bytes, expected at least {_HEADER.size}")
-        (magic, version, kind, stream, size, count, first, unit, run, boot, raw, mono, real, length) = _HEADER.unpack_from(
-            data
+        (magic, version, kind, stream, size, count, first, unit, run, boot, raw, mono, real, length) = (
+            _HEADER.unpack_from(data)
         )
         if magic != MAGIC:
             raise ValueError(f"batch header starts with {magic!r}, expected {MAGIC!r}")

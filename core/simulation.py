@@ -23,7 +23,15 @@ class Parameter:
     __slots__ = ("default", "group", "help", "high", "index", "low", "name", "source", "unit")
 
     def __init__(
-        self, index: int, name: str, unit: str, default: float, low: float, high: float, group: str, help: str,
+        self,
+        index: int,
+        name: str,
+        unit: str,
+        default: float,
+        low: float,
+        high: float,
+        group: str,
+        help: str,
         source: str,
     ) -> None:
         self.index = index
@@ -48,6 +56,7 @@ ASSUMED = "assumption"
 ADS = "ADS1115 datasheet (SBAS444)"
 
 # name, unit, default, low, high, help, source; the thread that owns a group is its second entry
+# fmt: off
 _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, str], ...]], ...] = (
     (
         "culture",
@@ -269,6 +278,7 @@ _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, s
         ),
     ),
 )
+# fmt: on
 
 
 def _number() -> tuple[tuple[Parameter, ...], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 
@@ -34,9 +35,13 @@ def read_csv(path: str) -> list[tuple[float, int, float, int]]:
                 time_s, volts = float(fields[0]), float(fields[2])
                 channel, led_on = int(fields[1]), int(float(fields[3]))
             except (ValueError, IndexError):
-                raise ValueError(f"{path}:{reader.line_num}: expected four numbers, found {','.join(fields)[:80]}") from None
+                raise ValueError(
+                    f"{path}:{reader.line_num}: expected four numbers, found {','.join(fields)[:80]}"
+                ) from None
             if not (math.isfinite(time_s) and math.isfinite(volts)) or not 1 <= channel <= 4 or led_on not in (0, 1):
-                raise ValueError(f"{path}:{reader.line_num}: channel must be 1 to 4, led_on 0 or 1, time and volts finite")
+                raise ValueError(
+                    f"{path}:{reader.line_num}: channel must be 1 to 4, led_on 0 or 1, time and volts finite"
+                )
             rows.append((time_s, channel, volts, led_on))
     if not rows:
         raise ValueError(f"{path} has no rows")
@@ -70,7 +75,7 @@ def trace_of_csv(path: str) -> Iterator[tuple[Header, bytes]]:
 
 
 def _period_s(samples: list[tuple[float, float, int]], path: str, channel: int) -> float:
-    steps = sorted(b[0] - a[0] for a, b in zip(samples, samples[1:], strict=False))
+    steps = sorted(b[0] - a[0] for a, b in itertools.pairwise(samples))
     if not steps:
         raise ValueError(f"{path}: channel {channel} has one row only")
     return steps[len(steps) // 2]
@@ -93,7 +98,9 @@ def _channel_items(
             end = samples[min(number + BLOCK, len(samples)) - 1]
             steps = round((end[0] - time_s) / period_s)
             measured_s = (end[0] - time_s) / steps if steps else period_s
-            items.append((time_s, channel, _item(records.TRACE_CLOCK, channel, 0, index, _INT.pack(round(time_s * 1e9)))))
+            items.append(
+                (time_s, channel, _item(records.TRACE_CLOCK, channel, 0, index, _INT.pack(round(time_s * 1e9))))
+            )
             items.append((time_s, channel, _item(records.TRACE_PERIOD, channel, 1, 0, _FLOAT.pack(measured_s * 1e9))))
         phase = led_on if led_on == before else 2
         before = led_on

@@ -41,9 +41,7 @@ class Twin:
     Synchronization: none; one thread.
     """
 
-    def __init__(
-        self, config: Config, directory: str, automation: Callable[[Host, int], None] | None = None
-    ) -> None:
+    def __init__(self, config: Config, directory: str, automation: Callable[[Host, int], None] | None = None) -> None:
         self.loop = Loop(config, virtual=True)
         self.automation = automation
         self.host = Host(
@@ -65,7 +63,7 @@ class Twin:
         return float(self.loop.now_ns() - self.start_ns) / 1e9
 
     def run(self, seconds: float) -> Iterator[tuple[bytes, bytes, bytes]]:
-        """Run on for virtual seconds; yields the worker's messages (topic, header, payload) as they would be published."""
+        """Run on for virtual seconds; yields the messages (topic, header, payload) that a worker would publish."""
         end_ns = self.loop.now_ns() + round(seconds * 1e9)
         while (now_ns := self.loop.now_ns()) < end_ns:
             self.loop.run_until(min(now_ns - (now_ns - self.start_ns) % HOST_PERIOD_NS + HOST_PERIOD_NS, end_ns))
@@ -191,7 +189,10 @@ def main(argv: list[str]) -> int:
     add_config_options(parser)
     arguments = parser.parse_args(argv)
     if not 0 < arguments.hours <= HOURS_MAXIMUM or not 0.1 <= arguments.interval <= 86_400:
-        print(f"stirbar twin: --hours must be above 0 and at most {HOURS_MAXIMUM:g}, --interval 0.1 to 86400 s", file=sys.stderr)
+        print(
+            f"stirbar twin: --hours must be above 0 and at most {HOURS_MAXIMUM:g}, --interval 0.1 to 86400 s",
+            file=sys.stderr,
+        )
         return 2
     arguments.set = [*(arguments.set or []), "unit.simulate=1"]
     try:
@@ -212,8 +213,9 @@ def main(argv: list[str]) -> int:
         print(json.dumps(summary))
     else:
         print(
-            f"{arguments.hours:g} h in {wall_s:.1f} s ({summary['speed']:.0f} times real time): {summary['readings']} readings, "
-            f"{summary['counters']['conversions']} conversions, {summary['counters']['missed_conversions']} missed"
+            f"{arguments.hours:g} h in {wall_s:.1f} s ({summary['speed']:.0f} times real time): "
+            f"{summary['readings']} readings, {summary['counters']['conversions']} conversions, "
+            f"{summary['counters']['missed_conversions']} missed"
         )
         for stream, last in summary["last"].items():
             print(f"{stream}: {last:.6g} {records.STREAM_UNITS[records.STREAM_IDS[stream]]}")

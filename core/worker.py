@@ -13,12 +13,12 @@ import signal
 import sys
 
 import zmq
-
 from stirbar.core import identity, paths
 from stirbar.core.commands import Commands
 from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
 from stirbar.core.host import Host
-from stirbar.rt.loop import Loop
+from stirbar.core.vitals import Vitals
+from stirbar.rt.loop import HardwareError, Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ STEP_OFFSET_NS = 12_000_000
 # While the loop owes an answer to a command, the host looks again this soon.
 WAITING_STEP_NS = 3_000_000
 REQUESTS_PER_STEP = 64
+VITALS_PERIOD_NS = 60_000_000_000
 DETERMINISM_PAGE = "docs/determinism.md"
 
 
@@ -59,7 +60,9 @@ def take_lock(address: str, runtime_directory: str, unit: str) -> int:
     return descriptor
 
 
-def bind(context: zmq.Context[zmq.Socket[bytes]], address: str, high_water: int) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+def bind(
+    context: zmq.Context[zmq.Socket[bytes]], address: str, high_water: int
+) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
     """The telemetry and the command socket, bound below a base address; raises WorkerError."""
     if not address.startswith("ipc://"):
         raise WorkerError(f"[worker.config] address {address} is not ipc://…; a worker listens on no network port")
@@ -103,6 +106,8 @@ class WorkerProcess:
             version=_version(),
         )
         self.commands = Commands(self.host)
+        self.vitals = Vitals(directory)
+        self._vitals_at_ns = self.loop.now_ns()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.telemetry, self.command = bind(
             self.context, self.address, int(config.get("worker.config", "telemetry_high_water"))
@@ -140,6 +145,10 @@ class WorkerProcess:
             self.close()
 
     def _publish(self) -> None:
+        now_ns = self.loop.now_ns()
+        if now_ns >= self._vitals_at_ns:
+            self._vitals_at_ns = now_ns + VITALS_PERIOD_NS
+            self.host.publish_setting("monitor", "computer_statistics", self.vitals.read())
         for message in self.host.step():
             self.telemetry.send_multipart(message, copy=True)
 
@@ -192,7 +201,7 @@ def main(argv: list[str]) -> int:
         arguments.set = [*(arguments.set or []), "unit.simulate=1"]
     try:
         process = WorkerProcess(config_from_arguments(arguments))
-    except (ConfigError, WorkerError, ValueError, OSError) as error:
+    except (ConfigError, WorkerError, HardwareError, ValueError, OSError) as error:
         print(f"stirbar worker: {error}", file=sys.stderr)
         return 1
     signal.signal(signal.SIGTERM, process.stop)

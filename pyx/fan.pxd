@@ -30,7 +30,7 @@ cdef struct Fan:
     double load_kick
     double load_time_s       # the correlation time these two were made for
     int64_t start_ns
-    int64_t edge_ns[64]
+    int64_t edge_ns[EDGE_QUEUE]
     uint32_t edges_written
     uint32_t edges_taken
     uint32_t edges_lost

@@ -1,12 +1,11 @@
 # Why compiled: holds the loop's state and its two threads; the only extension that a worker loads.
-# Thread rule: everything here is for the host thread; the loop's threads run what actuators.pxd and sampling.pxd define.
+# Thread rule: all of it is for the host thread; the loop's threads run what actuators.pxd and sampling.pxd define.
 # Units: nanoseconds of the loop's clock.
 """The compiled loop of a worker: real threads on a Pi, or lock-step in virtual time."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint16_t, uint32_t
+from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy
 
 from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write
 from stirbar.rt.configure cimport configure_od, configure_stirring, mains_hz, photodiode_angles
@@ -19,7 +18,7 @@ from stirbar.rt.ports cimport READING_ROOM, Port, port_init, port_memory_bytes
 from stirbar.rt.realtime cimport (
     pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start)
 from stirbar.rt.ring cimport (
-    Ring, ring_count, ring_pop, ring_pop_many, ring_push, stirbar_load_relaxed, stirbar_store_relaxed)
+    ring_count, ring_pop, ring_pop_many, ring_push, stirbar_store_relaxed)
 from stirbar.rt.sampling cimport (
     Sampler, housekeeping_tick, sampler_light, sampling_tick, temperature_tick)
 from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
@@ -167,7 +166,8 @@ cdef class Loop:
         s.config.rpm = config.get("stirring.config", "initial_target_rpm")
         configure_od(&od, config)
         if od_init(&s.estimators.od, &od):
-            raise ValueError("[od_reading.config] or [od_config.photodiode_channel] is outside what the estimators can do")
+            raise ValueError(
+                "[od_reading.config] or [od_config.photodiode_channel] is outside what the estimators can do")
 
     def _configure_actuators(self, config):
         cdef Actuators* a = &self.state.actuators
@@ -227,7 +227,8 @@ cdef class Loop:
         state.tasks[TASK_ACTUATORS].run = actuators_tick
         sleep_for_ever(&state.tasks[TASK_CONVERSIONS].policy)
         sleep_on_grid(&state.tasks[TASK_HOUSEKEEPING].policy, now_ns, HOUSEKEEPING_NS)
-        sleep_on_grid(&state.tasks[TASK_TEMPERATURE].policy, now_ns, 1000000000)
+        sleep_on_grid(&state.tasks[TASK_TEMPERATURE].policy, now_ns,
+                      <int64_t>(config.get("temperature_automation.config", "interval_s") * 1000000000))
         sleep_on_grid(&state.tasks[TASK_ACTUATORS].policy, now_ns, control_ns)
         for i in range(TASKS):
             task = &state.tasks[i]
@@ -268,7 +269,8 @@ cdef class Loop:
                 &self.threads[i], names[i], self.priorities[i], self.cpus, run_thread, &state.thread_run[i])
             if status == errno.EPERM and self.priorities[i] > 0:
                 refused.append((f"real-time priority {self.priorities[i]} for {names[i].decode()}", status))
-                status = stirbar_thread_start(&self.threads[i], names[i], 0, self.cpus, run_thread, &state.thread_run[i])
+                status = stirbar_thread_start(
+                    &self.threads[i], names[i], 0, self.cpus, run_thread, &state.thread_run[i])
             if status:
                 raise OSError(status, f"cannot start the thread {names[i].decode()}: {os.strerror(status)}")
         return refused
@@ -500,8 +502,14 @@ cdef void sort_by_stream(Reading* readings, uint32_t count) noexcept nogil:
 
 
 def cpu_mask(text):
-    """Processors as the config lists them ("2,3"), as a bit mask; 0 for any."""
+    """Processors as the config lists them ("0,2-3"), as a bit mask; 0 for any. Raises ValueError beyond 31."""
     mask = 0
-    for part in str(text or "").replace(",", " ").split():
-        mask |= 1 << int(part)
+    for part in str(text or "").replace(" ", "").split(","):
+        if not part:
+            continue
+        first, _, last = part.partition("-")
+        for number in range(int(first), int(last or first) + 1):
+            if not 0 <= number < 32:
+                raise ValueError(f"[loop.config] cpu_affinity names processor {number}; 0 to 31 can be named")
+            mask |= 1 << number
     return mask

@@ -23,8 +23,8 @@ cdef enum:
     BUBBLES = 8        # latest bubbles that are remembered, so that all channels see the same ones
 
 cdef struct Led:
-    double edge_s[32]
-    double intensity[32]   # from that edge on, 0..1
+    double edge_s[LED_EDGES]
+    double intensity[LED_EDGES]   # from that edge on, 0..1
     uint32_t edges         # how many there were; the latest is at (edges - 1) % LED_EDGES
     double charge_s        # integral of the intensity since the last slow step
     double charged_s       # until when
@@ -51,9 +51,9 @@ cdef struct Lamp:
     int32_t lit            # random steps: 1 while ambient_step_v is added
 
 cdef struct Bubbles:
-    double from_s[8]
-    double until_s[8]
-    double amplitude_od[8]
+    double from_s[BUBBLES]
+    double until_s[BUBBLES]
+    double amplitude_od[BUBBLES]
     uint32_t count         # bubbles made; the latest may lie in the future
 
 
@@ -138,7 +138,8 @@ cdef inline void photodiode_level(
 
 
 cdef inline double photodiode_mean(
-        Photodiode* diode, const Led* led, double end_s, double period_s, double settling_s, double keep) noexcept nogil:
+        Photodiode* diode, const Led* led, double end_s, double period_s, double settling_s,
+        double keep) noexcept nogil:
     """Mean of the settled LED light over the conversion that ends at `end_s`; `keep` is exp(-period/settling).
 
     For y' = (x - y)/tau the integral of y is that of x, less tau times the change of y: the edges give x exactly.

@@ -16,10 +16,10 @@ cdef enum:
 
 cdef struct Pumps:
     double time_s
-    double calibrated_ml_per_s[3]  # what the caller believes
-    double deviation[3]            # standard normal, drawn from the seed
-    double rest_nl[3]              # delivered, but not a whole nanolitre yet
-    uint32_t delivered_nl[3]       # wraps
+    double calibrated_ml_per_s[PUMPS]  # what the caller believes
+    double deviation[PUMPS]            # standard normal, drawn from the seed
+    double rest_nl[PUMPS]              # delivered, but not a whole nanolitre yet
+    uint32_t delivered_nl[PUMPS]       # wraps
 
 
 cdef inline void pumps_init(Pumps* pumps, Rng* rng, const Ziggurat* table) noexcept nogil:

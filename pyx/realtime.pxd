@@ -72,6 +72,7 @@ cdef extern from *:
     """
     void stirbar_prefault() noexcept nogil
     int stirbar_thread_start(
-        pthread_t* thread, const char* name, int priority, uint32_t cpus, void* (*run)(void*) noexcept nogil, void* context
+        pthread_t* thread, const char* name, int priority, uint32_t cpus, void* (*run)(void*) noexcept nogil,
+        void* context
     ) noexcept nogil
     int stirbar_lock_memory() noexcept nogil

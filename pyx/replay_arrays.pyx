@@ -24,8 +24,8 @@ cdef extern from *:
 cdef class Replay:
     """The estimators of one of the loop's threads, fed by hand.
 
-    `edges` chooses the actuator thread's (rpm), else the sampling thread's (OD). They start as a run does, by the config,
-    or from a snapshot by `restore`.
+    `edges` chooses the actuator thread's (rpm), else the sampling thread's (OD). They start as a run does, by the
+    config, or from a snapshot by `restore`.
 
     Synchronization: none; one thread at a time.
     """
@@ -49,7 +49,8 @@ cdef class Replay:
         cdef size_t expected = sizeof(StirringLoop) if self.edges else sizeof(Estimators)
         if len(state) != expected:
             raise ValueError(
-                f"snapshot of {len(state)} bytes, this build's state has {expected}: replay it with the build that recorded it"
+                f"snapshot of {len(state)} bytes, this build's state has {expected}: "
+                "replay it with the build that recorded it"
             )
         if self.edges:
             memcpy(&self.stirring, <const char*>state, expected)

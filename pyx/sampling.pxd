@@ -49,7 +49,9 @@ cdef struct SamplingConfig:
 
 cdef struct Channel:
     ConverterClock clock
-    uint32_t last_index
+    uint32_t last_index                 # counts on over restarts of the converter
+    uint32_t index_offset               # from the converter's own count to ours
+    int64_t last_ready_ns
     uint32_t next_block                 # index at which the clock model is renewed
     uint32_t missed                     # conversions that were overwritten unread
     uint32_t conversions
@@ -137,32 +139,47 @@ cdef inline void sampler_model(Sampler* s, int index) noexcept nogil:
     sampler_feed_float(s, TRACE_PERIOD, index, 0, channel.clock.period_ns)
 
 
+cdef inline uint32_t sampler_resumed_index(const Sampler* s, const Channel* channel, int64_t ready_ns) noexcept nogil:
+    """Our number of the first conversion after a start: the pause counts as conversions that were not made, so that to
+    the estimators it is a gap of its true length."""
+    cdef double paused
+    if channel.conversions == 0:
+        return 0
+    paused = <double>(ready_ns - channel.last_ready_ns) * 1e-9 * s.config.rate_hz
+    return channel.last_index + 1 + <uint32_t>(paused if paused < 1e9 else 1e9)
+
+
 cdef inline void sampler_conversion(Sampler* s, int index, const Conversion* conversion, int64_t now_ns) noexcept nogil:
     """Time one conversion, say under which light it was made, and feed it to the estimators."""
     cdef Channel* channel = &s.channel[index]
     cdef TraceItem item
     cdef int64_t end_ns
     cdef int was_locked = channel.clock.locked
-    if channel.started and <int32_t>(conversion.index - channel.last_index) > 1:
-        channel.missed += conversion.index - channel.last_index - 1
-    channel.last_index = conversion.index
+    cdef uint32_t number
+    if not channel.started:
+        channel.index_offset = sampler_resumed_index(s, channel, conversion.ready_ns) - conversion.index
+    number = conversion.index + channel.index_offset
+    if channel.started and <int32_t>(number - channel.last_index) > 1:
+        channel.missed += number - channel.last_index - 1
+    channel.last_index = number
+    channel.last_ready_ns = conversion.ready_ns
     channel.started = 1
     channel.conversions += 1
     channel.heard_ns = now_ns
-    if not converter_clock_push(&channel.clock, conversion.index, conversion.ready_ns):
+    if not converter_clock_push(&channel.clock, number, conversion.ready_ns):
         channel.modelled = 0
         return
     if not was_locked:
         port_event(&s.port, now_ns, EVENT_RATE_LOCKED, index + 1, STREAM_OD1 + index,
                    converter_clock_rate_hz(&channel.clock))
-    if not channel.modelled or <int32_t>(conversion.index - channel.next_block) >= 0:
+    if not channel.modelled or <int32_t>(number - channel.next_block) >= 0:
         sampler_model(s, index)
         if index == s.master and fabs(converter_clock_rate_hz(&channel.clock) / s.rate_chosen_hz - 1) > RATE_MOVED:
             sampler_choose_half_cycle(s, now_ns)
     end_ns = channel.clock.origin_ns + <int64_t>channel.clock.end_ns
     trace_int(&item, TRACE_CONVERSION, index,
               led_track_phase(&s.led, end_ns - <int64_t>channel.clock.period_ns, end_ns),
-              conversion.clipped, conversion.index, conversion.code)
+              conversion.clipped, number, conversion.code)
     sampler_feed(s, &item)
     if conversion.clipped and not channel.clipping:
         port_event(&s.port, now_ns, EVENT_SATURATED, index + 1, STREAM_OD1 + index, 0)

@@ -33,8 +33,8 @@ cdef enum:
 
 cdef struct SimConfig:
     uint64_t seed
-    int32_t angle[4]          # of the photodiode on each channel: 45, 90, 135, 180; 0 reference; -1 not connected
-    double parameter[97]      # PARAM_COUNT values; core/simulation.py `values()`
+    int32_t angle[MAX_CHANNELS]  # of the photodiode on each channel: 45, 90, 135, 180; 0 reference; -1 not connected
+    double parameter[PARAM_COUNT]  # core/simulation.py `values()`
 
 
 cdef inline int sim_parameter_owner(int index) noexcept nogil:

@@ -29,7 +29,8 @@ cdef inline void thermal_init(Thermal* thermal, const double* p) noexcept nogil:
 
 
 cdef inline void thermal_step(
-        Thermal* thermal, const double* p, double duty, double volume_ml, double inflow_ml, double seconds) noexcept nogil:
+        Thermal* thermal, const double* p, double duty, double volume_ml, double inflow_ml,
+        double seconds) noexcept nogil:
     """Advance by an implicit step (stable for any length); what flows in has the temperature of the air."""
     cdef double air = p[PARAM_AMBIENT_TEMPERATURE_DEGC]
     cdef double coupling = p[PARAM_BOARD_LIQUID_W_PER_K]

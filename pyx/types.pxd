@@ -99,12 +99,12 @@ cdef enum:
     COMMAND_OD_STOP = 3
     COMMAND_BLANK = 4        # channel, value (unit of the reading's value); NaN clears it
     COMMAND_LED = 5          # value: intensity of the OD LED, percent
-    COMMAND_TRACE = 6        # value: seconds from now during which the trace is written; 0 stops
+    COMMAND_TRACE = 6        # value: seconds from now during which at least the trace is written
     COMMAND_STIR_RPM = 7     # value: target rpm
     COMMAND_STIR_DUTY = 8    # value: open-loop duty, percent
     COMMAND_STIR_STOP = 9
-    COMMAND_TEMPERATURE = 10 # value: 1 reads the sensor, 0 stops
-    COMMAND_SIMULATION = 11  # index: parameter of the simulated vial, value
+    COMMAND_TEMPERATURE = 10  # value: 1 reads the sensor, 0 stops
+    COMMAND_SIMULATION = 11   # index: parameter of the simulated vial, value
 
 cdef struct Command:
     uint32_t id
@@ -117,16 +117,15 @@ cdef struct Command:
 cdef enum:
     EVENT_COMMAND_DONE = 1     # argument: id
     EVENT_COMMAND_REFUSED = 2  # argument: id, value: limit
-    EVENT_STIR_KICK = 3
+    EVENT_STIR_KICK = 3        # argument: stalls in a row
     EVENT_STIR_STALL = 4       # argument: how many in a row
-    EVENT_STIR_FAULT = 5
+    EVENT_STIR_FAULT = 5       # argument: stalls in a row
     EVENT_STIR_RUNNING = 6     # value: rpm
     EVENT_RATE_LOCKED = 7      # argument: channel, value: conversions per second
     EVENT_HALF_CYCLE = 8       # argument: k, value: chop frequency in Hz
     EVENT_SENSOR_LOST = 9      # argument: STREAM_*
     EVENT_SENSOR_BACK = 10
     EVENT_SATURATED = 11       # argument: channel
-    EVENT_CLOCK_JUMP = 12      # value: seconds
 
 cdef packed struct Event:
     int64_t monotonic_ns

@@ -52,7 +52,7 @@ cdef struct Exchange:         # written by the actuator thread only
     uint32_t fan_phase        # float, turns, at fan_stamp_us
     uint32_t fan_stamp_us     # microseconds since the start, wraps
     uint32_t heater_duty      # float, 0..1
-    uint32_t pumped_nl[3]     # wraps
+    uint32_t pumped_nl[PUMPS]     # wraps
 
 cdef struct Beam:             # a photodiode on its converter; held between slow steps unless said otherwise
     int32_t angle
@@ -83,7 +83,7 @@ cdef struct Beam:             # a photodiode on its converter; held between slow
 
 cdef struct Sim:
     int64_t start_ns
-    double parameter[97]
+    double parameter[PARAM_COUNT]
     Ziggurat ziggurat
     # sampling thread
     Culture culture
@@ -92,15 +92,15 @@ cdef struct Sim:
     Mains mains
     Lamp lamp
     Bubbles bubbles
-    Beam beam[4]
-    Ads1115 adc[4]
+    Beam beam[MAX_CHANNELS]
+    Ads1115 adc[MAX_CHANNELS]
     Rng slow_rng
     Rng bubble_rng
     double now_s              # latest moment the sampling thread spoke of
     double slow_s             # quantities are held from here
     double slow_end_s         # to here
     uint32_t epoch            # counts slow steps and changes of parameters
-    uint32_t taken_nl[3]      # of the pumps' volumes
+    uint32_t taken_nl[PUMPS]      # of the pumps' volumes
     Exchange exchange
     # actuator thread
     Fan fan
@@ -130,7 +130,7 @@ cdef inline void sim_hold(Sim* sim) noexcept nogil:
 
 cdef inline void sim_exchange_liquid(Sim* sim, double* inflow_ml) noexcept nogil:
     """Take what the pumps delivered since the last slow step."""
-    cdef double ml[3]
+    cdef double ml[PUMPS]
     cdef uint32_t delivered
     cdef int i
     for i in range(PUMPS):

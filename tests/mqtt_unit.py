@@ -34,8 +34,8 @@ TONE_V = 0.01
 NAN = float("nan")
 
 
-def trace_items(first, count, channel=1, chop=8):
-    """Conversions of a light level with a 50 Hz tone upon it, 8 with the light off and 8 with it on."""
+def trace_items(first, count, channel=1, chop=10):
+    """Conversions of a light level with a 50 Hz tone upon it, 10 with the light off and 10 with it on."""
     period_ns = 1e9 / RATE_HZ
     items = [
         TRACE.pack(TRACE_CLOCK, channel, 0, 0, first, int(first * period_ns)),
@@ -72,10 +72,14 @@ class MqttUnit:
         self.client.on_message = self._message
         ready = threading.Event()
         self.client.on_subscribe = lambda *_: ready.set()
+        self.client.on_connect = self._connected
+        self.client.reconnect_delay_set(1, 1)
         self.client.connect("127.0.0.1", port)
         self.client.loop_start()
-        self.client.subscribe([(f"{self.base}/command", 1), (f"{self.base}/ack", 1)])
         assert ready.wait(5)
+
+    def _connected(self, *_):
+        self.client.subscribe([(f"{self.base}/command", 1), (f"{self.base}/ack", 1)])
         self.describe()
         self.client.publish(f"{self.base}/state", b'{"state":"online"}', 1, True)
 

@@ -76,14 +76,12 @@ class Bench:
             volts += light(middle_s)
         code = np.clip(np.round(volts / VOLTS_PER_CODE), -32768, 32767).astype(np.int32)
         clipped = ((code == 32767) | (code == -32768)).astype(np.uint8)
-        return Record(
-            np.arange(n, dtype=np.uint32), code, phase, clipped, middle_s, int(end_ns[0]), 1e9 / rate_hz
-        )
+        return Record(np.arange(n, dtype=np.uint32), code, phase, clipped, middle_s, int(end_ns[0]), 1e9 / rate_hz)
 
 
 def run(chain: OdChain, records: list[Record], block: int = 86) -> np.ndarray:
     """Push records (channel 0, 1, ...) in order of time, a clock model each `block` conversions."""
-    for channel, record in enumerate(records):
+    for channel in range(len(records)):
         chain.gain(channel, VOLTS_PER_CODE)
     channels = np.concatenate([np.full(len(r.index), c, dtype=np.uint8) for c, r in enumerate(records)])
     times = np.concatenate([r.middle_s + 0.5e-9 * r.period_ns for r in records])

@@ -25,8 +25,9 @@ def line_speed(stamps_ns: np.ndarray, indices: np.ndarray, pulses_per_turn: int 
     return 60e9 / (slope * pulses_per_turn), float(np.std(residuals))
 
 
-def rotor_edges(rpm: float, seconds: float, jitter_ns: float = 0.0, pulses_per_turn: int = 1, seed: int = 1,
-                start_ns: int = SECOND) -> np.ndarray:
+def rotor_edges(
+    rpm: float, seconds: float, jitter_ns: float = 0.0, pulses_per_turn: int = 1, seed: int = 1, start_ns: int = SECOND
+) -> np.ndarray:
     """Stamps of an ideal rotor, each with Gaussian jitter: int64, shape (n,)."""
     interval = 60e9 / (rpm * pulses_per_turn)
     n = int(seconds * 1e9 / interval)
@@ -115,9 +116,18 @@ class Trial:
 class Bench:
     """A controller on a plant: 1 ms physics, edges where the magnet passes, control ticks on a 10 ms grid."""
 
-    def __init__(self, stirrer, plant, *, jitter_ns: float = 50e3, phase: float = 0.5, seed: int = 1,
-                 pulses_per_turn: int = 1, tick_ms: Callable[[], int] | None = None,
-                 sensor: Callable[[float, np.random.Generator], list[float]] | None = None) -> None:
+    def __init__(
+        self,
+        stirrer,
+        plant,
+        *,
+        jitter_ns: float = 50e3,
+        phase: float = 0.5,
+        seed: int = 1,
+        pulses_per_turn: int = 1,
+        tick_ms: Callable[[], int] | None = None,
+        sensor: Callable[[float, np.random.Generator], list[float]] | None = None,
+    ) -> None:
         self.stirrer = stirrer
         self.plant = plant
         self.jitter_ns = jitter_ns

@@ -39,12 +39,13 @@ def codes(trial) -> list[int]:
 
 # --- tachometer ---
 
+
 @pytest.mark.parametrize("rpm", [60, 137.5, 500, 1500, 3000])
 @pytest.mark.parametrize("pulses", [1, 2, 4])
 def test_line_equals_numpy(rpm: float, pulses: int) -> None:
     stamps = rotor_edges(rpm, 6, jitter_ns=50e3, pulses_per_turn=pulses)
     fit = fit_edges(stamps, int(stamps[-1]) + 1000, 1.0, pulses)
-    newest = stamps[-fit["used"]:]
+    newest = stamps[-fit["used"] :]
     speed, residual_sd = line_speed(newest, np.arange(len(newest)), pulses)
     assert fit["rpm"] == pytest.approx(speed, rel=1e-10)
     assert fit["window_s"] == pytest.approx((newest[-1] - newest[0]) * 1e-9)
@@ -67,7 +68,7 @@ def test_turn_statistics_tell_the_rotors_own_variation() -> None:
     periods = np.random.default_rng(5).normal(120e6, 3e6, 400)
     stamps = (SECOND + np.cumsum(periods)).astype(np.int64)
     fit = fit_edges(stamps, int(stamps[-1]), window_s=10.0)
-    turns = np.diff(stamps[-fit["used"]:])
+    turns = np.diff(stamps[-fit["used"] :])
     assert fit["turns"] == len(turns)
     assert fit["turn_mean_ns"] == pytest.approx(turns.mean())
     assert fit["turn_sd_ns"] == pytest.approx(turns.std(ddof=1), rel=1e-9)
@@ -148,6 +149,7 @@ def test_any_edges_give_a_finite_speed(stamps: list[int], pulses: int) -> None:
 
 # --- controller on plants ---
 
+
 @pytest.mark.parametrize("name", PLANTS)
 def test_500_rpm_within_one_percent_in_three_seconds_and_held(name: str) -> None:
     for phase in (0.02, 0.5, 0.98):
@@ -171,8 +173,7 @@ def test_a_true_feed_forward_does_not_overshoot() -> None:
 @pytest.mark.parametrize("name", ["nominal", "30 % slower, harder to start", "inertia and drag"])
 def test_late_ticks_do_no_harm(ticks: str, name: str) -> None:
     chance = random.Random(3)
-    steps = {"steady 20": lambda: 20, "steady 60": lambda: 60,
-             "some 60": lambda: 60 if chance.random() < 0.05 else 10}
+    steps = {"steady 20": lambda: 20, "steady 60": lambda: 60, "some 60": lambda: 60 if chance.random() < 0.05 else 10}
     run = bench(PLANTS[name], tick_ms=steps[ticks])
     run.stirrer.target_rpm(500, run.now_ns)
     trial = run.run(7)
@@ -256,6 +257,7 @@ def test_one_update_an_edge_and_at_most_twenty_a_second(target: int, least: int,
 
 
 # --- kick, stall, fault ---
+
 
 def test_silent_tachometer_ends_in_a_fault_with_duty_0() -> None:
     run = bench(sensor=lambda stamp, chance: [])
@@ -347,6 +349,7 @@ def test_a_fault_stays_until_a_new_command() -> None:
 
 def test_a_stiff_rotor_starts_by_the_retry() -> None:
     """The first kick is only as long as a usual fan needs; here it does not break the rotor free."""
+
     class Stiff(LagPlant):
         pushed_s = 0.0
 
@@ -396,6 +399,7 @@ def test_target_0_stops() -> None:
 
 # --- open loop ---
 
+
 def test_open_loop_holds_its_duty_and_never_faults() -> None:
     run = bench()
     run.stirrer.duty(30.0, run.now_ns)
@@ -420,6 +424,7 @@ def test_without_a_sensor_a_target_is_met_by_feed_forward() -> None:
 
 
 # --- readings ---
+
 
 def test_a_reading_a_second_with_every_field() -> None:
     run = bench()
@@ -465,6 +470,7 @@ def test_late_calls_skip_whole_periods() -> None:
 
 # --- envelope ---
 
+
 @pytest.mark.parametrize("rpm", [-1, math.nan, math.inf, 59.9, 1500.1, 1e9])
 def test_a_target_outside_the_envelope_changes_nothing(rpm: float) -> None:
     stirrer = Stirrer()
@@ -484,10 +490,24 @@ def test_a_duty_outside_the_envelope_changes_nothing(duty: float) -> None:
     assert stirrer.snapshot() == before
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("pulses_per_turn", 0), ("pulses_per_turn", 9), ("kp", -1), ("ki", math.nan), ("duty_maximum_percent", 100.1),
-    ("duty_maximum_percent", 0), ("kick_duty_percent", 101), ("kick_s", 0.51), ("stall_retries", 11),
-    ("rpm_maximum", 3001), ("rpm_maximum", 59), ("report_period_s", 0), ("feed_forward_percent_per_rpm", math.inf)])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("pulses_per_turn", 0),
+        ("pulses_per_turn", 9),
+        ("kp", -1),
+        ("ki", math.nan),
+        ("duty_maximum_percent", 100.1),
+        ("duty_maximum_percent", 0),
+        ("kick_duty_percent", 101),
+        ("kick_s", 0.51),
+        ("stall_retries", 11),
+        ("rpm_maximum", 3001),
+        ("rpm_maximum", 59),
+        ("report_period_s", 0),
+        ("feed_forward_percent_per_rpm", math.inf),
+    ],
+)
 def test_settings_outside_their_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match="outside their range"):
         Stirrer(**{name: value})
@@ -500,21 +520,39 @@ def test_the_kick_obeys_the_maximum() -> None:
 
 
 COMMANDS = st.one_of(
-    st.tuples(st.just("target"), st.floats()), st.tuples(st.just("target"), st.floats(60, 1500)),
-    st.tuples(st.just("duty"), st.floats()), st.tuples(st.just("duty"), st.floats(0, 100)),
+    st.tuples(st.just("target"), st.floats()),
+    st.tuples(st.just("target"), st.floats(60, 1500)),
+    st.tuples(st.just("duty"), st.floats()),
+    st.tuples(st.just("duty"), st.floats(0, 100)),
     st.tuples(st.just("stop"), st.just(0.0)),
-    st.tuples(st.just("edges"), st.integers(1, 400)), st.tuples(st.just("turning"), st.floats(1, 5000)),
-    st.tuples(st.just("back"), st.integers(1, 5000)), st.tuples(st.just("ticks"), st.integers(1, 300)))
+    st.tuples(st.just("edges"), st.integers(1, 400)),
+    st.tuples(st.just("turning"), st.floats(1, 5000)),
+    st.tuples(st.just("back"), st.integers(1, 5000)),
+    st.tuples(st.just("ticks"), st.integers(1, 300)),
+)
 
 
 @given(
-    steps=st.lists(COMMANDS, min_size=1, max_size=60), maximum=st.floats(1, 100), pulses=st.integers(1, 8),
-    kp=st.floats(0, 10), ki=st.floats(0, 100), kd=st.floats(0, 10), offset=st.floats(-100, 100),
-    slope=st.floats(0, 10))
+    steps=st.lists(COMMANDS, min_size=1, max_size=60),
+    maximum=st.floats(1, 100),
+    pulses=st.integers(1, 8),
+    kp=st.floats(0, 10),
+    ki=st.floats(0, 100),
+    kd=st.floats(0, 10),
+    offset=st.floats(-100, 100),
+    slope=st.floats(0, 10),
+)
 @settings(max_examples=150, deadline=None)
 def test_no_sequence_leaves_the_envelope(steps, maximum, pulses, kp, ki, kd, offset, slope) -> None:
-    stirrer = Stirrer(duty_maximum_percent=maximum, pulses_per_turn=pulses, kp=kp, ki=ki, kd=kd,
-                      feed_forward_offset_percent=offset, feed_forward_percent_per_rpm=slope)
+    stirrer = Stirrer(
+        duty_maximum_percent=maximum,
+        pulses_per_turn=pulses,
+        kp=kp,
+        ki=ki,
+        kd=kd,
+        feed_forward_offset_percent=offset,
+        feed_forward_percent_per_rpm=slope,
+    )
     now = SECOND
 
     def check() -> None:
@@ -563,6 +601,7 @@ def test_no_sequence_leaves_the_envelope(steps, maximum, pulses, kp, ki, kd, off
 
 # --- state ---
 
+
 def test_a_snapshot_continues_bit_identically() -> None:
     """Pure and flat: state and inputs decide every output, so a copy taken anywhere goes the same way."""
     run = bench(PLANTS["inertia and drag"], sensor=lambda stamp, chance: [] if chance.random() < 0.05 else [stamp])
@@ -579,6 +618,7 @@ def test_a_snapshot_continues_bit_identically() -> None:
                     again = getattr(twin, name)(*arguments)
                     assert repr(again) == repr(result)
                 return result
+
             return both
 
     run.stirrer = pair = Pair()

@@ -200,14 +200,11 @@ def _settings(entry: dict[str, Any]) -> list[dict[str, Any]]:
     }
     return [
         {
-            "job": job,
-            "setting": name,
-            "value": value,
-            "unit": SETTING_UNITS.get(name.rstrip("1234"), ""),
-            "settable": name == "$state" or (job, name) in settable,
+            **setting,
+            "unit": SETTING_UNITS.get(setting["setting"].rstrip("1234"), ""),
+            "settable": setting["setting"] == "$state" or (setting["job"], setting["setting"]) in settable,
         }
-        for job, values in (entry.get("settings") or {}).items()
-        for name, value in values.items()
+        for setting in entry.get("settings") or []
     ]
 
 
@@ -331,13 +328,14 @@ def raw(site: Site, unit: str) -> HTTPResponse:
     from stirbar.core import raw_codec
     from stirbar.web.raw import view  # NumPy, only for those who look
 
-    fresh_ns = (time.time() - RAW_STALE_S) * 1e9
-    blocks = site.ingest.raw(unit_id, seconds)
-    while not (blocks and blocks[-1][0].realtime_ns > fresh_ns) and time.monotonic() < deadline:
-        time.sleep(RAW_LOOK_S)
+    while True:
         blocks = site.ingest.raw(unit_id, seconds)
-    items = b"".join(raw_codec.decode(body) if header.kind == KIND_RAW_CHUNK else body for header, body in blocks)
-    return answer(view(items, _summary(entry)["channels"], seconds))
+        stale = not blocks or blocks[-1][0].realtime_ns < (time.time() - RAW_STALE_S) * 1e9
+        parts = [raw_codec.decode(body) if header.kind == KIND_RAW_CHUNK else body for header, body in blocks]
+        found = view(b"".join(parts), _summary(entry)["channels"], seconds)
+        if (found["channels"] and not stale) or time.monotonic() >= deadline:
+            return answer(found)
+        time.sleep(RAW_LOOK_S)  # asked a moment ago: the first of it is on its way
 
 
 def readings(site: Site) -> HTTPResponse:
@@ -407,7 +405,10 @@ def assign(site: Site, experiment: str, unit: str) -> HTTPResponse:
     """From now on the unit's readings belong to this experiment."""
     _experiment(site, experiment)
     entry = _find(site, unit)
-    site.ingest.assign(bytes.fromhex(entry["unit_id"]), experiment)
+    unit_id = bytes.fromhex(entry["unit_id"])
+    if unit_id not in [stored["unit_id"] for stored in site.store.units()]:
+        site.store.upsert_unit(unit_id, entry["unit"], entry.get("describe") or {})  # it has reported just now
+    site.ingest.assign(unit_id, experiment)
     return answer({"unit": entry["unit"], "experiment": experiment})
 
 

@@ -185,7 +185,8 @@ class Demo:
     def _units_report(self) -> bool:
         assert self.client is not None
         with contextlib.suppress(LeaderUnreachable, LeaderRefused):
-            online = {unit["unit"] for unit in self.client.units() if unit["state"] == "online" and unit["latest"]}
+            units = self.client.units()
+            online = {unit["unit"] for unit in units if unit["state"] == "online" and unit["latest"] and unit["jobs"]}
             return online >= {unit.name for unit in self.units}
         return False
 
@@ -225,17 +226,23 @@ class Demo:
         others = [child for child in self.children if child not in workers]
         for unit in self.units:
             self._stop_jobs(unit)
+        self._wait_for_delivery(self.children)  # while the workers live, bridges can ask them for what they missed
         self._report_killed(stop_all(workers, STOP_LIMIT_S))
-        deadline = time.monotonic() + DELIVERY_LIMIT_S
-        while self._missing() and time.monotonic() < deadline:
-            self.tally.listen(TURN_S)
-            for child in others:
-                child.watch()
+        self._wait_for_delivery(others)
         if self.client is not None:
             self.client.close()
-        bridges = others[1:]
-        self._report_killed(stop_all(bridges, STOP_LIMIT_S))
+        self._report_killed(stop_all(others[1:], STOP_LIMIT_S))
         self._report_killed(stop_all(others[:1], STOP_LIMIT_S))
+
+    def _wait_for_delivery(self, children: list[Child]) -> None:
+        """Until the leader has committed all that was published, at most DELIVERY_LIMIT_S."""
+        deadline = time.monotonic() + DELIVERY_LIMIT_S
+        while time.monotonic() < deadline:
+            self.tally.listen(TURN_S)
+            if not self._missing():
+                return
+            for child in children:
+                child.watch()
 
     def _stop_jobs(self, unit: Unit) -> None:
         """Stop sampling, and take the worker's last word on how far its streams came."""

@@ -5,9 +5,10 @@ import { css } from "./palette.js";
 
 export const FONT = "12px system-ui, sans-serif";
 
-/** Labels of a time axis in local time, as fine as the distance of the ticks asks for. */
+/** Labels of a time axis in local time, as fine as the distance of the ticks asks for; midnight is the day's name. */
 function timeLabels(plot, splits, axis, space, increment) {
-  return splits.map((t) => (increment >= 86_400 ? day(t) : clock(t, increment < 60)));
+  const label = (t) => (increment < 60 ? clock(t) : clock(t, false));
+  return splits.map((t) => (increment >= 3600 && label(t) === "00:00" ? day(t) : label(t)));
 }
 
 function baseAxis() {
@@ -21,10 +22,18 @@ function baseAxis() {
 
 export const timeAxis = () => ({ ...baseAxis(), values: timeLabels, space: 70, size: 30 });
 
-/** A value axis as wide as its longest label. */
+/** Labels of a value axis, all with the decimals that the distance of the ticks needs. */
+function valueLabels(plot, splits) {
+  const step = splits.length > 1 ? splits[1] - splits[0] : 1;
+  let decimals = 0;
+  while (decimals < 7 && Math.abs(step * 10 ** decimals - Math.round(step * 10 ** decimals)) > 1e-6) decimals += 1;
+  return splits.map((value) => value.toFixed(decimals));
+}
+
+/** A value axis as wide as its longest label, and of one width for usual labels, so that charts stand in line. */
 export function valueAxis(extra = {}) {
-  const size = (plot, labels) => 16 + 7 * Math.max(3, ...(labels ?? []).map((label) => String(label ?? "").length));
-  return { ...baseAxis(), size, space: 36, ...extra };
+  const size = (plot, labels) => 16 + 7 * Math.max(6, ...(labels ?? []).map((label) => String(label ?? "").length));
+  return { ...baseAxis(), values: valueLabels, size, space: 36, ...extra };
 }
 
 export const numberAxis = (values, extra = {}) => ({ ...baseAxis(), values, space: 60, size: 30, ...extra });

@@ -10,6 +10,7 @@ import { experimentOf, odChannels, setting, stateOf } from "./units.js";
 export const STATES = {
   live: "live",
   lost: "lost",
+  stale: "no news",
   unknown: "never seen",
 };
 

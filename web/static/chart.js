@@ -10,10 +10,11 @@ import { BinnedSeries } from "./series.js";
 
 const LABEL_HEIGHT = 13;
 const MAX_LABELS = 8;
+const LONGEST_PERIOD_MS = 1000;
 
 export class Chart {
   /**
-   * quantity: {title, unit, note, decimals, least} where `least` is the smallest span of the value axis.
+   * quantity: {key, title, unit, note, decimals, least} where `least` is the smallest span of the value axis.
    * zoom(from, to) is called when the user drags over a range of time.
    */
   constructor(quantity, zoom) {
@@ -23,13 +24,21 @@ export class Chart {
     this.grid = { width: 1, size: 2 };
     this.window = [0, 1];
     this.plot = null;
+    this.drawn = -Infinity;
+    this.timer = 0;
     this.place = h("div", { class: "plot", role: "img" });
     this.legend = h("div", { class: "legend", role: "group", "aria-label": `Lines of ${quantity.title}` });
     this.cursor = h("span", { class: "hint cursor-time" });
     this.element = h(
       "figure",
-      { class: "chart panel" },
-      h("figcaption", {}, h("h3", {}, quantity.title), h("span", { class: "hint" }, [quantity.unit, quantity.note].filter(Boolean).join(" · ")), this.cursor),
+      { class: "chart panel", "data-quantity": quantity.key },
+      h(
+        "figcaption",
+        {},
+        h("h3", {}, quantity.title),
+        h("span", { class: "hint" }, [quantity.unit, quantity.note].filter(Boolean).join(" · ")),
+        this.cursor,
+      ),
       this.place,
       this.legend,
     );
@@ -71,7 +80,18 @@ export class Chart {
   /** Add a live reading: `low` and `high` are of those that it stands for. */
   add(unit, index, t, { value, low, high }) {
     this.#entry(unit, index).bins.add(t, low ?? value, high ?? value, value);
-    redraw(this.draw);
+    this.#soon();
+  }
+
+  /** Draw when half a bin has passed since the last drawing: earlier there is nothing to be seen. */
+  #soon() {
+    if (this.timer) return;
+    const period_ms = Math.min(LONGEST_PERIOD_MS, 500 * this.grid.width);
+    const later = () => {
+      this.timer = 0;
+      redraw(this.draw);
+    };
+    this.timer = setTimeout(later, Math.max(0, this.drawn + period_ms - performance.now()));
   }
 
   /** Time of the newest datum of a unit, -Infinity without one. */
@@ -117,7 +137,10 @@ export class Chart {
         height: this.#height(),
         padding: [8, 64, 0, 0],
         legend: { show: false },
-        scales: { x: { time: true, range: () => this.window }, y: { range: (plot, low, high) => this.#span(low, high) } },
+        scales: {
+          x: { time: true, range: () => this.window },
+          y: { range: (plot, low, high) => this.#span(low, high) },
+        },
         axes: [timeAxis(), valueAxis()],
         cursor: { y: false, points: { show: false }, drag: { x: true, y: false, setScale: false } },
         series,
@@ -134,7 +157,7 @@ export class Chart {
   }
 
   #height() {
-    return this.place.clientWidth < 480 ? 190 : 240;
+    return matchMedia("(max-width: 560px)").matches ? 190 : 240;
   }
 
   /** Value range: the data with a margin, never narrower than the quantity's least span. */
@@ -160,6 +183,7 @@ export class Chart {
   #draw() {
     const width = Math.floor(this.place.clientWidth);
     if (!width || !this.element.isConnected) return;
+    this.drawn = performance.now();
     if (!this.plot) {
       this.plot = this.#make(width);
       this.stop = followWidth(this.plot, this.place, () => this.#height());
@@ -200,7 +224,8 @@ export class Chart {
     const labels = [];
     shown.forEach(([name, entry], i) => {
       const value = plot.data[3 * i + 3].findLast((one) => one !== null);
-      if (Number.isFinite(value)) labels.push({ name, colour: line(entry.index).colour, y: plot.valToPos(value, "y", true) });
+      if (Number.isFinite(value))
+        labels.push({ name, colour: line(entry.index).colour, y: plot.valToPos(value, "y", true) });
     });
     labels.sort((a, b) => a.y - b.y);
     const { left, width, top, height } = plot.bbox;

@@ -9,7 +9,14 @@ import { on, onReturn } from "./live.js";
 import { indexOf, onTheme } from "./palette.js";
 import { odChannels, streamName, units } from "./units.js";
 
-const RANGES = [["1 min", 60], ["10 min", 600], ["1 h", 3600], ["6 h", 21_600], ["1 d", 86_400], ["7 d", 604_800]];
+const RANGES = [
+  ["1 min", 60],
+  ["10 min", 600],
+  ["1 h", 3600],
+  ["6 h", 21_600],
+  ["1 d", 86_400],
+  ["7 d", 604_800],
+];
 const SHOWN_BINS = 300;
 const FETCHED_POINTS = 900; // more than the bins shown, so that no bin is empty for want of alignment
 
@@ -91,7 +98,8 @@ export class ChartPanel {
 
   #quantity(stream, angle) {
     if (stream === "rpm") return { key: "rpm", title: "Stirring", unit: "rpm", decimals: 1, least: 10 };
-    if (stream === "temperature") return { key: "temperature", title: "Temperature", unit: "°C", decimals: 2, least: 0.5 };
+    if (stream === "temperature")
+      return { key: "temperature", title: "Temperature", unit: "°C", decimals: 2, least: 0.5 };
     const title = `Optical density, ${angle}°`;
     const key = `od ${String(angle).padStart(3, "0")}`;
     return { key, title, unit: "AU", note: "normalised scatter unless calibrated", decimals: 4, least: 0.002 };
@@ -117,8 +125,12 @@ export class ChartPanel {
   }
 
   async #fetch(from, to) {
-    const scopes = this.scope.experiment ? [{ experiment: this.scope.experiment }] : this.#members().map((unit) => ({ unit }));
-    const wanted = scopes.flatMap((scope) => this.#streams().map((stream) => readings(scope, stream, from, to, FETCHED_POINTS)));
+    const scopes = this.scope.experiment
+      ? [{ experiment: this.scope.experiment }]
+      : this.#members().map((unit) => ({ unit }));
+    const wanted = scopes.flatMap((scope) =>
+      this.#streams().map((stream) => readings(scope, stream, from, to, FETCHED_POINTS)),
+    );
     const settled = await Promise.allSettled(wanted);
     const failed = settled.find((one) => one.status === "rejected");
     return { series: settled.flatMap((one) => one.value ?? []), failed: failed?.reason };

@@ -31,7 +31,11 @@ export class Controls {
     const state = h("span", { class: "job-state" });
     const button = h("button", { type: "button" });
     const answer = output();
-    const row = { state, button, element: h("li", { "data-job": job }, h("strong", {}, jobName(job)), state, button, answer) };
+    const row = {
+      state,
+      button,
+      element: h("li", { "data-job": job }, h("strong", {}, jobName(job)), state, button, answer),
+    };
     button.addEventListener("click", () =>
       act(button, answer, async () => {
         const verb = button.dataset.verb;
@@ -49,7 +53,16 @@ export class Controls {
     const id = `set-${name}`;
     const [min, max] = this.unit.limits?.[name] ?? limits;
     const value = setting(this.unit, job, name)?.value ?? "";
-    const input = h("input", { id, type: "number", min, max, step: "any", required: true, value, inputmode: "decimal" });
+    const input = h("input", {
+      id,
+      type: "number",
+      min,
+      max,
+      step: "any",
+      required: true,
+      value,
+      inputmode: "decimal",
+    });
     const button = h("button", { type: "submit" }, "Set");
     const answer = output();
     const inForce = h("p", { class: "hint" });
@@ -61,19 +74,32 @@ export class Controls {
         return `${result.value ?? input.value} ${unit} in force`;
       });
     };
-    const form = h("form", { class: "row", onsubmit: submit }, h("label", { for: id }, `${unit === "%" ? "Intensity" : "Target"} (${unit})`), input, button, answer);
+    const form = h(
+      "form",
+      { class: "row", onsubmit: submit },
+      h("label", { for: id }, `${unit === "%" ? "Intensity" : "Target"} (${unit})`),
+      input,
+      button,
+      answer,
+    );
     return panel(title, inForce, form);
   }
 
   #blank() {
     const answer = output();
-    const take = h("button", { type: "button" }, `Take blank (${BLANK_SECONDS} s)`);
-    const clear = h("button", { type: "button", class: "quiet" }, "Clear");
+    answer.id = "blank-answer";
+    const take = h("button", { id: "take-blank", type: "button" }, `Take blank (${BLANK_SECONDS} s)`);
+    const clear = h("button", { id: "clear-blank", type: "button", class: "quiet" }, "Clear");
     const run = async (button, fields, verb) => {
       const other = button === take ? clear : take;
       other.disabled = true;
       const busy = fields.clear ? "clearing …" : `measuring for ${BLANK_SECONDS} s: keep the vial as it is …`;
-      await act(button, answer, async () => this.#blankWords(await command(this.unit.unit, "blank", fields), verb), busy);
+      await act(
+        button,
+        answer,
+        async () => this.#blankWords(await command(this.unit.unit, "blank", fields), verb),
+        busy,
+      );
       other.disabled = false;
     };
     take.addEventListener("click", () => run(take, { seconds: BLANK_SECONDS }, "blank taken"));
@@ -100,15 +126,20 @@ export class Controls {
     const button = h("button", { type: "submit" }, "Assign");
     const submit = (event) => {
       event.preventDefault();
-      act(button, answer, async () => {
-        const { unit } = this.unit;
-        const before = experimentOf(this.unit);
-        if (select.value) await put(path`/api/experiments/${select.value}/units/${unit}`);
-        else if (before) await remove(path`/api/experiments/${before}/units/${unit}`);
-        this.unit.experiment = select.value;
-        this.draw();
-        return select.value ? `assigned to ${select.value}` : "in no experiment";
-      }, "asking the leader …");
+      act(
+        button,
+        answer,
+        async () => {
+          const { unit } = this.unit;
+          const before = experimentOf(this.unit);
+          if (select.value) await put(path`/api/experiments/${select.value}/units/${unit}`);
+          else if (before) await remove(path`/api/experiments/${before}/units/${unit}`);
+          this.unit.experiment = select.value;
+          this.draw();
+          return select.value ? `assigned to ${select.value}` : "in no experiment";
+        },
+        "asking the leader …",
+      );
     };
     get("/api/experiments")
       .then((list) => {
@@ -117,7 +148,12 @@ export class Controls {
       })
       .catch((error) => notice(`Experiments could not be loaded: ${reason(error)}`));
     this.assigned = h("p", { class: "hint" });
-    return panel("Experiment", this.assigned, h("form", { class: "row", onsubmit: submit }, select, button, answer), h("p", {}, h("a", { href: "/experiments" }, "Create or download experiments")));
+    return panel(
+      "Experiment",
+      this.assigned,
+      h("form", { class: "row", onsubmit: submit }, select, button, answer),
+      h("p", {}, h("a", { href: "/experiments" }, "Create or download experiments")),
+    );
   }
 
   #draw() {
@@ -136,9 +172,17 @@ export class Controls {
       const value = setting(this.unit, job, name)?.value;
       text(inForce, [Number.isFinite(value) ? `in force: ${value} ${unit}` : "", hint].filter(Boolean).join(" · "));
     }
-    const blanks = odChannels(this.unit).map((one) => [one.angle, setting(this.unit, "od_reading", `blank${one.channel}`)?.value]);
+    const blanks = odChannels(this.unit).map((one) => [
+      one.angle,
+      setting(this.unit, "od_reading", `blank${one.channel}`)?.value,
+    ]);
     const taken = blanks.filter(([, value]) => Number.isFinite(value) && value !== 0);
-    text(this.blank, taken.length ? `in force: ${taken.map(([angle, value]) => `${angle}° ${fixed(value, 4)} AU`).join(", ")}` : "none in force");
+    text(
+      this.blank,
+      taken.length
+        ? `in force: ${taken.map(([angle, value]) => `${angle}° ${fixed(value, 4)} AU`).join(", ")}`
+        : "none in force",
+    );
     text(this.assigned, experimentOf(this.unit) ? `now in ${experimentOf(this.unit)}` : "now in no experiment");
   }
 }

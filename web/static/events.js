@@ -62,7 +62,11 @@ async function fetchPage(before) {
     for (const event of list) put(event, "append");
     if (list.length) oldest = list.at(-1).id ?? timeOf(list.at(-1));
     older.disabled = list.length < PAGE;
-    answer(output, "done", list.length < PAGE ? "no older events" : `events down to ${when(timeOf(list.at(-1)))} are shown`);
+    answer(
+      output,
+      "done",
+      list.length < PAGE ? "no older events" : `events down to ${when(timeOf(list.at(-1)))} are shown`,
+    );
   } catch (error) {
     older.disabled = false;
     answer(output, "error", `✗ ${reason(error)}`);

@@ -75,6 +75,9 @@ function visibility() {
   }, HIDDEN_MS);
 }
 
+/** Whether the leader is heard now: without it, nothing is known of the units. */
+export const connected = () => source?.readyState === EventSource.OPEN;
+
 /** Call `listener(message)` for each message of a kind. */
 export const on = (kind, listener) => listeners.get(kind).push(listener);
 

@@ -8,7 +8,11 @@ const WIDTH = 640;
 const HEIGHT = 200;
 const BASE = HEIGHT - 24;
 const LIFT = 0.4; // of a bar that counts one, in decades
-const PERCENTILES = [[0.5, "p50"], [0.99, "p99"], [0.999, "p99.9"]];
+const PERCENTILES = [
+  [0.5, "p50"],
+  [0.99, "p99"],
+  [0.999, "p99.9"],
+];
 const GOOD_WHEN_ZERO = /overrun|missed|drop|error|lost|fault|refused|hole|gap/;
 
 /** Histograms of a status: [{name, bins: [[lower_ns, upper_ns, count], …], worst_ns}], one for each thread of the loop. */
@@ -37,7 +41,9 @@ export function counters(status) {
   return Object.entries(source).flatMap(([name, value]) => {
     if (typeof value === "number") return [[name, value]];
     if (!value || typeof value !== "object" || Array.isArray(value)) return [];
-    return Object.entries(value).filter(([, one]) => typeof one === "number").map(([part, one]) => [`${name}: ${part}`, one]);
+    return Object.entries(value)
+      .filter(([, one]) => typeof one === "number")
+      .map(([part, one]) => [`${name}: ${part}`, one]);
   });
 }
 
@@ -47,7 +53,11 @@ export class LoopPanel {
     this.figures = h("div", { class: "panels" });
     this.table = h("dl", { class: "counters panel" });
     root.append(
-      h("p", { class: "hint" }, "Lateness: how long after its planned time a thread of the loop began its work. Both axes are logarithmic."),
+      h(
+        "p",
+        { class: "hint" },
+        "Lateness: how long after its planned time a thread of the loop began its work. Both axes are logarithmic.",
+      ),
       this.figures,
       h("h3", {}, "Counters since the worker started"),
       this.table,
@@ -72,7 +82,12 @@ export class LoopPanel {
 
   #row(name, value) {
     const tone = GOOD_WHEN_ZERO.test(name) ? (value > 0 ? "warn" : "good") : "";
-    return h("div", { class: tone, "data-counter": name }, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, count(value)));
+    return h(
+      "div",
+      { class: tone, "data-counter": name },
+      h("dt", {}, name.replaceAll("_", " ")),
+      h("dd", {}, count(value)),
+    );
   }
 
   #figure(one) {
@@ -82,7 +97,12 @@ export class LoopPanel {
     return h(
       "figure",
       { class: "panel histogram", "data-thread": one.name },
-      h("figcaption", {}, h("h3", {}, `${one.name} thread`), h("span", { class: "hint" }, `${count(totalOf(one))} wake-ups`)),
+      h(
+        "figcaption",
+        {},
+        h("h3", {}, `${one.name} thread`),
+        h("span", { class: "hint" }, `${count(totalOf(one))} wake-ups`),
+      ),
       one.bins.length ? this.#bars(one, marks) : h("p", { class: "hint" }, "no wake-ups yet"),
       h("p", { class: "percentiles" }, words.join(" · ")),
     );
@@ -107,13 +127,18 @@ export class LoopPanel {
       const height = ((Math.log10(number) + LIFT) / top) * (BASE - 10);
       const [x, end] = [place(lower), place(upper)];
       const title = s("title", {}, `${nanoseconds(lower)} to ${nanoseconds(upper)}: ${count(number)}`);
-      picture.append(s("rect", { class: "bar", x, y: BASE - height, width: Math.max(1, end - x - 0.5), height }, title));
+      picture.append(
+        s("rect", { class: "bar", x, y: BASE - height, width: Math.max(1, end - x - 0.5), height }, title),
+      );
     }
     marks.forEach(([mark, ns], row) => {
       const x = place(ns);
       const end = x > WIDTH - 60;
       const at = { x: x + (end ? -4 : 4), y: 14 + 14 * row, "text-anchor": end ? "end" : "start" };
-      picture.append(s("line", { class: "mark", x1: x, x2: x, y1: 2, y2: BASE }), s("text", { class: "mark-label", ...at }, mark));
+      picture.append(
+        s("line", { class: "mark", x1: x, x2: x, y1: 2, y2: BASE }),
+        s("text", { class: "mark-label", ...at }, mark),
+      );
     });
     return picture;
   }

@@ -49,7 +49,11 @@ function summary() {
 function empty() {
   if (units.size) return;
   place.replaceChildren(
-    h("p", { class: "panel hint" }, "No unit has reported yet. Units appear here by themselves once their bridge has reached this leader."),
+    h(
+      "p",
+      { class: "panel hint" },
+      "No unit has reported yet. Units appear here by themselves once their bridge has reached this leader.",
+    ),
   );
 }
 

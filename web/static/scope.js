@@ -10,8 +10,18 @@ import { mainsFrequency, spectrumPlot } from "./spectrum.js";
 
 const PERIOD_MS = 1000;
 const LEAST_SECONDS = 2; // for the spectrum's resolution, however short the stretch that is shown
-const STRETCHES = [[0.05, "50 ms"], [0.1, "100 ms"], [0.5, "0.5 s"], [2, "2 s"], [10, "10 s"]];
-const PHASES = [["off", "--phase-off"], ["on", "--phase-on"], ["edge", "--phase-edge"]];
+const STRETCHES = [
+  [0.05, "50 ms"],
+  [0.1, "100 ms"],
+  [0.5, "0.5 s"],
+  [2, "2 s"],
+  [10, "10 s"],
+];
+const PHASES = [
+  ["off", "--phase-off"],
+  ["on", "--phase-on"],
+  ["edge", "--phase-edge"],
+];
 
 export class Scope {
   constructor(root, unit) {
@@ -22,21 +32,41 @@ export class Scope {
     this.plots = [];
     this.channel = h("select", { "aria-label": "Channel", onchange: () => this.#rebuild() });
     this.stretch = h("select", { "aria-label": "Stretch of time", onchange: () => this.#changed() });
-    options(this.stretch, STRETCHES.map(([seconds, label]) => [String(seconds), label]));
+    options(
+      this.stretch,
+      STRETCHES.map(([seconds, label]) => [String(seconds), label]),
+    );
     this.stretch.value = "0.1";
     this.pause = h("button", { type: "button", "aria-pressed": "false", onclick: () => this.#toggle() }, "Pause");
     this.output = h("output", { class: "answer" });
     this.time = h("div", { class: "plot", role: "img" });
     this.frequency = h("div", { class: "plot", role: "img" });
     this.words = h("p", { class: "hint" });
-    const legend = PHASES.map(([name]) => h("span", {}, h("i", { class: `swatch phase-${name}` }), name === "edge" ? "changing (not used)" : `light ${name}`));
+    const legend = PHASES.map(([name]) =>
+      h(
+        "span",
+        {},
+        h("i", { class: `swatch phase-${name}` }),
+        name === "edge" ? "changing (not used)" : `light ${name}`,
+      ),
+    );
     root.append(
       h("div", { class: "row" }, this.channel, this.stretch, this.pause, this.output),
       h(
         "div",
         { class: "scope panel" },
-        h("figure", {}, h("figcaption", {}, h("h3", {}, "Conversions"), h("span", { class: "hint" }, "V against ms")), this.time),
-        h("figure", {}, h("figcaption", {}, h("h3", {}, "Spectrum"), h("span", { class: "hint" }, "V against Hz")), this.frequency),
+        h(
+          "figure",
+          {},
+          h("figcaption", {}, h("h3", {}, "Conversions"), h("span", { class: "hint" }, "V against ms")),
+          this.time,
+        ),
+        h(
+          "figure",
+          {},
+          h("figcaption", {}, h("h3", {}, "Spectrum"), h("span", { class: "hint" }, "V against Hz")),
+          this.frequency,
+        ),
         h("p", { class: "legend" }, ...legend, h("span", {}, h("i", { class: "swatch mains" }), "mains and harmonics")),
         this.words,
       ),
@@ -91,7 +121,10 @@ export class Scope {
   }
 
   #channels() {
-    const entries = (this.data?.channels ?? []).map((one) => [String(one.channel), `channel ${one.channel}${one.angle ? `, ${Number(one.angle) ? `${one.angle}°` : one.angle}` : ", reference"}`]);
+    const entries = (this.data?.channels ?? []).map((one) => [
+      String(one.channel),
+      `channel ${one.channel}${one.angle ? `, ${Number(one.angle) ? `${one.angle}°` : one.angle}` : ", reference"}`,
+    ]);
     if (entries.length === this.channel.options.length) return;
     options(this.channel, entries);
     const first = this.data.channels.find((one) => Number(one.angle) > 0);
@@ -131,7 +164,10 @@ export class Scope {
     } else this.plots = [this.#scopePlot(columns), spectrumPlot(this.frequency, lines, mains)];
     const rate = Number.isFinite(one.rate_hz) ? `${one.rate_hz.toFixed(1)} conversions/s` : "";
     const hum = mains ? `mains near ${mains} Hz` : "no mains line stands out";
-    text(this.words, [`${columns[0].length} of ${one.t_ns.length} conversions shown`, rate, hum].filter(Boolean).join(" · "));
+    text(
+      this.words,
+      [`${columns[0].length} of ${one.t_ns.length} conversions shown`, rate, hum].filter(Boolean).join(" · "),
+    );
     const [low, high] = [Math.min(...columns[1]), Math.max(...columns[1])];
     this.time.setAttribute("aria-label", `Raw conversions, ${low.toFixed(4)} to ${high.toFixed(4)} V`);
     this.frequency.setAttribute("aria-label", `Spectrum of the raw conversions, ${hum}`);
@@ -139,7 +175,12 @@ export class Scope {
 
   #scopePlot(columns) {
     const height = () => 260;
-    const points = ([label, name]) => ({ label, stroke: css(name), paths: () => null, points: { show: true, size: 5, fill: css(name), width: 0 } });
+    const points = ([label, name]) => ({
+      label,
+      stroke: css(name),
+      paths: () => null,
+      points: { show: true, size: 5, fill: css(name), width: 0 },
+    });
     const plot = new uPlot(
       {
         width: this.time.clientWidth,

@@ -3,13 +3,20 @@
 import { command, get, path } from "./api.js";
 import { answer, h, reason } from "./dom.js";
 
+// the unit stands behind the input; in the name it would be said twice
+const UNIT_SUFFIX = /(?<!_per)_(degc|ml|h|s|ms|us|ns|hz|v|mv|w|rpm|percent|ppm|g_per_l|per_hour|j_per_k|w_per_k)$/;
+
 export class SimulationPanel {
   constructor(root, unit) {
     this.unit = unit;
     this.box = h("div", { class: "stack" });
     this.answer = h("output", { class: "answer" });
     root.append(
-      h("p", { class: "hint" }, "The vial behind this unit is a physical model. Change what disturbs it, and see what the readings, the flags and the loop make of it."),
+      h(
+        "p",
+        { class: "hint" },
+        "The vial behind this unit is a physical model. Change what disturbs it, and see what the readings, the flags and the loop make of it.",
+      ),
       this.answer,
       this.box,
     );
@@ -22,7 +29,10 @@ export class SimulationPanel {
       this.#show(list);
     } catch (error) {
       answer(this.answer, "error", `✗ ${reason(error)}`);
-      this.answer.append(" ", h("button", { type: "button", class: "quiet", onclick: () => this.#retry() }, "Try again"));
+      this.answer.append(
+        " ",
+        h("button", { type: "button", class: "quiet", onclick: () => this.#retry() }, "Try again"),
+      );
     }
   }
 
@@ -34,16 +44,39 @@ export class SimulationPanel {
   #show(parameters) {
     const groups = group(parameters);
     const blocks = [...groups].map(([name, members], i) =>
-      h("details", { class: "panel", open: i === 0 }, h("summary", {}, name.replaceAll("_", " "), h("span", { class: "hint" }, ` ${members.length}`)), h("div", { class: "parameters" }, ...members.map((one) => this.#field(one)))),
+      h(
+        "details",
+        { class: "panel", open: i === 0 },
+        h("summary", {}, name.replaceAll("_", " "), h("span", { class: "hint" }, ` ${members.length}`)),
+        h("div", { class: "parameters" }, ...members.map((one) => this.#field(one))),
+      ),
     );
     this.box.replaceChildren(...blocks);
   }
 
-  #field(one) {
+  #field(parameter) {
+    const one = { ...parameter, unit: parameter.unit.replace("degC", "°C") };
     const id = `sim-${one.name}`;
     const output = h("output", { class: "answer" });
-    const input = h("input", { id, type: "number", min: one.low, max: one.high, step: "any", value: one.value ?? one.default, "aria-describedby": `${id}-help` });
-    const back = h("button", { type: "button", class: "quiet", title: `Back to ${one.default}`, "aria-label": `${one.name} back to ${one.default}` }, "↺");
+    const input = h("input", {
+      id,
+      type: "number",
+      min: one.low,
+      max: one.high,
+      step: "any",
+      value: one.value ?? one.default,
+      "aria-describedby": `${id}-help`,
+    });
+    const back = h(
+      "button",
+      {
+        type: "button",
+        class: "quiet",
+        title: `Back to ${one.default}`,
+        "aria-label": `${one.name} back to ${one.default}`,
+      },
+      "↺",
+    );
     let inForce = Number(input.value);
     const mark = () => (back.hidden = Number(input.value) === one.default);
     const send = async () => {
@@ -73,7 +106,7 @@ export class SimulationPanel {
     return h(
       "div",
       { class: "parameter" },
-      h("label", { for: id }, one.name.replaceAll("_", " ")),
+      h("label", { for: id }, one.name.replace(UNIT_SUFFIX, "").replaceAll("_", " ")),
       h("span", { class: "row" }, input, h("span", { class: "unit-of" }, one.unit), back, output),
       h("p", { class: "hint", id: `${id}-help` }, `${one.help} (${range})`),
     );

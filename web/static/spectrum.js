@@ -4,7 +4,8 @@
 import { followWidth, numberAxis, valueAxis } from "./axes.js";
 import { css } from "./palette.js";
 
-const COLOURS = { 0: "--phase-off", 1: "--phase-on", 2: "--phase-edge", off: "--phase-off", on: "--phase-on" };
+const COLOURS = { off: "--phase-off", on: "--phase-on" };
+const SUPERSCRIPT = { ..."⁰¹²³⁴⁵⁶⁷⁸⁹", "-": "⁻" };
 const MAINS = [50, 60];
 const NEAR_HZ = 1.5;
 
@@ -12,7 +13,7 @@ const NEAR_HZ = 1.5;
 export function mainsFrequency(lines) {
   let best = [3, null];
   for (const { hz, volts } of lines) {
-    const level = [...volts.slice(1)].sort((a, b) => a - b)[Math.floor(volts.length / 2)] || Infinity;
+    const level = [...volts].sort((a, b) => a - b)[Math.floor(volts.length / 2)] || Infinity;
     for (const f of MAINS) {
       const near = volts.filter((_, i) => Math.abs(hz[i] - f) < NEAR_HZ || Math.abs(hz[i] - 2 * f) < 2 * NEAR_HZ);
       const ratio = Math.max(0, ...near) / level;
@@ -24,7 +25,7 @@ export function mainsFrequency(lines) {
 
 function columns(lines) {
   if (!lines.length) return [[0, 1]];
-  const tables = lines.map(({ hz, volts }) => [hz.slice(1), volts.slice(1).map((value) => (value > 0 ? value : null))]);
+  const tables = lines.map(({ hz, volts }) => [hz, volts.map((value) => (value > 0 ? value : null))]);
   return uPlot.join(tables);
 }
 
@@ -49,23 +50,34 @@ function markMains(plot, mains) {
   ctx.restore();
 }
 
+/** "10⁻⁴" at whole decades, nothing between them. */
+function decade(value) {
+  const exponent = Math.log10(value);
+  if (!value || Math.abs(exponent - Math.round(exponent)) > 1e-9) return "";
+  return `10${[...String(Math.round(exponent))].map((digit) => SUPERSCRIPT[digit]).join("")}`;
+}
+
 /** A plot in `place`; `update(lines, mains)` shows newer lines of /api/units/<unit>/raw. */
 export function spectrumPlot(place, lines, mains) {
   const height = () => 260;
   let marked = mains;
-  const exponent = (value) => (value === null ? "" : value.toExponential(0).replace("e", "·10^").replace("·10^+", "·10^"));
   const plot = new uPlot(
     {
       width: place.clientWidth,
       height: height(),
       legend: { show: false },
       scales: { x: { time: false }, y: { distr: 3 } },
-      axes: [
-        numberAxis((_, splits) => splits.map(String)),
-        valueAxis({ values: (_, splits) => splits.map((v) => (v && Math.log10(v) % 1 === 0 ? exponent(v) : "")) }),
-      ],
+      axes: [numberAxis((_, splits) => splits.map(String)), valueAxis({ values: (_, splits) => splits.map(decade) })],
       cursor: { points: { show: false }, drag: { x: true, y: false } },
-      series: [{}, ...lines.map(({ phase }) => ({ stroke: css(COLOURS[phase] ?? "--accent"), width: 1.2, points: { show: false }, spanGaps: true }))],
+      series: [
+        {},
+        ...lines.map(({ phase }) => ({
+          stroke: css(COLOURS[phase]),
+          width: 1.2,
+          points: { show: false },
+          spanGaps: true,
+        })),
+      ],
       hooks: { draw: [(self) => markMains(self, marked)] },
     },
     columns(lines),

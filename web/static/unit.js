@@ -22,7 +22,13 @@ function tile(key, label) {
   let one = tiles.get(key);
   if (one) return one;
   one = { value: h("span", { class: "value" }), error: h("span", { class: "error" }), note: h("p", { class: "hint" }) };
-  one.element = h("div", { class: "tile panel", "data-tile": key }, h("h2", {}, label), h("p", { class: "od" }, one.value, one.error), one.note);
+  one.element = h(
+    "div",
+    { class: "tile panel", "data-tile": key },
+    h("h2", {}, label),
+    h("p", { class: "od" }, one.value, one.error),
+    one.note,
+  );
   tiles.set(key, one);
   $("#now").append(one.element);
   return one;
@@ -38,10 +44,19 @@ function drawTiles(unit) {
   for (const channel of odChannels(unit)) {
     const reading = unit.latest[channel.stream];
     const { value, error } = withError(reading?.value, errorOf(reading));
-    const bandwidth = reading ? `${fixed(reading.window_s, 1)} s window, ${reading.used} conversions, ${reading.rejected} rejected` : "";
+    const bandwidth = reading
+      ? `${fixed(reading.window_s, 1)} s window, ${reading.used} conversions, ${reading.rejected} rejected`
+      : "";
     const one = tile(channel.stream, `OD ${channel.angle}°`);
-    fill(one, value, error ? `± ${error} AU` : "AU", reading ? `${odStatement(reading)}. ${bandwidth}` : "no reading yet");
-    one.element.title = reading ? `standard error: of the light ${reading.se_instrument} AU, of the culture ${reading.se_culture} AU` : "";
+    fill(
+      one,
+      value,
+      error ? `± ${error} AU` : "AU",
+      reading ? `${odStatement(reading)}. ${bandwidth}` : "no reading yet",
+    );
+    one.element.title = reading
+      ? `standard error: of the light ${reading.se_instrument} AU, of the culture ${reading.se_culture} AU`
+      : "";
   }
   const { rpm, temperature } = unit.latest;
   const speed = withError(rpm?.value, rpm?.se_instrument, 1);
@@ -51,7 +66,12 @@ function drawTiles(unit) {
   fill(tile("rpm", "Stirring"), speed.value, speed.error ? `± ${speed.error} rpm` : "rpm", `${wanted}${duty}`);
   fill(tile("temperature", "Temperature"), fixed(temperature?.value, 2), "°C", "");
   const seen = tile("seen", "Last seen");
-  fill(seen, ago(serverNow() - unit.last_seen), "", `experiment ${experimentOf(unit) || "none"} · stirbar ${unit.version ?? "?"}`);
+  fill(
+    seen,
+    ago(serverNow() - unit.last_seen),
+    "",
+    `experiment ${experimentOf(unit) || "none"} · stirbar ${unit.version ?? "?"}`,
+  );
   seen.value.title = iso(unit.last_seen);
 }
 

@@ -1,7 +1,7 @@
 // Purpose: what the page knows about the units: one entry each, in one shape, kept current by the live events.
 
 import { get, path, serverNow } from "./api.js";
-import { on } from "./live.js";
+import { connected, on } from "./live.js";
 
 export const LOST_AFTER_S = 5;
 const STREAMS = { 1: "od1", 2: "od2", 3: "od3", 4: "od4", 8: "rpm", 9: "temperature" };
@@ -30,7 +30,9 @@ const normalSettings = (settings) =>
   Object.fromEntries(Object.values(settings ?? {}).map((one) => [`${one.job}/${one.setting}`, one]));
 
 function normalLatest(latest) {
-  const readings = Object.values(latest ?? {}).filter(Boolean).map(normalReading);
+  const readings = Object.values(latest ?? {})
+    .filter(Boolean)
+    .map(normalReading);
   return Object.fromEntries(readings.map((reading) => [reading.stream, reading]));
 }
 
@@ -59,10 +61,14 @@ export async function load(name) {
   return units;
 }
 
-/** "live", "lost" (not heard of for five seconds, or its last will came) or "unknown" (never seen). */
+/**
+ * "live", "lost" (not heard of for five seconds, or its last will came), "unknown" (never seen), or "stale": it is the
+ * leader that this page does not hear, so that nothing can be said of the unit.
+ */
 export function stateOf(unit) {
   if (!Number.isFinite(unit.last_seen)) return "unknown";
-  return unit.lost || serverNow() - unit.last_seen > LOST_AFTER_S ? "lost" : "live";
+  if (!unit.lost && serverNow() - unit.last_seen <= LOST_AFTER_S) return "live";
+  return connected() ? "lost" : "stale";
 }
 
 /** The OD channels of a unit without the reference photodiode, the first one being what the overview shows. */

@@ -33,8 +33,8 @@
     <button id="logout" class="quiet" type="button" title="Signed in as {{get('user', '')}}">Log out</button>
 % end
   </header>
-  <p id="notice" class="notice" role="alert" hidden></p>
-  <noscript><p class="notice">This page shows live measurements and needs JavaScript. Every figure on it is also in the HTTP API.</p></noscript>
+  <p id="notice" class="alert" role="alert" hidden></p>
+  <noscript><p class="alert">This page shows live measurements and needs JavaScript. Every figure on it is also in the HTTP API.</p></noscript>
   <main id="main" tabindex="-1">
 {{!base}}
   </main>

@@ -2,7 +2,7 @@
 <section class="panel login">
   <h1>Log in</h1>
 % if get("message", ""):
-  <p class="notice" role="alert">{{message}}</p>
+  <p class="alert" role="alert">{{message}}</p>
 % end
   <form id="login">
     <label for="password">Password</label>

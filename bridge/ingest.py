@@ -1,0 +1,529 @@
+"""The leader's ear: one thread that hears every unit, stores once a second, and carries commands and replies.
+
+The stored path is in `stored_path`, what is known of each unit now in `live`; here is what moves the messages.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import threading
+import time
+from collections import deque
+
+import zmq
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from stirbar.bridge import topics
+from stirbar.bridge.live import (
+    STATES,
+    LiveUnit,
+    event_object,
+    parse_setting,
+    parse_value,
+    reading_object,
+)
+from stirbar.bridge.log import Log
+from stirbar.bridge.session import Broker, Session
+from stirbar.bridge.store import StoreError
+from stirbar.bridge.stored_path import StoredPath, parse_object
+from stirbar.core.records import (
+    KIND_JSON,
+    KIND_RAW_CHUNK,
+    KIND_READINGS,
+    KIND_TRACE,
+    READING,
+    READING_STREAMS,
+    STREAM_IDS,
+    parse_batch,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from stirbar.bridge.store import Store
+    from stirbar.core.records import Header
+
+    Listener = Callable[[str, str, dict[str, Any]], None]
+
+COMMIT_INTERVAL_S = 1.0
+RECONNECT_MAXIMUM_S = 5.0  # the broker is near, and everything waits for it
+CLOSE_LIMIT_S = 2.0
+DROPPED_TOPIC = "$SYS/broker/publish/messages/dropped"
+EVENT, RAW, STATUS = STREAM_IDS["event"], STREAM_IDS["raw"], STREAM_IDS["status"]
+COUNTERS = (
+    "messages",
+    "bytes",
+    "live_readings",
+    "malformed",
+    "commands",
+    "late_replies",
+    "internal_errors",
+)
+
+
+class CommandTimeout(TimeoutError):
+    """The unit did not answer in time; the command has expired and will not be done later."""
+
+
+class CommandNotSent(ConnectionError):
+    """There is no connection to the broker now; the unit has not heard of the command."""
+
+
+class _Call:
+    """One command on its way. Synchronization: `done` is set last, by the ingest thread."""
+
+    __slots__ = ("correlation", "done", "payload", "reply", "timeout_s", "unit_id", "unsent")
+
+    def __init__(self, unit_id: bytes, request: dict[str, Any], timeout_s: float) -> None:
+        self.correlation = secrets.token_bytes(16)
+        self.unit_id = unit_id
+        self.payload = json.dumps({"id": self.correlation.hex(), **request}).encode()
+        self.timeout_s = timeout_s
+        self.done = threading.Event()
+        self.reply: dict[str, Any] | None = None
+        self.unsent = False
+
+
+class Ingest:
+    """`start()` runs the thread, which connects for ever; `stop()` commits, acknowledges and ends it.
+
+    `tls` is the file of the CA that signed the broker's certificate, "" the system's CAs, None no TLS.
+    Synchronization: every public method from any thread, `start` and `stop` from one. Callbacks of `listen` are called
+    from the ingest thread and must not wait.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        host: str,
+        port: int,
+        username: str,
+        password: str,
+        topic_root: str,
+        data_root: str,
+        tls: str | None = None,
+        log: Log | None = None,
+    ) -> None:
+        self._store = store
+        self._topic_root = topic_root
+        self._data_root = data_root
+        self._log = log or Log("stirbar leader")
+        self._stored = StoredPath(store, self._acknowledge, self._log)
+        self._state_topic = f"{data_root}/leader/state"
+        # our own tree first: its retained descriptions name the units that the dialect's settings are about
+        subscriptions = [(pattern, True) for pattern, _ in topics.leader_subscriptions(data_root)]
+        subscriptions += [(f"{topic_root}/+/+/+/+", True), (DROPPED_TOPIC, True)]
+        self._session = Session(
+            Broker(host, port, f"leader-{secrets.token_hex(4)}", username, password, tls is not None, tls or ""),
+            (self._state_topic, topics.STATE_LOST),
+            subscriptions,
+            RECONNECT_MAXIMUM_S,
+            self._log,
+            self._online,
+            self._offline,
+            self._message,
+            lambda mid: None,
+        )
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+        self._lock = threading.RLock()  # protects what follows, to the blank line
+        self._units: dict[bytes, LiveUnit] = {}
+        self._assignments: dict[bytes, str] = store.assignments()
+        self._calls: deque[_Call] = deque()
+        self._waiting: dict[bytes, _Call] = {}
+        self._outbox: deque[tuple[str, bytes]] = deque()  # retained messages of other threads
+        self._listeners: tuple[Listener, ...] = ()
+        self._counters = dict.fromkeys(COUNTERS, 0)
+
+        # of the ingest thread alone
+        self._by_name: dict[str, LiveUnit] = {}
+        self._conflicts: set[frozenset[bytes]] = set()
+        self._next_commit = 0.0
+        self._connected = False
+        self._broker_dropped = 0
+        self._cpu_s = 0.0
+        for known in store.units():
+            unit = self._known(known["unit_id"])
+            unit.name, unit.describe = known["unit"], known["describe"]
+            self._by_name[topics.level(unit.name)] = unit
+
+    # For other threads
+
+    def start(self) -> None:
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="ingest", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Commit and acknowledge what has come, say goodbye to the broker, end the thread."""
+        self._stopping = True
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._poke()
+            thread.join()
+
+    def listen(self, callback: Listener) -> Callable[[], None]:
+        """Call `callback(kind, unit, object)` for each reading, status, state, event and setting from now on.
+
+        Returns a function that ends it.
+        """
+        with self._lock:
+            self._listeners += (callback,)
+
+        def stop_listening() -> None:
+            with self._lock:
+                self._listeners = tuple(one for one in self._listeners if one is not callback)
+
+        return stop_listening
+
+    def command(self, unit_id: bytes, request: dict[str, Any], timeout_s: float = 5.0) -> dict[str, Any]:
+        """Send a worker's command (docs/protocol.md) to a unit and return the worker's reply, refusals included.
+
+        Raises CommandTimeout when none comes in time, CommandNotSent when there is no broker.
+        """
+        call = _Call(unit_id, request, timeout_s)
+        with self._lock:
+            if not self._connected:
+                raise CommandNotSent("the leader has no connection to its broker now")
+            self._waiting[call.correlation] = call
+            self._calls.append(call)
+        self._poke()
+        answered = call.done.wait(timeout_s)
+        with self._lock:
+            self._waiting.pop(call.correlation, None)
+        if call.unsent:
+            raise CommandNotSent("the leader lost the connection to its broker")
+        if not answered or call.reply is None:
+            raise CommandTimeout(f"unit {unit_id.hex()} did not answer within {timeout_s:g} s")
+        return call.reply
+
+    def units(self) -> list[dict[str, Any]]:
+        """All units now, in order of name: see `LiveUnit.snapshot`."""
+        with self._lock:
+            found = [unit.snapshot(self._assignments.get(unit.unit_id)) for unit in self._units.values()]
+        return sorted(found, key=lambda unit: (unit["unit"], unit["unit_id"]))
+
+    def assign(self, unit_id: bytes, experiment: str | None) -> None:
+        """Assign a unit to an experiment from now on, in the store and with the broker. Raises StoreError."""
+        self._store.assign(unit_id, experiment)
+        with self._lock:
+            if experiment is None:
+                self._assignments.pop(unit_id, None)
+            else:
+                self._assignments[unit_id] = experiment
+            unit = self._known(unit_id)
+            unit.assigned = experiment
+            name = topics.NO_EXPERIMENT if experiment is None else experiment
+            self._outbox.append((topics.assignment(self._topic_root, unit.name), name.encode()))
+        self._poke()
+
+    def raw(self, unit_id: bytes, seconds: float) -> list[tuple[Header, bytes]]:
+        """The unit's last seconds of trace as it came live: blocks of kind 2 (items) or 5 (chunks), oldest first."""
+        with self._lock:
+            unit = self._units.get(unit_id)
+            return unit.latest_raw(seconds) if unit is not None else []
+
+    def counters(self) -> dict[str, Any]:
+        with self._lock:
+            states = [unit.state for unit in self._units.values()]
+            return {
+                **self._counters,
+                **self._stored.counters,
+                "connected": self._connected,
+                "connects": self._session.connects,
+                "broker_dropped": self._broker_dropped,
+                "epoch": self._stored.epoch,
+                "cpu_s": self._cpu_s,
+                "units": {state: states.count(state) for state in STATES},
+            }
+
+    def _poke(self) -> None:
+        os.eventfd_write(self._wake, 1)
+
+    # The thread
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        poller.register(self._wake, zmq.POLLIN)
+        watched, flags = -1, 0
+        self._next_commit = time.monotonic() + COMMIT_INTERVAL_S
+        while not self._stopping:
+            now = time.monotonic()
+            self._session.step(now)
+            self._send_what_waits()
+            if now >= self._next_commit:
+                self._commit(now)
+                self._cpu_s = time.thread_time()
+            wanted, wanted_flags = self._session.interest()
+            if (wanted, wanted_flags) != (watched, flags):
+                if watched >= 0:
+                    poller.unregister(watched)
+                if wanted >= 0:
+                    poller.register(wanted, wanted_flags)
+                watched, flags = wanted, wanted_flags
+            wait_s = min(self._session.due, self._next_commit) - time.monotonic()
+            for descriptor, events in poller.poll(max(0, math.ceil(wait_s * 1000))):
+                if descriptor == self._wake:
+                    os.eventfd_read(self._wake)
+                else:
+                    self._session.handle(events, time.monotonic())
+        self._commit(time.monotonic())
+        self._session.publish(self._state_topic, topics.STATE_OFFLINE, 1, True)
+        self._session.close(time.monotonic, CLOSE_LIMIT_S)
+        self._offline()
+
+    def _send_what_waits(self) -> None:
+        """Commands and assignments that other threads left."""
+        while True:
+            with self._lock:
+                if not self._outbox or not self._connected:
+                    break
+                topic, payload = self._outbox.popleft()
+            self._session.publish(topic, payload, 1, True)
+        while True:
+            with self._lock:
+                if not self._calls:
+                    return
+                call = self._calls.popleft()
+                if call.correlation not in self._waiting:
+                    continue  # too late already
+                unit = self._known(call.unit_id)
+                self._counters["commands"] += 1
+            properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+            properties.ResponseTopic = unit.topics.reply
+            properties.CorrelationData = call.correlation
+            properties.MessageExpiryInterval = max(1, math.ceil(call.timeout_s))
+            if not self._session.publish(unit.topics.command, call.payload, 1, False, properties):
+                call.unsent = True
+                call.done.set()
+
+    def _online(self) -> None:
+        with self._lock:
+            self._connected = True
+            self._outbox.clear()
+            for unit in self._units.values():
+                unit.assigned = None
+            for unit in self._units.values():
+                self._tell_assignment(unit)
+        self._session.publish(self._state_topic, topics.STATE_ONLINE, 1, True)
+
+    def _offline(self) -> None:
+        with self._lock:
+            self._connected = False
+            waiting = list(self._waiting.values())
+        for call in waiting:
+            call.unsent = True
+            call.done.set()
+
+    def _tell_assignment(self, unit: LiveUnit) -> None:
+        """Say the assignment again, retained: the broker may have forgotten it, or the unit got a new name."""
+        experiment = self._assignments.get(unit.unit_id)
+        if experiment is not None and unit.assigned != experiment:
+            unit.assigned = experiment
+            self._outbox.append((topics.assignment(self._topic_root, unit.name), experiment.encode()))
+
+    def _commit(self, now: float) -> None:
+        self._next_commit = now + COMMIT_INTERVAL_S
+        with self._lock:
+            due = [unit for unit in self._units.values() if unit.describe_due]
+        try:
+            for unit in due:
+                self._store.upsert_unit(unit.unit_id, unit.name, unit.describe)
+                unit.describe_due = False
+        except StoreError as error:
+            self._log("error", f"a unit's description is not stored yet: {error}", "describe")
+        self._stored.commit()
+
+    def _acknowledge(self, unit_id: bytes, what: dict[str, Any]) -> None:
+        """Lost when there is no connection: a unit that hears nothing asks."""
+        self._session.publish(self._known(unit_id).topics.ack, json.dumps(what).encode(), 1)
+
+    # Messages
+
+    def _message(self, message: Any) -> None:
+        """A message came. Nothing that it contains may end the thread."""
+        payload = message.payload
+        self._counters["messages"] += 1
+        self._counters["bytes"] += len(payload)
+        topic = "?"
+        try:
+            topic = message.topic
+            parsed = topics.parse_unit_topic(self._data_root, topic)
+            if parsed is None:
+                self._foreign(topic, payload, message.retain)
+                return
+            unit = self._known(bytes.fromhex(parsed.unit_id))
+            if not message.retain:
+                unit.last_seen = time.time()
+            _HANDLERS[parsed.leaf](self, unit, parsed, message)
+        except ValueError as error:
+            self._counters["malformed"] += 1
+            self._log("warning", f"message that cannot be read, dropped: topic {topic[:200]}: {error}", "malformed")
+        except Exception as error:
+            self._counters["internal_errors"] += 1
+            self._log("error", f"topic {topic[:200]}: {type(error).__name__}: {error}", "internal")
+
+    def _known(self, unit_id: bytes) -> LiveUnit:
+        with self._lock:
+            unit = self._units.get(unit_id)
+            if unit is None:
+                unit = self._units[unit_id] = LiveUnit(unit_id, self._data_root)
+            return unit
+
+    def _tell(self, kind: str, unit: str, value: dict[str, Any]) -> None:
+        for listener in self._listeners:
+            listener(kind, unit, value)
+
+    def _foreign(self, topic: str, payload: bytes, retained: bool) -> None:
+        """What is not in our own tree: settings in the dialect, and what the broker says of itself."""
+        if topic == DROPPED_TOPIC:
+            self._broker_dropped = int(payload)
+            return
+        found = parse_setting(self._topic_root, topic)
+        if found is None:
+            if topic.startswith(self._data_root + "/") and topic != self._state_topic:
+                raise ValueError("no such topic")
+            return
+        name, experiment, job, setting = found
+        value = parse_value(payload)
+        with self._lock:
+            unit = self._by_name.get(name)
+            if unit is None:
+                return
+            belongs = experiment in (topics.level(unit.experiment or experiment), topics.UNIVERSAL_EXPERIMENT)
+            # retained settings of earlier experiments stay with the broker for ever
+            if (retained and not belongs) or not unit.set_setting(job, setting, value):
+                return
+        self._tell("setting", unit.name, {"job": job, "setting": setting, "value": value})
+
+    def _on_describe(self, unit: LiveUnit, _: topics.UnitTopic, message: Any) -> None:
+        describe = parse_object(message.payload)
+        name = describe.get("unit")
+        if not isinstance(name, str) or not 0 < len(name) <= 200:
+            raise ValueError(f"description with the unit's name {name!r}")
+        if describe.get("unit_id", unit.unit_id.hex()) != unit.unit_id.hex():
+            raise ValueError(f"description of unit {describe['unit_id']!r}")
+        with self._lock:
+            if describe != unit.describe or name != unit.name:
+                if self._by_name.get(topics.level(unit.name)) is unit:
+                    del self._by_name[topics.level(unit.name)]
+                unit.describe, unit.name, unit.describe_due = describe, name, True
+            self._by_name[topics.level(name)] = unit
+            self._tell_assignment(unit)
+        self._look_for_namesakes(unit)
+        if message.retain:  # we are new here, the unit is not: it does not know that we were away
+            run = str(describe.get("run_id"))
+            self._stored.offer(unit.unit_id, bytes.fromhex(run) if topics.is_unit_id(run) else None)
+
+    def _on_state(self, unit: LiveUnit, _: topics.UnitTopic, message: Any) -> None:
+        state = parse_object(message.payload).get("state")
+        if state not in STATES:
+            raise ValueError(f"state {state!r}, expected one of {', '.join(STATES)}")
+        with self._lock:
+            changed = state != unit.state
+            unit.state = state
+        if changed:
+            self._tell("state", unit.name, {"state": state})
+            self._look_for_namesakes(unit)
+
+    def _look_for_namesakes(self, unit: LiveUnit) -> None:
+        """Two units with one name cannot be told apart in the dialect: say it, once for each pair."""
+        if unit.state != "online":
+            return
+        with self._lock:
+            others = list(self._units.values())
+        for other in others:
+            pair = frozenset((unit.unit_id, other.unit_id))
+            if other is unit or other.name != unit.name or other.state != "online" or pair in self._conflicts:
+                continue
+            self._conflicts.add(pair)
+            text = (
+                f"two units call themselves '{unit.name}': {unit.unit_id.hex()} and {other.unit_id.hex()}; "
+                "give one another name ([unit] name)"
+            )
+            event = self._store.add_event(unit.unit_id, "error", "leader", "two_units_one_name", text)
+            self._log("error", text, "namesakes")
+            self._tell("event", unit.name, event_object(event))
+
+    def _on_live(self, unit: LiveUnit, topic: topics.UnitTopic, message: Any) -> None:
+        payload = message.payload
+        if topic.stream == STATUS and not payload.startswith(b"STB1"):
+            self._take_status(unit, parse_object(payload))
+            return
+        header, body = self._parse(unit, topic, payload)
+        if topic.stream in READING_STREAMS and header.kind == KIND_READINGS:
+            if header.record_size != READING.size or not header.count:
+                raise ValueError(f"{header.count} readings of {header.record_size} bytes, expected {READING.size}")
+            records = list(READING.iter_unpack(body))
+            with self._lock:
+                unit.latest[topic.stream] = records[-1]
+                self._counters["live_readings"] += len(records)
+            if self._listeners:
+                for record in records:
+                    self._tell("reading", unit.name, reading_object(record))
+        elif topic.stream == RAW and header.kind in (KIND_TRACE, KIND_RAW_CHUNK):
+            with self._lock:
+                unit.add_raw(header, body)
+        elif topic.stream == EVENT and header.kind == KIND_JSON:
+            self._tell_events(unit, header, body)
+        elif topic.stream == STATUS and header.kind == KIND_JSON:
+            self._take_status(unit, parse_object(body))
+
+    def _take_status(self, unit: LiveUnit, status: dict[str, Any]) -> None:
+        with self._lock:
+            unit.status = status
+        self._tell("status", unit.name, status)
+
+    def _tell_events(self, unit: LiveUnit, header: Header, body: bytes) -> None:
+        parsed = json.loads(body)
+        for offset, event in enumerate(parsed if isinstance(parsed, list) else [parsed]):
+            if isinstance(event, dict) and unit.new_event(header.run_id, header.first_sequence + offset):
+                self._tell("event", unit.name, event_object(event))
+
+    def _parse(self, unit: LiveUnit, topic: topics.UnitTopic, payload: bytes) -> tuple[Header, bytes]:
+        """Header and body of a block that is what its topic says."""
+        header, body = parse_batch(payload)
+        if header.unit_id != unit.unit_id or header.stream != topic.stream:
+            raise ValueError(f"block of unit {header.unit_id.hex()}, stream {header.stream}: not what the topic says")
+        return header, body
+
+    def _on_store(self, unit: LiveUnit, topic: topics.UnitTopic, message: Any) -> None:
+        header, body = self._parse(unit, topic, message.payload)
+        if self._stored.add(header, body) and header.stream == EVENT and header.kind == KIND_JSON:
+            self._tell_events(unit, header, body)
+
+    def _on_ask(self, unit: LiveUnit, _: topics.UnitTopic, message: Any) -> None:
+        self._stored.answer(unit.unit_id, parse_object(message.payload))
+
+    def _on_reply(self, unit: LiveUnit, _: topics.UnitTopic, message: Any) -> None:
+        correlation = getattr(message.properties, "CorrelationData", None)
+        with self._lock:
+            call = self._waiting.get(correlation) if correlation else None
+        if call is None or call.unit_id != unit.unit_id:
+            self._counters["late_replies"] += 1
+            return
+        call.reply = parse_object(message.payload)
+        call.done.set()
+
+    def _ignore(self, unit: LiveUnit, _: topics.UnitTopic, message: Any) -> None:
+        """Our own messages."""
+
+
+_HANDLERS: dict[str, Callable[[Ingest, LiveUnit, topics.UnitTopic, Any], None]] = {
+    topics.DESCRIBE: Ingest._on_describe,
+    topics.STATE: Ingest._on_state,
+    topics.LIVE: Ingest._on_live,
+    topics.STORE: Ingest._on_store,
+    topics.ASK: Ingest._on_ask,
+    topics.REPLY: Ingest._on_reply,
+    topics.ACK: Ingest._ignore,
+    topics.COMMAND: Ingest._ignore,
+}
