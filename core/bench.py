@@ -112,6 +112,16 @@ def worker_config(arguments: Namespace | None = None, overrides: Sequence[tuple[
     return load_config(path, unit_path, [*given, ("unit", "simulate", "1"), *overrides])
 
 
+def child_environment(python: Sequence[str]) -> dict[str, str]:
+    """The environment of a child: one of this interpreter finds the stirbar that runs here, another has its own."""
+    environment = dict(os.environ)
+    if python[0] == sys.executable:
+        environment["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path if path)
+    else:
+        environment.pop("PYTHONPATH", None)
+    return environment
+
+
 def find(name: str) -> Callable[[list[str]], Result] | None:
     """The benchmark of that name, or None."""
     from stirbar.core.cli import load

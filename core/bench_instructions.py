@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from stirbar.core.bench import BenchError, Result, Row, parser_for, positive, worker_config
+from stirbar.core.bench import BenchError, Result, Row, child_environment, parser_for, positive, worker_config
 
 MEAN_LIMIT = 700.0
 # A tenth of a conversion's period on a Pi Zero: 1 GHz (ARM1176), about 0.5 instructions a cycle.
@@ -87,7 +87,7 @@ def callgrind(seconds: float, overrides: list[str], directory: str, options: tup
     command = [valgrind(), "--tool=callgrind", f"--callgrind-out-file={out}", *options, sys.executable, "-m", __name__]
     child = subprocess.run(
         [*command, str(seconds), *overrides], capture_output=True, text=True, timeout=CALL_LIMIT_S,
-        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**child_environment([sys.executable]), "PYTHONHASHSEED": "0"},
     )
     if child.returncode:
         raise BenchError(f"valgrind failed: {child.stderr.strip()[-300:]}")

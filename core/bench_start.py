@@ -12,7 +12,7 @@ from statistics import median
 
 import zmq
 
-from stirbar.core.bench import BenchError, Result, Row, parser_for
+from stirbar.core.bench import BenchError, Result, Row, child_environment, parser_for
 from stirbar.core.records import READING, READING_FIELDS, STREAMS, Header
 
 START_LIMIT_S = 0.5
@@ -29,7 +29,7 @@ def running_worker(directory: str, options: list[str], python: list[str]) -> Ite
     command = [*python, "-m", "stirbar.core.cli", "worker", "--simulate"]
     for setting in settings:
         command += ["--set", setting]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env=child_environment(python))
     try:
         yield process, address
     finally:
