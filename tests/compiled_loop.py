@@ -1,8 +1,8 @@
 """What the loop's threads can reach in the generated C: a call graph from the compiler, and Cython's own scores.
 
-The call graph is GCC's (`-fcallgraph-info`, without optimisation: inline functions and expanded macros are calls in it).
-Calls through pointers are in it as one anonymous node; any function whose address the module stores may be behind it, so
-all of those are roots.
+The call graph is GCC's (`-fcallgraph-info`, without optimisation: inline functions and expanded macros are calls in
+it). Calls through pointers are in it as one anonymous node; any function whose address the module stores may be behind
+it, so all of those are roots.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ DIRECTIVES = {
 }
 INDIRECT = "__indirect_call"
 _EDGE = re.compile(r'edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"')
+_NODE = re.compile(r'node: \{ title: "([^"]+)"(.*)\}')
 # a name that is not called, declared or defined here: its address is taken
 _ADDRESS = re.compile(r"(__pyx_f_\w+)(?!\w)(?!\s*\()")
 
 
 class Compiled:
-    """A Cython module as C: `scores` is {file: {line: Cython's score}}, `calls` {function: functions that it calls}."""
+    """A Cython module as C: `scores` is {file: {line: Cython's score}}, `calls` {function: functions that it calls},
+    `defined` the functions whose body the compiler saw."""
 
     def __init__(self, source: pathlib.Path, directory: pathlib.Path, include: pathlib.Path) -> None:
         self.c_file = directory / f"{source.stem}.c"
         self.scores = _cythonize(source, self.c_file, include)
-        self.calls = _call_graph(self.c_file)
+        self.calls, self.defined = _call_graph(self.c_file)
 
     def address_taken(self) -> set[str]:
-        """C functions of ours that someone may call through a pointer; methods in a vtable are called by the host only."""
+        """C functions of ours that someone may call through a pointer; those in a vtable are for the host only."""
         text = re.sub(r"/\*.*?\*/|\"(?:\\.|[^\"\\])*\"", " ", self.c_file.read_text(), flags=re.DOTALL)
         return {
             name
@@ -88,26 +90,40 @@ def _cythonize(source: pathlib.Path, target: pathlib.Path, include: pathlib.Path
 
 
 def _score(code: str) -> int:
-    """As Cython colours the line in its annotated HTML: 0 is white."""
-    counts = dict.fromkeys(("refnanny", "trace", "py_macro_api", "py_c_api", "pyx_macro_api", "pyx_c_api", "error_goto"), 0)
+    """How often Cython sees Python in the C code of a line: 0 is a white line in its annotated HTML."""
+    found: list[str | None] = []
 
     def count(match: re.Match[str]) -> str:
-        counts[match.lastgroup] += 1
+        found.append(match.lastgroup)
         return ""
 
     Annotate._parse_code(count, code)
-    return sum(counts.values())
+    return len(found)
 
 
-def _call_graph(c_file: pathlib.Path) -> dict[str, set[str]]:
+def _call_graph(c_file: pathlib.Path) -> tuple[dict[str, set[str]], set[str]]:
     compiler = (sysconfig.get_config_var("CC") or "gcc").split()[0]
-    include = sysconfig.get_path("include")
+    include = f"-I{sysconfig.get_path('include')}"
     subprocess.run(
-        [compiler, "-O0", "-w", "-fPIC", "-fcallgraph-info", f"-I{include}", "-c", c_file.name, "-o", f"{c_file.stem}.o"],
+        [
+            compiler,
+            "-O0",
+            "-w",
+            "-fPIC",
+            "-fcallgraph-info",
+            include,
+            "-c",
+            c_file.name,
+            "-o",
+            f"{c_file.stem}.o",
+        ],
         cwd=c_file.parent,
         check=True,
     )
+    text = c_file.with_suffix(".ci").read_text()
     calls: dict[str, set[str]] = {}
-    for caller, called in _EDGE.findall(c_file.with_suffix(".ci").read_text()):
+    for caller, called in _EDGE.findall(text):
         calls.setdefault(caller.rpartition(":")[2], set()).add(called.rpartition(":")[2])
-    return calls
+    # undefined functions are drawn as ellipses
+    defined = {title.rpartition(":")[2] for title, rest in _NODE.findall(text) if "ellipse" not in rest}
+    return calls, defined
