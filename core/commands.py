@@ -5,6 +5,7 @@ Synchronization: none; belongs to the host thread.
 
 from __future__ import annotations
 
+import os
 import time
 
 from stirbar.core import events, records
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # An id this long is taken as unique in the world: done once, answered again.
 UNIQUE_ID_LENGTH = 16
 REMEMBERED_IDS = 256
+# These change nothing: they may be done twice, and their answers are not worth the memory.
+ASKING = ("describe", "status", "settings", "config", "resend")
 RAW_SECONDS_MAXIMUM = 3600.0
 BLANK_SECONDS_MAXIMUM = 600.0
 RESEND_BYTES_MAXIMUM = 4_000_000
@@ -52,6 +55,8 @@ class Commands:
             return
         identifier = request.get("id")
         unique = identifier if isinstance(identifier, str) and len(identifier) >= UNIQUE_ID_LENGTH else None
+        if request.get("command") in ASKING:
+            unique = None
         if unique is not None:
             if unique in self._waiting:
                 self._waiting[unique].append(reply)
@@ -264,7 +269,8 @@ class Commands:
             parameter = known[name]
             checked.append((parameter, number(value, name, parameter.low, parameter.high, parameter.unit)))
         if not checked:
-            raise CommandError('"set" names no parameter', "set")
+            reply(_success(request, {"simulation": self.host.loop.simulation_values()}), [])
+            return
         done = self._by_loop(request, reply, lambda: {"simulation": self.host.loop.simulation_values()})
         done = all_of(len(checked), done)
         for parameter, value in checked:

@@ -15,7 +15,7 @@ import zlib
 from stirbar.core import events, records
 from stirbar.core.blanks import Blanks, BlankTaking, write_atomically
 from stirbar.core.history import History
-from stirbar.core.jobs import ACTUATORS, SAMPLING, CommandError, Job, make_jobs
+from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs
 from stirbar.core.records import Header
 
 TYPE_CHECKING = False
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Message = tuple[bytes, bytes, bytes]
     Done = Callable[[bool, float], None]
 
+RAW_SECONDS_FOR_EVER = 1e9
 NO_EXPERIMENT = "$no_experiment_present"
 STATUS_PERIOD_NS = 1_000_000_000
 CLOCK_JUMP_NS = 500_000_000  # NTP slews by less than this between two looks a second apart
@@ -79,7 +80,7 @@ class Host:
                 publish()
         self.set_experiment(self._stored_experiment(), _ignore)
         if config.get("od_reading.config", "raw"):
-            self.request_raw(float("inf"))
+            self.request_raw(RAW_SECONDS_FOR_EVER)
 
     # --- what the worker process calls -------------------------------------------------------------------------------
 
@@ -285,12 +286,11 @@ class Host:
         return number
 
     def request_raw(self, seconds: float) -> int:
-        """Let the loop write its trace for so long; returns until when on the loop's clock, ns (0: not at all)."""
-        if self.config.get("od_reading.config", "raw"):
-            seconds = float("inf")
+        """Let the loop write its trace for at least so long; returns until when on the loop's clock, ns."""
+        seconds = min(seconds, RAW_SECONDS_FOR_EVER)
         for thread in (SAMPLING, ACTUATORS):
-            self.send(thread, events.COMMAND_TRACE, 0, 0, min(seconds, 1e9), _ignore)
-        self.raw_until_ns = self.loop.now_ns() + int(min(seconds, 1e9) * 1e9) if seconds > 0 else 0
+            self.send(thread, events.COMMAND_TRACE, 0, 0, seconds, _ignore)
+        self.raw_until_ns = max(self.raw_until_ns, self.loop.now_ns() + int(seconds * 1e9))
         return self.raw_until_ns
 
     def apply_blank(self, channel: int, value: float | None, done: Done) -> None:
@@ -341,7 +341,7 @@ class Host:
             ],
             "normalisation": self.config.get("od_reading.config", "ref_normalization"),
             "jobs": {name: {"state": job.state, "settable": list(job.settable)} for name, job in self.jobs.items()},
-            "limits": {"target_rpm": [0, getattr(self.jobs["stirring"], "rpm_maximum", 0)]},
+            "limits": {"target_rpm": [RPM_FLOOR, getattr(self.jobs["stirring"], "rpm_maximum", RPM_CEILING)]},
             "simulation": self.loop.simulation_values() if self.loop.simulated() else {},
         }
 

@@ -25,8 +25,8 @@ INIT, READY, SLEEPING, DISCONNECTED, LOST = "init", "ready", "sleeping", "discon
 
 SAMPLING, ACTUATORS = 0, 1  # which of the loop's threads a command is for
 
-# The ceiling that is compiled into the controller (STIR_RPM_CEILING); the config can only lower it.
-RPM_CEILING = 3000.0
+# What is compiled into the controller (STIR_RPM_FLOOR, STIR_RPM_CEILING); the config can only lower the ceiling.
+RPM_FLOOR, RPM_CEILING = 60.0, 3000.0
 
 
 class CommandError(Exception):
@@ -159,6 +159,13 @@ class Stirring(Job):
             self.name, "duty_cycle", None if self.use_rpm else self.duty_percent, "%", settable=True
         )
 
+    def _checked_rpm(self, value: object) -> float:
+        rpm = number(value, "target_rpm", 0.0, self.rpm_maximum, "rpm")
+        if 0.0 < rpm < RPM_FLOOR:
+            limit = f"0 (off), or {RPM_FLOOR:g} to {self.rpm_maximum:g} rpm"
+            raise CommandError(f"target_rpm must be {limit}, not {rpm:g}", "target_rpm", limit)
+        return rpm
+
     def _drive(self, done: Done) -> None:
         if self.use_rpm:
             self.host.send(ACTUATORS, events.COMMAND_STIR_RPM, 0, 0, self.target_rpm, done)
@@ -175,7 +182,7 @@ class Stirring(Job):
     def set(self, setting: str, value: object, done: Done) -> None:
         before = (self.use_rpm, self.target_rpm, self.duty_percent)
         if setting == "target_rpm":
-            self.target_rpm = number(value, setting, 0.0, self.rpm_maximum, "rpm")
+            self.target_rpm = self._checked_rpm(value)
             self.use_rpm = True
         elif setting == "duty_cycle":
             self.duty_percent = number(value, setting, 0.0, self.duty_maximum, "%")

@@ -13,7 +13,8 @@ cdef enum:
 # Means of consecutive, non-overlapping blocks.
 cdef struct CultureNoise:
     double mean[CULTURE_BLOCKS]
-    double block_s
+    double block_s          # from one mean to the next
+    double mean_s           # that each mean is made of, at most block_s
     double density          # spectral density near zero, two-sided, value^2 s; NaN: not yet
     double slope            # value per second
     double slope_se
@@ -21,8 +22,9 @@ cdef struct CultureNoise:
     int32_t cursor
 
 
-cdef inline void culture_noise_clear(CultureNoise* noise, double block_s) noexcept nogil:
+cdef inline void culture_noise_clear(CultureNoise* noise, double block_s, double mean_s) noexcept nogil:
     noise.block_s = block_s
+    noise.mean_s = mean_s if mean_s < block_s else block_s
     noise.density = NAN
     noise.slope = NAN
     noise.slope_se = NAN
@@ -71,7 +73,7 @@ cdef inline void culture_noise_push(CultureNoise* noise, double mean) noexcept n
     total /= n - 2.0 * (CULTURE_LAGS + 1)
     if total < 0.0:
         total = 0.0
-    noise.density = total * noise.block_s
+    noise.density = total * noise.mean_s
     noise.slope = slope / noise.block_s
     spread = n * (<double>n * n - 1.0) / 12.0
     noise.slope_se = sqrt(total / spread) / noise.block_s

@@ -6,10 +6,12 @@
 # the LED off are learnt from, so that the culture cannot disturb the hum, nor the hum's model the culture. In blocks of
 # a quarter or half a second the sums of y cos(h p), y sin(h p), cos(n p), sin(n p) give the least-squares phasors of
 # harmonics 1..6 over a constant; the turn of the phasors from block to block gives the frequency (a scalar Kalman
-# filter that all channels feed).
+# filter that all channels feed). Conversions come in runs of one level of the light: within a run the phase advances by
+# equal steps, so Goertzel's recurrence gives the sums of y, a geometric series those of the phase, and a two-term
+# recurrence each harmonic to subtract.
 
 from libc.math cimport M_PI, atan2, cos, fabs, floor, log, sin, sqrt
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memset
 
 cdef enum:
@@ -18,23 +20,29 @@ cdef enum:
 
 cdef extern from *:
     """
-    #define STIRBAR_MAINS_BLOCK_LOCKED_NS 500000000.0
-    #define STIRBAR_MAINS_BLOCK_NS 250000000.0
+    #define STIRBAR_MAINS_BLOCK_LOCKED_NS 500000000
+    #define STIRBAR_MAINS_BLOCK_NS 250000000
     #define STIRBAR_MAINS_WANDER 1.6e-5       /* Hz^2 a second: a random walk of 4 mHz in a second */
     #define STIRBAR_MAINS_START_VARIANCE 0.09 /* Hz^2 */
     #define STIRBAR_MAINS_LOCK_VARIANCE 0.0025
     #define STIRBAR_MAINS_UNLOCK_VARIANCE 0.04
     #define STIRBAR_MAINS_RANGE_HZ 1.5
-    #define STIRBAR_MAINS_EVIDENCE 40.0       /* log-likelihood by which 50 or 60 Hz must lead */
+    #define STIRBAR_MAINS_EVIDENCE 200.0      /* log-likelihood by which 50 or 60 Hz must lead: 6 sd of no hum */
+    #define STIRBAR_MAINS_FADE 0.97           /* of the evidence, a block */
+    #define STIRBAR_MAINS_SEEN 16.0           /* power against a component's variance from which a phase counts */
+    #define STIRBAR_MAINS_SWELL 0.0025        /* power that may be left over of a hum that is subtracted: 5 % of it */
     """
-    const double MAINS_BLOCK_LOCKED_NS "STIRBAR_MAINS_BLOCK_LOCKED_NS"
-    const double MAINS_BLOCK_NS "STIRBAR_MAINS_BLOCK_NS"
+    const int64_t MAINS_BLOCK_LOCKED_NS "STIRBAR_MAINS_BLOCK_LOCKED_NS"
+    const int64_t MAINS_BLOCK_NS "STIRBAR_MAINS_BLOCK_NS"
     const double MAINS_WANDER "STIRBAR_MAINS_WANDER"
     const double MAINS_START_VARIANCE "STIRBAR_MAINS_START_VARIANCE"
     const double MAINS_LOCK_VARIANCE "STIRBAR_MAINS_LOCK_VARIANCE"
     const double MAINS_UNLOCK_VARIANCE "STIRBAR_MAINS_UNLOCK_VARIANCE"
     const double MAINS_RANGE_HZ "STIRBAR_MAINS_RANGE_HZ"
     const double MAINS_EVIDENCE "STIRBAR_MAINS_EVIDENCE"
+    const double MAINS_FADE "STIRBAR_MAINS_FADE"
+    const double MAINS_SEEN "STIRBAR_MAINS_SEEN"
+    const double MAINS_SWELL "STIRBAR_MAINS_SWELL"
 
 cdef struct MainsLine:
     double frequency_hz
@@ -49,10 +57,15 @@ cdef struct MainsLine:
 
 cdef struct MainsChannel:
     double frequency_hz       # in force for this block
-    double cosine             # of the phase at the middle of the next conversion
+    double cosine             # of the phase at the middle of conversion `index`
     double sine
-    double turn_cosine        # of the phase from one conversion to the next
-    double turn_sine
+    double stride_cosine      # of the phase over `stride` conversions
+    double stride_sine
+    double turns              # phase from one conversion to the next
+    double step_cosine[2 * HARMONICS]  # of its multiples
+    double step_sine[2 * HARMONICS]
+    double gate_cosine[2 * HARMONICS]  # sums over a run of `gate` conversions, from phase 0
+    double gate_sine[2 * HARMONICS]
     double reference_turns    # phase at reference_ns
     int64_t reference_ns
     int64_t block_start_ns
@@ -70,10 +83,14 @@ cdef struct MainsChannel:
     double last_cosine[HARMONICS]   # phasors of the block before
     double last_sine[HARMONICS]
     double power[HARMONICS]   # amplitude squared, 0 where it is not significant
+    double left[HARMONICS]    # of it, what may be left after subtraction
     double last_hz            # mean frequency of the frame of the block before
     double last_variance      # of its phasors' components; 0: there is none
     int64_t last_middle_ns
     double noise_variance     # of one conversion
+    uint32_t index
+    int32_t stride
+    int32_t gate
     int32_t count
     int32_t blocks            # since the phasors started anew
     int32_t spoiled           # a step of ambient light fell into the block
@@ -92,17 +109,36 @@ cdef inline void mains_line_init(MainsLine* line, double forced_hz) noexcept nog
     line.decided = line.forced
 
 
-cdef inline void mains_resync(MainsChannel* channel, int64_t middle_ns, double period_ns) noexcept nogil:
-    """Set the phase of the next conversion, whose middle is at `middle_ns`, exactly."""
+cdef inline void mains_multiples(double c1, double s1, int count, double* cosine, double* sine) noexcept nogil:
+    """cos and sin of 1..count times an angle, by Chebyshev's recurrence."""
+    cdef double twice = 2.0 * c1
+    cdef int n
+    cosine[0] = c1
+    sine[0] = s1
+    cosine[1] = twice * c1 - 1.0
+    sine[1] = twice * s1
+    for n in range(2, count):
+        cosine[n] = twice * cosine[n - 1] - cosine[n - 2]
+        sine[n] = twice * sine[n - 1] - sine[n - 2]
+
+
+cdef inline void mains_resync(MainsChannel* channel, uint32_t index, int64_t middle_ns, double period_ns) noexcept nogil:
+    """Set the phase of conversion `index`, whose middle is at `middle_ns`, exactly."""
     cdef double turns = channel.reference_turns + channel.frequency_hz * 1e-9 * <double>(
         middle_ns - channel.reference_ns)
     turns -= floor(turns)
+    channel.index = index
     channel.cosine = cos(2.0 * M_PI * turns)
     channel.sine = sin(2.0 * M_PI * turns)
     turns = channel.frequency_hz * 1e-9 * period_ns
-    channel.turn_cosine = cos(2.0 * M_PI * turns)
-    channel.turn_sine = sin(2.0 * M_PI * turns)
+    if turns == channel.turns:
+        return
+    channel.turns = turns
+    channel.stride = 0
+    channel.gate = 0
     channel.harmonics = <int32_t>(0.47 / turns) if turns * HARMONICS > 0.47 else HARMONICS
+    mains_multiples(
+        cos(2.0 * M_PI * turns), sin(2.0 * M_PI * turns), 2 * HARMONICS, channel.step_cosine, channel.step_sine)
 
 
 cdef inline void mains_start_block(MainsChannel* channel, int64_t now_ns) noexcept nogil:
@@ -124,6 +160,7 @@ cdef inline void mains_forget(MainsChannel* channel) noexcept nogil:
     memset(channel.applied_cosine, 0, sizeof(channel.applied_cosine))
     memset(channel.applied_sine, 0, sizeof(channel.applied_sine))
     memset(channel.power, 0, sizeof(channel.power))
+    memset(channel.left, 0, sizeof(channel.left))
     channel.applying = 0
     channel.blocks = 0
     channel.last_variance = 0.0
@@ -133,52 +170,105 @@ cdef inline void mains_channel_init(MainsChannel* channel, const MainsLine* line
     memset(channel, 0, sizeof(MainsChannel))
     channel.frequency_hz = line.frequency_hz
     channel.cosine = 1.0
-    channel.turn_cosine = 1.0
     channel.harmonics = HARMONICS
     channel.candidate = line.nominal_hz > 55.0
 
 
-cdef inline double mains_take(MainsChannel* channel, double value, bint learn) noexcept nogil:
-    """One conversion: return it without the hum; `learn` when the LED was off."""
-    cdef double c[2 * HARMONICS]
-    cdef double s[2 * HARMONICS]
-    cdef double c1 = channel.cosine
-    cdef double s1 = channel.sine
-    cdef double twice = 2.0 * c1
-    cdef double y
-    cdef int h
-    channel.cosine = c1 * channel.turn_cosine - s1 * channel.turn_sine
-    channel.sine = c1 * channel.turn_sine + s1 * channel.turn_cosine
-    if not (learn or channel.applying):
-        return value
-    c[0] = c1
-    s[0] = s1
-    c[1] = twice * c1 - 1.0
-    s[1] = twice * s1
-    for h in range(2, HARMONICS):
-        c[h] = twice * c[h - 1] - c[h - 2]
-        s[h] = twice * s[h - 1] - s[h - 2]
-    if channel.applying:
-        for h in range(HARMONICS):
-            value -= channel.applied_cosine[h] * c[h] + channel.applied_sine[h] * s[h]
-    if not learn:
-        return value
-    for h in range(HARMONICS, 2 * HARMONICS):
-        c[h] = twice * c[h - 1] - c[h - 2]
-        s[h] = twice * s[h - 1] - s[h - 2]
+cdef inline void mains_move(MainsChannel* channel, uint32_t index) noexcept nogil:
+    """Advance the phase to conversion `index`."""
+    cdef int32_t stride = <int32_t>(index - channel.index)
+    cdef double c = channel.cosine
+    if stride == 0:
+        return
+    if stride != channel.stride:
+        channel.stride = stride
+        channel.stride_cosine = cos(2.0 * M_PI * channel.turns * stride)
+        channel.stride_sine = sin(2.0 * M_PI * channel.turns * stride)
+    channel.index = index
+    channel.cosine = c * channel.stride_cosine - channel.sine * channel.stride_sine
+    channel.sine = c * channel.stride_sine + channel.sine * channel.stride_cosine
+
+
+cdef inline void mains_open_gate(MainsChannel* channel, int count) noexcept nogil:
+    """Sums of cos and sin of n phase steps over `count` conversions, from phase 0 (a geometric series)."""
+    cdef double half, size
+    cdef int n
+    channel.gate = count
+    for n in range(2 * HARMONICS):
+        half = M_PI * channel.turns * (n + 1)
+        size = sin(half)
+        size = sin(count * half) / size if fabs(size) > 1e-9 else <double>count
+        channel.gate_cosine[n] = size * cos((count - 1) * half)
+        channel.gate_sine[n] = size * sin((count - 1) * half)
+
+
+cdef inline void mains_learn(
+    MainsChannel* channel, const double* sample, int count, const double* cosine, const double* sine
+) noexcept nogil:
+    """Add a run to the block's sums; `cosine` and `sine` are of 1..12 times the phase of its first conversion."""
+    cdef double twice, b0, b1, b2, real, imaginary
+    cdef int h, j
     if channel.count == 0:
-        channel.offset = value
-    y = value - channel.offset
-    channel.count += 1
-    channel.total += y
-    channel.total_square += y * y
+        channel.offset = sample[0]
+    if channel.gate != count:
+        mains_open_gate(channel, count)
+    channel.count += count
+    for j in range(count):
+        real = sample[j] - channel.offset
+        channel.total += real
+        channel.total_square += real * real
     for h in range(HARMONICS):
-        channel.y_cosine[h] += y * c[h]
-        channel.y_sine[h] += y * s[h]
+        twice = 2.0 * channel.step_cosine[h]
+        b1 = 0.0
+        b2 = 0.0
+        for j in range(count - 1, 0, -1):
+            b0 = sample[j] - channel.offset + twice * b1 - b2
+            b2 = b1
+            b1 = b0
+        real = sample[0] - channel.offset + channel.step_cosine[h] * b1 - b2
+        imaginary = channel.step_sine[h] * b1
+        channel.y_cosine[h] += real * cosine[h] - imaginary * sine[h]
+        channel.y_sine[h] += real * sine[h] + imaginary * cosine[h]
     for h in range(2 * HARMONICS):
-        channel.n_cosine[h] += c[h]
-        channel.n_sine[h] += s[h]
-    return value
+        channel.n_cosine[h] += channel.gate_cosine[h] * cosine[h] - channel.gate_sine[h] * sine[h]
+        channel.n_sine[h] += channel.gate_cosine[h] * sine[h] + channel.gate_sine[h] * cosine[h]
+
+
+cdef inline void mains_subtract(
+    const MainsChannel* channel, double* sample, int count, const double* cosine, const double* sine
+) noexcept nogil:
+    """Take the hum away from a run, in place."""
+    cdef double twice, x0, x1, x2, c, s
+    cdef int h, j
+    for h in range(channel.harmonics):
+        if channel.applied_cosine[h] == 0.0 and channel.applied_sine[h] == 0.0:
+            continue
+        twice = 2.0 * channel.step_cosine[h]
+        x0 = channel.applied_cosine[h] * cosine[h] + channel.applied_sine[h] * sine[h]
+        c = cosine[h] * channel.step_cosine[h] - sine[h] * channel.step_sine[h]
+        s = sine[h] * channel.step_cosine[h] + cosine[h] * channel.step_sine[h]
+        x1 = channel.applied_cosine[h] * c + channel.applied_sine[h] * s
+        for j in range(count):
+            sample[j] -= x0
+            x2 = twice * x1 - x0
+            x0 = x1
+            x1 = x2
+
+
+cdef inline void mains_run(
+    MainsChannel* channel, double* sample, int count, uint32_t first_index, bint learn
+) noexcept nogil:
+    """A run of conversions under one level of the light: subtract the hum; `learn` from it when the LED was off."""
+    cdef double cosine[2 * HARMONICS]
+    cdef double sine[2 * HARMONICS]
+    mains_move(channel, first_index)
+    if not (learn or channel.applying):
+        return
+    mains_multiples(channel.cosine, channel.sine, 2 * HARMONICS if learn else HARMONICS, cosine, sine)
+    if channel.applying:
+        mains_subtract(channel, sample, count, cosine, sine)
+    if learn:
+        mains_learn(channel, sample, count, cosine, sine)
 
 
 cdef inline void mains_normal_equations(
@@ -273,7 +363,7 @@ cdef inline void mains_line_measure(MainsLine* line, double frequency_hz, double
 cdef inline void mains_line_decide(MainsLine* line, int candidate, double likelihood) noexcept nogil:
     """One block's evidence for 50 (candidate 0) or 60 Hz (1)."""
     cdef double lead
-    line.evidence[candidate] = 0.85 * line.evidence[candidate] + likelihood
+    line.evidence[candidate] = MAINS_FADE * line.evidence[candidate] + likelihood
     line.tested += 1
     lead = line.evidence[1] - line.evidence[0]
     if line.tested >= 4 and fabs(lead) > MAINS_EVIDENCE:
@@ -300,7 +390,7 @@ cdef inline void mains_track_frequency(
         now = cosine[h - 1] * cosine[h - 1] + sine[h - 1] * sine[h - 1]
         before = channel.last_cosine[h - 1] * channel.last_cosine[h - 1]
         before += channel.last_sine[h - 1] * channel.last_sine[h - 1]
-        if now < 8.0 * variance or before < 8.0 * channel.last_variance:
+        if now < MAINS_SEEN * variance or before < MAINS_SEEN * channel.last_variance:
             continue
         turn = atan2(
             cosine[h - 1] * channel.last_sine[h - 1] - sine[h - 1] * channel.last_cosine[h - 1],
@@ -347,6 +437,7 @@ cdef inline void mains_update_phasors(
         size = channel.level_cosine[h] * channel.level_cosine[h] + channel.level_sine[h] * channel.level_sine[h]
         channel.power[h] = size if size > 6.0 * noise else 0.0
         rc = 1.0 - noise / size if locked and channel.power[h] > 0.0 else 0.0
+        channel.left[h] = noise + MAINS_SWELL * channel.power[h] if rc > 0.0 else channel.power[h]
         channel.applied_cosine[h] = rc * channel.level_cosine[h]
         channel.applied_sine[h] = rc * channel.level_sine[h]
         if rc > 0.0:
@@ -399,10 +490,12 @@ cdef inline void mains_solve_block(MainsChannel* channel, MainsLine* line, int64
 
 
 cdef inline void mains_end_block(
-    MainsChannel* channel, MainsLine* line, int64_t middle_ns, double period_ns
+    MainsChannel* channel, MainsLine* line, uint32_t index, int64_t middle_ns, double period_ns
 ) noexcept nogil:
-    """Close the block before the conversion whose middle is at `middle_ns`, and open the next one."""
+    """When it has lasted long enough, close the block before conversion `index` (middle at `middle_ns`), open the next."""
     cdef double next_hz
+    if middle_ns - channel.block_start_ns < (MAINS_BLOCK_LOCKED_NS if line.locked else MAINS_BLOCK_NS):
+        return
     mains_line_wait(line, middle_ns)
     if channel.harmonics and channel.count > 3 * (2 * channel.harmonics + 1) and not channel.spoiled:
         mains_solve_block(channel, line, middle_ns)
@@ -417,10 +510,5 @@ cdef inline void mains_end_block(
     if fabs(next_hz - channel.frequency_hz) > 1.0:
         mains_forget(channel)
     channel.frequency_hz = next_hz
-    mains_resync(channel, middle_ns, period_ns)
+    mains_resync(channel, index, middle_ns, period_ns)
     mains_start_block(channel, middle_ns)
-
-
-cdef inline bint mains_block_due(const MainsChannel* channel, const MainsLine* line, int64_t now_ns) noexcept nogil:
-    return <double>(now_ns - channel.block_start_ns) >= (
-        MAINS_BLOCK_LOCKED_NS if line.locked else MAINS_BLOCK_NS)

@@ -14,11 +14,11 @@ from stirbar.rt.culture_noise cimport (
     CULTURE_BLOCKS, CultureNoise, culture_noise_clear, culture_noise_push, culture_noise_se,
 )
 from stirbar.rt.mains cimport (
-    HARMONICS, MainsChannel, MainsLine, mains_block_due, mains_channel_init, mains_end_block, mains_line_init,
-    mains_resync, mains_take, solve_cholesky,
+    HARMONICS, MainsChannel, MainsLine, mains_channel_init, mains_end_block, mains_line_init, mains_resync, mains_run,
+    solve_cholesky,
 )
 from stirbar.rt.robust cimport (
-    TUKEY_C, CarriedScale, WINSOR_A, WINSOR_KAPPA, carried_scale_clear, carried_scale_push, mad_scale,
+    TRIM_A, TRIM_KAPPA, TUKEY_C, CarriedScale, carried_scale_clear, carried_scale_push, mad_scale,
     median_in_place, tukey_weight, winsorised_scale,
 )
 from stirbar.rt.types cimport (
@@ -55,6 +55,8 @@ cdef extern from *:
     #define STIRBAR_OD_STALL_NS 500000000     /* a channel that is silent for longer is not waited for */
     #define STIRBAR_OD_CHOP_LIMIT_NS 2.5e9    /* one level of the light for longer: it is not chopped */
     #define STIRBAR_OD_STEP_SIGMAS 8.0        /* off half-cycles that differ by more: a step of ambient light */
+    #define STIRBAR_OD_LEAST_NOISE 0.35       /* codes: below, neighbours' differences are 0 or 1 */
+    #define STIRBAR_OD_LEAST_COUNT 0.25       /* weight of a half-cycle whose conversions disagree altogether */
     #define STIRBAR_OD_FIRST_READING_S 0.2
     #define STIRBAR_OD_WARM_SLOPE 1.67e-6     /* of the reference, per second: 0.01 % a minute */
     #define STIRBAR_OD_WARM_S 60.0            /* LED is taken as warm after that where there is no reference */
@@ -63,6 +65,8 @@ cdef extern from *:
     const int64_t OD_STALL_NS "STIRBAR_OD_STALL_NS"
     const double OD_CHOP_LIMIT_NS "STIRBAR_OD_CHOP_LIMIT_NS"
     const double OD_STEP_SIGMAS "STIRBAR_OD_STEP_SIGMAS"
+    const double OD_LEAST_NOISE "STIRBAR_OD_LEAST_NOISE"
+    const double OD_LEAST_COUNT "STIRBAR_OD_LEAST_COUNT"
     const double OD_FIRST_READING_S "STIRBAR_OD_FIRST_READING_S"
     const double OD_WARM_SLOPE "STIRBAR_OD_WARM_SLOPE"
     const double OD_WARM_S "STIRBAR_OD_WARM_S"
@@ -112,20 +116,23 @@ cdef struct OdChannel:
     double period_ns
     double on_square, off_square     # of neighbours' differences, this second
     double step_square               # mean square of the change from one off half-cycle to the next
+    double enough_count              # conversions by weight that give an on half-cycle its full weight
     double level_v                   # the last window's value
     double blank
     int64_t t0_ns
-    int64_t newest_ns                # end of the newest conversion
     int64_t closed_ns                # end of the newest entry
-    int64_t culture_block            # number of the block that was pushed last
+    double culture_total             # of the readings of the block that is open
+    int64_t culture_block            # its number
     uint32_t index0
     uint32_t next_index
     uint32_t first_index
+    uint32_t due_index               # at the earliest, the conversion that ends behind the grid's time
     uint32_t missing                 # conversions that never came
     uint32_t repeated                # conversions that came twice, or late: ignored
     int32_t entries
     int32_t cursor
     int32_t count                    # of sample
+    int32_t most_count
     int32_t phase
     int32_t on_pairs, off_pairs
     int32_t cycle                    # conversions in the last whole chop period
@@ -134,6 +141,7 @@ cdef struct OdChannel:
     int32_t clocked
     int32_t started
     int32_t leveled
+    int32_t culture_count
     uint8_t open_flags
 
 cdef struct OdState:
@@ -177,6 +185,13 @@ cdef struct OdWindow:
     int32_t restarted                # the level moved by more than the window could reject
 
 
+cdef inline double od_culture_block_s(const OdConfig* config) noexcept nogil:
+    """From one mean of the culture's noise to the next: a second, or as long as windows and readings need."""
+    cdef double block_s = ceil(config.window_s - 1e-9)
+    cdef double interval_s = ceil(1.0 / config.readings_per_second - 1e-9)
+    return interval_s if interval_s > block_s else block_s
+
+
 cdef inline int od_init(OdState* s, const OdConfig* config) noexcept nogil:
     """Start a run. Returns 0, or -EINVAL when a value is out of its bounds or no channel is a signal."""
     cdef int i
@@ -193,7 +208,8 @@ cdef inline int od_init(OdState* s, const OdConfig* config) noexcept nogil:
         s.channel[i].blank = NAN
         s.channel[i].phase = PHASE_EDGE
         mains_channel_init(&s.channel[i].mains, &s.line)
-        culture_noise_clear(&s.channel[i].culture, ceil(config.window_s - 1e-9))
+        culture_noise_clear(
+            &s.channel[i].culture, od_culture_block_s(config), config.window_s if config.window_s > 1.0 else 1.0)
         s.channel[i].culture_block = -1
         if config.role[i] == OD_SIGNAL:
             signals += 1
@@ -209,6 +225,28 @@ cdef inline int64_t od_end_ns(const OdChannel* ch, uint32_t index) noexcept nogi
     return ch.t0_ns + <int64_t>(<int32_t>(index - ch.index0) * ch.period_ns)
 
 
+cdef inline int64_t od_newest_ns(const OdChannel* ch) noexcept nogil:
+    """End of the newest conversion."""
+    return od_end_ns(ch, ch.next_index - 1)
+
+
+cdef inline int64_t od_next_middle_ns(const OdChannel* ch) noexcept nogil:
+    return od_end_ns(ch, ch.next_index) - <int64_t>(0.5 * ch.period_ns)
+
+
+cdef inline void od_schedule(const OdState* s, OdChannel* ch) noexcept nogil:
+    """When this channel reaches the grid's time, as the number of a conversion (never too late)."""
+    cdef double ahead = <double>(s.grid_ns - ch.t0_ns) / ch.period_ns
+    ch.due_index = ch.index0 + <uint32_t>(<int32_t>ahead) if 0.0 < ahead < 1e9 else ch.next_index
+
+
+cdef inline void od_limit_count(OdChannel* ch) noexcept nogil:
+    """How many conversions of one level of the light are closed without waiting for it to change."""
+    cdef double most = (1e9 if ch.unchopped else OD_CHOP_LIMIT_NS) / ch.period_ns + 1.0
+    cdef int32_t limit = OD_UNCHOPPED if ch.unchopped else OD_BUFFER
+    ch.most_count = <int32_t>most if most < limit else limit
+
+
 cdef inline void od_clock(OdState* s, int channel, uint32_t index0, int64_t t0_ns, double period_ns) noexcept nogil:
     """Clock model for the conversions from here on: conversion `index0` ended at `t0_ns`, one each `period_ns`."""
     cdef OdChannel* ch = &s.channel[channel]
@@ -216,14 +254,16 @@ cdef inline void od_clock(OdState* s, int channel, uint32_t index0, int64_t t0_n
     ch.index0 = index0
     ch.t0_ns = t0_ns
     ch.period_ns = period_ns
+    od_limit_count(ch)
     if not ch.started:
         ch.next_index = index0
-    middle_ns = od_end_ns(ch, ch.next_index) - <int64_t>(0.5 * period_ns)
+    middle_ns = od_next_middle_ns(ch)
     if not ch.clocked:
         ch.clocked = 1
         ch.mains.reference_ns = middle_ns
         ch.mains.block_start_ns = middle_ns
-    mains_resync(&ch.mains, middle_ns, period_ns)
+    mains_resync(&ch.mains, ch.next_index, middle_ns, period_ns)
+    od_schedule(s, ch)
 
 
 cdef inline void od_drop_half(OdChannel* ch) noexcept nogil:
@@ -244,11 +284,17 @@ cdef inline void od_blank(OdState* s, int channel, double value) noexcept nogil:
     s.channel[channel].blank = value
 
 
+cdef inline void od_clear_culture(OdChannel* ch) noexcept nogil:
+    culture_noise_clear(&ch.culture, ch.culture.block_s, ch.culture.mean_s)
+    ch.culture_total = 0.0
+    ch.culture_count = 0
+
+
 cdef inline void od_forget_past(OdChannel* ch) noexcept nogil:
     """Entries up to now do not count any more."""
     ch.entries = 0
     ch.leveled = 0
-    culture_noise_clear(&ch.culture, ch.culture.block_s)
+    od_clear_culture(ch)
     od_drop_half(ch)
 
 
@@ -275,47 +321,54 @@ cdef inline double od_scale_now(const CarriedScale* carried, double square, int3
 
 
 cdef inline void od_reduce(OdChannel* ch, OdHalf* half) noexcept nogil:
-    """Mean of the open half-cycle; with the LED on, one Tukey step from its median where there are three or more."""
+    """Mean of the open half-cycle; with the LED on, two Tukey steps from its median where there are three or more."""
     cdef double work[OD_BUFFER]
     cdef int n = ch.count
-    cdef int i
+    cdef int i, step
     cdef double total = 0.0
     cdef double weights = 0.0
-    cdef double scale, centre, inverse_cut, w, difference, cut, square
+    cdef int pairs = 0
+    cdef double scale, centre, inverse_cut, w, difference, cut
+    cdef double square = 0.0
     cdef bint on = ch.phase == PHASE_ON
     scale = ch.on_scale.value if on else ch.off_scale.value
-    cut = WINSOR_A * WINSOR_A * 2.0 * scale * scale if scale > 0.0 else INFINITY
-    square = 0.0
+    if 0.0 < scale < OD_LEAST_NOISE * ch.volts_per_code:
+        scale = OD_LEAST_NOISE * ch.volts_per_code
+    cut = 2.0 * TRIM_A * TRIM_A * scale * scale if scale > 0.0 else INFINITY
     for i in range(1, n):
         difference = ch.sample[i] - ch.sample[i - 1]
         difference *= difference
-        square += difference if difference < cut else cut
-    square *= 0.5 / (WINSOR_KAPPA if scale > 0.0 else 1.0)
+        if difference < cut:
+            square += difference
+            pairs += 1
+    square *= 0.5 / TRIM_KAPPA if scale > 0.0 else 0.5
     half.used = n
     half.rejected = 0
     if on:
         ch.on_square += square
-        ch.on_pairs += n - 1
+        ch.on_pairs += pairs
     else:
         ch.off_square += square
-        ch.off_pairs += n - 1
+        ch.off_pairs += pairs
     if on and n >= 3 and scale > 0.0:
         for i in range(n):
             work[i] = ch.sample[i]
         centre = median_in_place(work, n)
         inverse_cut = 1.0 / (TUKEY_C * scale)
-        for i in range(n):
-            w = tukey_weight(ch.sample[i] - centre, inverse_cut)
-            weights += w
-            total += w * (ch.sample[i] - centre)
-            if w == 0.0:
-                half.rejected += 1
-        if weights > 0.0:
-            half.mean_v = centre + total / weights
-            half.count = weights
-            return
+        for step in range(2):
+            total = 0.0
+            weights = 0.0
+            half.rejected = 0
+            for i in range(n):
+                w = tukey_weight(ch.sample[i] - centre, inverse_cut)
+                weights += w
+                total += w * (ch.sample[i] - centre)
+                if w == 0.0:
+                    half.rejected += 1
+            if weights > 0.0:
+                centre += total / weights
         half.mean_v = centre
-        half.count = 1.0
+        half.count = weights if weights > OD_LEAST_COUNT else OD_LEAST_COUNT
         return
     for i in range(n):
         total += ch.sample[i]
@@ -328,6 +381,7 @@ cdef inline void od_append(OdState* s, OdChannel* ch, const OdEntry* entry, int6
     cdef OdEntry* before
     cdef double spacing
     cdef int i
+    ch.enough_count += (0.75 * entry.on_count - ch.enough_count) * (1.0 / 16 if ch.enough_count > 0.0 else 1.0)
     ch.entry[ch.cursor] = entry[0]
     ch.entry[ch.cursor].tick = <uint32_t>(middle_ns >> 7)
     if ch.entries and not entry.flags & ENTRY_GAP:
@@ -384,7 +438,7 @@ cdef inline void od_compare(OdState* s, OdChannel* ch, const OdHalf* after) noex
         entry.flags |= ENTRY_STEP
         ch.mains.spoiled = 1
     od_append(s, ch, &entry, ch.on.middle_ns)
-    ch.closed_ns = ch.newest_ns
+    ch.closed_ns = od_newest_ns(ch)
 
 
 cdef inline void od_close_unchopped(OdState* s, OdChannel* ch, const OdHalf* half) noexcept nogil:
@@ -400,24 +454,30 @@ cdef inline void od_close_unchopped(OdState* s, OdChannel* ch, const OdHalf* hal
     if not ch.unchopped:
         od_forget_past(ch)
         ch.unchopped = 1
+        od_limit_count(ch)
         ch.half_cycle = 0
         ch.cycle = 0
         s.spaced = 0
     od_append(s, ch, &entry, half.middle_ns)
-    ch.closed_ns = ch.newest_ns
+    ch.closed_ns = od_newest_ns(ch)
 
 
 cdef inline void od_close(OdState* s, OdChannel* ch, bint changed) noexcept nogil:
     """The open half-cycle is over: the light `changed`, or it was on or off for too long."""
     cdef OdHalf half
     cdef int32_t cycle
+    cdef bint learn
+    memset(&half, 0, sizeof(OdHalf))
     half.first_index = ch.first_index
     half.flags = ch.open_flags
     half.valid = 1
     half.middle_ns = (od_end_ns(ch, ch.first_index) + od_end_ns(ch, ch.next_index - 1) - <int64_t>ch.period_ns) >> 1
+    learn = (ch.phase == PHASE_OFF or ch.unchopped) and not ch.open_flags & ENTRY_GAP
+    mains_run(&ch.mains, ch.sample, ch.count, ch.first_index, learn)
     od_reduce(ch, &half)
     ch.count = 0
     ch.open_flags = 0
+    mains_end_block(&ch.mains, &s.line, ch.next_index, od_next_middle_ns(ch), ch.period_ns)
     if not changed:
         od_close_unchopped(s, ch, &half)
         return
@@ -452,15 +512,21 @@ cdef inline double od_dirichlet(double phase, int count) noexcept nogil:
     return sin(0.5 * count * phase) / half
 
 
-cdef inline double od_hum_to_noise(const OdState* s, int harmonic) noexcept nogil:
-    """Power of a harmonic against the variance of the differences, the worst of the channels."""
+cdef inline double od_hum_to_noise(const OdState* s, int harmonic, bint near_zero) noexcept nogil:
+    """Power of a harmonic against the variance of the differences, the worst of the channels.
+
+    Near zero frequency the fit costs dear: there it is the power that subtraction may have left over, elsewhere all.
+    """
+    cdef const OdChannel* ch
     cdef double worst = 0.0
-    cdef double ratio
+    cdef double power
     cdef int i
     for i in range(MAX_CHANNELS):
-        if s.config.role[i] != OD_UNUSED and s.channel[i].scale.value > 0.0:
-            ratio = 2.0 * s.channel[i].mains.power[harmonic] / (s.channel[i].scale.value * s.channel[i].scale.value)
-            worst = ratio if ratio > worst else worst
+        ch = &s.channel[i]
+        if s.config.role[i] != OD_UNUSED and ch.scale.value > 0.0:
+            power = ch.mains.left[harmonic] if near_zero else ch.mains.power[harmonic]
+            power *= 2.0 / (ch.scale.value * ch.scale.value)
+            worst = power if power > worst else worst
     return worst
 
 
@@ -480,13 +546,15 @@ cdef inline void od_design_nulls(OdState* s, int count) noexcept nogil:
     cdef double ts[HARMONICS]
     cdef double cosine, sine
     cdef double turns, prior, total
+    cdef bint near_zero
     cdef int h, i, m, used
     used = 0
     for h in range(HARMONICS):
         turns = (h + 1) * s.line.frequency_hz * s.spacing_ns * 1e-9
         turns -= floor(turns + 0.5)
-        prior = od_hum_to_noise(s, h)
-        if fabs(turns) * count >= 1.5:
+        near_zero = fabs(turns) * count < 1.5
+        prior = od_hum_to_noise(s, h, near_zero)
+        if not near_zero:
             prior += 9.0 / count
         if prior > 0.0:
             phase[used] = 2.0 * M_PI * turns
@@ -538,30 +606,37 @@ cdef inline int od_available(const OdState* s, const OdChannel* ch, int wanted) 
     return n
 
 
-cdef inline void od_iterate(
-    const double* difference, const double* weight, int count, double scale, double* level, double* kept
+cdef inline double od_iterate(
+    const double* difference, const double* weight, int count, double scale, double* level, double* final
 ) noexcept nogil:
-    """Tukey's biweight by reweighting, from *level; *kept is the share of the weight that is left."""
+    """Tukey's biweight by reweighting, from *level, until a step is below a twentieth of a standard error.
+
+    `final` gets the weights of the last step. Returns their share of `weight`.
+    """
     cdef double inverse_cut = 1.0 / (TUKEY_C * scale)
-    cdef double enough = 1e-4 * scale / sqrt(<double>count)
-    cdef double total, weights, whole, w, move
+    cdef double enough = 0.05 * scale / sqrt(<double>count)
+    cdef double whole = 0.0
+    cdef double weights = 0.0
+    cdef double total, w, residual, move
     cdef int i, turn
+    for i in range(count):
+        whole += weight[i]
     for turn in range(OD_ITERATIONS):
         total = 0.0
         weights = 0.0
-        whole = 0.0
         for i in range(count):
-            w = weight[i] * tukey_weight(difference[i] - level[0], inverse_cut)
-            total += w * (difference[i] - level[0])
+            residual = difference[i] - level[0]
+            w = weight[i] * tukey_weight(residual, inverse_cut)
+            final[i] = w
+            total += w * residual
             weights += w
-            whole += weight[i]
-        kept[0] = weights / whole
         if not weights > 0.05 * whole:
-            return
+            break
         move = total / weights
         level[0] += move
         if fabs(move) < enough:
-            return
+            break
+    return weights / whole
 
 
 cdef inline double od_median(const double* difference, const double* weight, int count, double* work) noexcept nogil:
@@ -585,32 +660,29 @@ cdef inline int od_gather(
     cdef int weighing = 0
     cdef int i
     cdef const OdEntry* e
-    cdef double typical = 0.0
     cdef double ambient = 0.0
+    cdef double w
     cdef uint8_t flags = 0
+    cdef bint nulls = s.null_count == n
     if slot < 0:
         slot += OD_RING
     window.entries = n
     window.full = n == wanted
     for i in range(n):
         e = &ch.entry[slot]
+        slot = slot + 1 if slot + 1 < OD_RING else 0
         difference[i] = e.difference_v
-        weight[i] = 0.0 if e.flags & ENTRY_STEP else e.on_count
-        if weight[i] > 0.0:
-            weighing += 1
-        typical += weight[i]
         ambient += e.ambient_v
         flags |= e.flags
-        slot = slot + 1 if slot + 1 < OD_RING else 0
+        if e.flags & ENTRY_STEP:
+            weight[i] = 0.0
+            continue
+        w = s.null_weight[i] if nulls else 1.0
+        weight[i] = w if e.on_count >= ch.enough_count else w * e.on_count / ch.enough_count
+        weighing += 1
     window.ambient_v = ambient / n if n else NAN
     if weighing == 0:
         return 0
-    typical *= 0.75 / weighing
-    for i in range(n):
-        weight[i] = 1.0 if weight[i] >= typical else weight[i] / typical
-    if s.null_count == n:
-        for i in range(n):
-            weight[i] *= s.null_weight[i]
     if flags & ENTRY_CLIPPED:
         window.flags |= FLAG_SATURATED
     if flags & ENTRY_GAP:
@@ -625,14 +697,13 @@ cdef inline int od_gather(
 
 
 cdef inline void od_account(
-    const OdState* s, const OdChannel* ch, const double* difference, const double* weight, double scale, OdWindow* window
+    const OdState* s, const OdChannel* ch, const double* weight, double scale, OdWindow* window
 ) noexcept nogil:
     """Standard error, bandwidth, conversions used and rejected, from the final weights.
 
     Noise of single conversions is carried through the weights: entry m has the weight g_m, its on half-cycle g_m and
     each off half-cycle half the sum of its neighbours' weights.
     """
-    cdef double inverse_cut = 1.0 / (TUKEY_C * scale) if scale > 0.0 else 0.0
     cdef double on = od_scale_now(&ch.on_scale, ch.on_square, ch.on_pairs)
     cdef double off = od_scale_now(&ch.off_scale, ch.off_square, ch.off_pairs)
     cdef double weights = 0.0
@@ -651,7 +722,7 @@ cdef inline void od_account(
     for i in range(window.entries):
         e = &ch.entry[slot]
         slot = slot + 1 if slot + 1 < OD_RING else 0
-        g = weight[i] * tukey_weight(difference[i] - window.value_v, inverse_cut)
+        g = weight[i]
         weights += g
         squares += g * g
         on_variance += g * g / e.on_count
@@ -687,6 +758,7 @@ cdef inline int od_window(OdState* s, OdChannel* ch, OdWindow* window) noexcept 
     """Value of the newest window of a channel. Returns 0, or -1 when there is not enough of it."""
     cdef double difference[OD_RING]
     cdef double weight[OD_RING]
+    cdef double final[OD_RING]
     cdef double work[OD_RING + 1]
     cdef int wanted = od_window_entries(s)
     cdef int fewest = <int>ceil(OD_FIRST_READING_S * 1e9 / s.spacing_ns)
@@ -709,14 +781,14 @@ cdef inline int od_window(OdState* s, OdChannel* ch, OdWindow* window) noexcept 
         if ch.scale.count == 0:
             scale = mad_scale(work, <int>work[OD_RING], centre)
     if scale > 0.0:
-        od_iterate(difference, weight, window.entries, scale, &window.value_v, &kept)
+        kept = od_iterate(difference, weight, window.entries, scale, &window.value_v, final)
         if kept < 0.6 and ch.leveled:
             centre = od_median(difference, weight, window.entries, work)
             window.restarted = fabs(centre - ch.level_v) > TUKEY_C * scale
             window.value_v = centre
-            od_iterate(difference, weight, window.entries, scale, &window.value_v, &kept)
+            kept = od_iterate(difference, weight, window.entries, scale, &window.value_v, final)
     window.rejected_share = 1.0 - kept
-    od_account(s, ch, difference, weight, scale, window)
+    od_account(s, ch, &final[0] if scale > 0.0 else &weight[0], scale, window)
     ch.level_v = window.value_v
     ch.leveled = 1
     return 0
@@ -744,10 +816,13 @@ cdef inline void od_update_scales(OdState* s, OdChannel* ch, const OdWindow* win
         carried_scale_push(&ch.scale, winsorised_scale(work, n, centre, start), trusted)
     else:
         carried_scale_push(&ch.scale, mad_scale(work, n, centre), trusted)
-    if ch.on_pairs >= 32:
-        carried_scale_push(&ch.on_scale, sqrt(ch.on_square / ch.on_pairs), trusted)
     if ch.off_pairs >= 32:
         carried_scale_push(&ch.off_scale, sqrt(ch.off_square / ch.off_pairs), True)
+    if ch.on_pairs >= 32:
+        start = sqrt(ch.on_square / ch.on_pairs)
+        if ch.on_scale.count == 0 and 0.0 < 1.5 * ch.off_scale.value < start:
+            start = 1.5 * ch.off_scale.value  # whether light's own noise or bubbles: grows from here if it must
+        carried_scale_push(&ch.on_scale, start, trusted)
     ch.on_square = 0.0
     ch.off_square = 0.0
     ch.on_pairs = 0
@@ -756,15 +831,24 @@ cdef inline void od_update_scales(OdState* s, OdChannel* ch, const OdWindow* win
 
 # --- readings ---------------------------------------------------------------------------------------------------------
 
-cdef inline void od_push_culture(OdChannel* ch, double value, const OdWindow* window, int64_t now_ns) noexcept nogil:
-    """The first full window of each block of culture.block_s goes into the culture's noise."""
+cdef inline void od_push_culture(
+    const OdState* s, OdChannel* ch, double value, const OdWindow* window, int64_t now_ns
+) noexcept nogil:
+    """Means for the culture's noise: the block's first window where windows last a second or more, else the mean of all
+    that began in the block."""
     cdef int64_t block = now_ns // <int64_t>(ch.culture.block_s * 1e9)
-    if block == ch.culture_block or not window.full:
+    if not window.full:
         return
-    if block != ch.culture_block + 1 or window.restarted:
-        culture_noise_clear(&ch.culture, ch.culture.block_s)
+    if window.restarted or block > ch.culture_block + 1:
+        od_clear_culture(ch)
+    elif block > ch.culture_block and ch.culture_count:
+        culture_noise_push(&ch.culture, ch.culture_total / ch.culture_count)
+        ch.culture_total = 0.0
+        ch.culture_count = 0
     ch.culture_block = block
-    culture_noise_push(&ch.culture, value)
+    if ch.culture_count == 0 or s.config.window_s < 1.0:
+        ch.culture_total += value
+        ch.culture_count += 1
 
 
 cdef inline void od_watch_warming(OdState* s, int64_t now_ns) noexcept nogil:
@@ -792,7 +876,7 @@ cdef inline int od_refer(OdState* s, int64_t now_ns) noexcept nogil:
     if s.reference < 0:
         return 0
     ch = &s.channel[s.reference]
-    if not ch.started or now_ns - ch.newest_ns > OD_STALL_NS + <int64_t>(3.0 * ch.period_ns):
+    if not ch.started or now_ns - od_newest_ns(ch) > OD_STALL_NS + <int64_t>(3.0 * ch.period_ns):
         return 0
     if od_window(s, ch, &window) != 0 or not window.value_v > 0.0:
         return 0
@@ -801,7 +885,7 @@ cdef inline int od_refer(OdState* s, int64_t now_ns) noexcept nogil:
     s.reference_v = window.value_v
     s.reference_se = window.se_v
     s.reference_ns = now_ns
-    od_push_culture(ch, window.value_v, &window, ch.closed_ns)
+    od_push_culture(s, ch, window.value_v, &window, ch.closed_ns)
     if s.scale_ns <= now_ns:
         od_update_scales(s, ch, &window)
     if s.reference_first_v == 0.0 and window.full and not window.flags & (FLAG_AMBIENT_STEP | FLAG_SATURATED):
@@ -834,7 +918,7 @@ cdef inline int od_read(OdState* s, int channel, int64_t now_ns, bint referred, 
         return -1
     memset(r, 0, sizeof(Reading))
     od_divide(s, r, &window)
-    od_push_culture(ch, r.value, &window, ch.closed_ns)
+    od_push_culture(s, ch, r.value, &window, ch.closed_ns)
     culture = culture_noise_se(&ch.culture, 0.5 / window.bandwidth_hz)
     r.se_culture = <float>culture if not culture < r.se_instrument else r.se_instrument
     if s.scale_ns <= now_ns:
@@ -881,7 +965,7 @@ cdef inline void od_emit(OdState* s, int64_t now_ns) noexcept nogil:
     referred = od_refer(s, now_ns)
     od_watch_warming(s, now_ns)
     for i in range(MAX_CHANNELS):
-        if s.config.role[i] == OD_SIGNAL and s.channel[i].newest_ns >= s.grid_ns:
+        if s.config.role[i] == OD_SIGNAL and s.channel[i].started and od_newest_ns(&s.channel[i]) >= s.grid_ns:
             if od_read(s, i, now_ns, referred, &s.out[s.pending]) == 0:
                 s.pending += 1
     if s.scale_ns <= now_ns:
@@ -891,19 +975,25 @@ cdef inline void od_emit(OdState* s, int64_t now_ns) noexcept nogil:
 cdef inline int od_grid(OdState* s, int64_t now_ns) noexcept nogil:
     """A conversion ended at or behind the grid time: emit once every channel that is alive has got there."""
     cdef int i
-    cdef int64_t steps
+    cdef int64_t steps, newest_ns
     if s.grid_ns == 0:
-        s.grid_ns = (now_ns // s.interval_ns + 1) * s.interval_ns
         s.scale_ns = (now_ns // 1000000000 + 1) * 1000000000
-        return 0
-    for i in range(MAX_CHANNELS):
-        if s.config.role[i] != OD_UNUSED and s.channel[i].started and s.channel[i].newest_ns < s.grid_ns:
-            if now_ns - s.channel[i].newest_ns <= OD_STALL_NS + <int64_t>(3.0 * s.channel[i].period_ns):
+        s.grid_ns = now_ns // s.interval_ns * s.interval_ns
+        steps = 0
+    else:
+        for i in range(MAX_CHANNELS):
+            if s.config.role[i] == OD_UNUSED or not s.channel[i].started:
+                continue
+            newest_ns = od_newest_ns(&s.channel[i])
+            if newest_ns < s.grid_ns and now_ns - newest_ns <= OD_STALL_NS + <int64_t>(3.0 * s.channel[i].period_ns):
                 return 0
-    od_emit(s, now_ns)
-    steps = (now_ns - s.grid_ns) // s.interval_ns
+        od_emit(s, now_ns)
+        steps = (now_ns - s.grid_ns) // s.interval_ns
     s.grid_misses += <uint32_t>steps
     s.grid_ns += (steps + 1) * s.interval_ns
+    for i in range(MAX_CHANNELS):
+        if s.channel[i].clocked:
+            od_schedule(s, &s.channel[i])
     return s.pending
 
 
@@ -919,6 +1009,7 @@ cdef inline void od_missed(OdChannel* ch, int32_t step, int phase) noexcept nogi
 cdef inline void od_change_phase(OdState* s, OdChannel* ch, int phase) noexcept nogil:
     if ch.unchopped:
         ch.unchopped = 0
+        od_limit_count(ch)
         s.spaced = 0
         od_forget_past(ch)
     elif ch.count:
@@ -936,37 +1027,30 @@ cdef inline int od_push(
     """
     cdef OdChannel* ch = &s.channel[channel]
     cdef int32_t step = <int32_t>(index - ch.next_index)
-    cdef double value
+    cdef int64_t now_ns
     if not ch.clocked or s.config.role[channel] == OD_UNUSED:
         return 0
-    if step != 0:
-        if ch.started and step < 0:
+    if step != 0 and ch.started:
+        if step < 0:
             ch.repeated += 1
             return 0
-        if ch.started:
-            od_missed(ch, step, phase)
-        mains_resync(&ch.mains, od_end_ns(ch, index) - <int64_t>(0.5 * ch.period_ns), ch.period_ns)
+        od_missed(ch, step, phase)
     ch.started = 1
     if phase != ch.phase:
         od_change_phase(s, ch, phase)
     ch.next_index = index + 1
-    ch.newest_ns = od_end_ns(ch, index)
-    value = mains_take(&ch.mains, code * ch.volts_per_code, phase == PHASE_OFF or (ch.unchopped and phase == PHASE_ON))
     if phase != PHASE_EDGE:
         if ch.count == 0:
             ch.first_index = index
-        ch.sample[ch.count] = value
+        ch.sample[ch.count] = code * ch.volts_per_code
         ch.count += 1
-        if clipped:
-            ch.open_flags |= ENTRY_CLIPPED
-        if ch.count >= (OD_UNCHOPPED if ch.unchopped else OD_BUFFER) or (
-            ch.count * ch.period_ns >= (1e9 if ch.unchopped else OD_CHOP_LIMIT_NS)
-        ):
+        ch.open_flags |= clipped & ENTRY_CLIPPED
+        if ch.count >= ch.most_count:
             od_close(s, ch, False)
-    if mains_block_due(&ch.mains, &s.line, ch.newest_ns):
-        mains_end_block(&ch.mains, &s.line, ch.newest_ns + <int64_t>(0.5 * ch.period_ns), ch.period_ns)
-    if ch.newest_ns >= s.grid_ns:
-        return od_grid(s, ch.newest_ns)
+    if <int32_t>(index - ch.due_index) >= 0:
+        now_ns = od_end_ns(ch, index)
+        if now_ns >= s.grid_ns:
+            return od_grid(s, now_ns)
     return 0
 
 
@@ -978,8 +1062,3 @@ cdef inline int od_take(OdState* s, Reading* out) noexcept nogil:
     out[0] = s.out[s.taken]
     s.taken += 1
     return 1
-
-
-cdef inline int od_reference_stalled(const OdState* s, int64_t now_ns) noexcept nogil:
-    """1 when the reference has been silent for longer than it is waited for."""
-    return s.reference >= 0 and now_ns - s.channel[s.reference].newest_ns > OD_STALL_NS

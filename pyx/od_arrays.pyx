@@ -53,12 +53,13 @@ def tukey_mean(values, double scale, double start=float("nan")):
     cdef const double[::1] x = np.ascontiguousarray(values, dtype=np.float64)
     cdef double[::1] weight = np.ones(x.shape[0])
     cdef double level = start
-    cdef double kept = 0.0
+    cdef double[::1] final = np.ones(x.shape[0])
+    cdef double kept
     if x.shape[0] == 0 or not scale > 0.0:
         raise ValueError(f"tukey_mean needs values and a scale above 0, got {x.shape[0]} values and scale {scale}")
     if level != level:
         level = np.median(values)
-    od.od_iterate(&x[0], &weight[0], <int>x.shape[0], scale, &level, &kept)
+    kept = od.od_iterate(&x[0], &weight[0], <int>x.shape[0], scale, &level, &final[0])
     return level, kept
 
 
@@ -79,7 +80,7 @@ def winsorised_scale(values, double centre, double start):
 def culture_density(means, double block_s=1.0):
     cdef culture_noise.CultureNoise noise
     cdef double mean
-    culture_noise.culture_noise_clear(&noise, block_s)
+    culture_noise.culture_noise_clear(&noise, block_s, block_s)
     for mean in means:
         culture_noise.culture_noise_push(&noise, mean)
     return noise.density, noise.slope, noise.slope_se
@@ -132,30 +133,34 @@ cdef class ConverterClock:
 cdef class MainsTracker:
     cdef mains.MainsLine line
     cdef mains.MainsChannel channel
-    cdef int64_t time_ns
+    cdef double time_ns
+    cdef uint32_t index
 
     def __cinit__(self, double forced_hz=0.0):
         mains.mains_line_init(&self.line, forced_hz)
         mains.mains_channel_init(&self.channel, &self.line)
-        self.time_ns = -1
+        self.time_ns = 0.0
+        self.index = 0
 
     def push(self, values, learn, double period_ns):
         cdef const double[::1] value = np.ascontiguousarray(values, dtype=np.float64)
         cdef const uint8_t[::1] off = np.ascontiguousarray(learn, dtype=np.uint8)
-        cdef Py_ssize_t i
-        cleaned = np.empty(value.shape[0])
+        cdef Py_ssize_t n = value.shape[0]
+        cdef Py_ssize_t begin = 0
+        cdef Py_ssize_t end
+        cleaned = np.array(values, dtype=np.float64)
         cdef double[::1] out = cleaned
-        cdef double middle_ns = self.time_ns
-        if self.time_ns < 0:
-            self.time_ns = 0
-            middle_ns = 0.0
-            mains.mains_resync(&self.channel, 0, period_ns)
-        for i in range(value.shape[0]):
-            out[i] = mains.mains_take(&self.channel, value[i], off[i])
-            middle_ns += period_ns
-            if mains.mains_block_due(&self.channel, &self.line, <int64_t>middle_ns):
-                mains.mains_end_block(&self.channel, &self.line, <int64_t>middle_ns, period_ns)
-        self.time_ns = <int64_t>middle_ns
+        if self.index == 0:
+            mains.mains_resync(&self.channel, 0, 0, period_ns)
+        while begin < n:
+            end = begin + 1
+            while end < n and end - begin < 64 and off[end] == off[begin]:
+                end += 1
+            mains.mains_run(&self.channel, &out[begin], <int>(end - begin), self.index, off[begin])
+            self.index += <uint32_t>(end - begin)
+            self.time_ns += (end - begin) * period_ns
+            begin = end
+            mains.mains_end_block(&self.channel, &self.line, self.index, <int64_t>self.time_ns, period_ns)
         return cleaned
 
     @property

@@ -141,8 +141,11 @@ cdef inline void port_trace_tend(Port* port, int64_t now_ns) noexcept nogil:
 
 
 cdef inline void port_trace_for(Port* port, int64_t now_ns, double seconds) noexcept nogil:
-    """Trace for so long from now; 0 stops."""
+    """Trace at least for so long from now: several may ask, and none ends what another asked for."""
     cdef bint was_off = port.trace_until_ns == 0
-    port.trace_until_ns = now_ns + <int64_t>(seconds * 1e9) if seconds > 0 else 0
-    if was_off and port.trace_until_ns:
+    cdef int64_t until_ns = now_ns + <int64_t>(seconds * 1e9)
+    if seconds <= 0 or until_ns <= port.trace_until_ns:
+        return
+    port.trace_until_ns = until_ns
+    if was_off:
         port_snapshot(port, now_ns)

@@ -99,7 +99,7 @@ cdef enum:
     COMMAND_OD_STOP = 3
     COMMAND_BLANK = 4        # channel, value (unit of the reading's value); NaN clears it
     COMMAND_LED = 5          # value: intensity of the OD LED, percent
-    COMMAND_TRACE = 6        # value: seconds from now during which the trace is written; 0 stops
+    COMMAND_TRACE = 6        # value: seconds from now during which at least the trace is written
     COMMAND_STIR_RPM = 7     # value: target rpm
     COMMAND_STIR_DUTY = 8    # value: open-loop duty, percent
     COMMAND_STIR_STOP = 9

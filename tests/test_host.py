@@ -128,13 +128,13 @@ def test_a_bad_request_is_answered_with_the_field_it_is_about(tmp_path, request_
     assert answer["error"]["message"]
 
 
-def test_the_loop_refuses_what_the_controller_refuses(tmp_path):
+def test_a_refused_target_leaves_the_one_in_force(tmp_path):
     twin = make_twin(tmp_path)
     list(twin.run(1))
     ask(twin, {"command": "set", "job": "stirring", "setting": "target_rpm", "value": 600})
     answer, _ = ask(twin, {"command": "set", "job": "stirring", "setting": "target_rpm", "value": 10})  # below the floor
     assert answer["ok"] is False
-    assert ("stirring", "target_rpm") in twin.host.settings
+    assert "60 to 1500 rpm" in answer["error"]["message"]
     assert twin.host.settings["stirring", "target_rpm"]["value"] == 600
 
 

@@ -220,6 +220,14 @@ def _first_unit(page: Page) -> str:
     return sorted(_until("three live units", lambda: len(found := _cards(page)) == 3 and found))[0]
 
 
+def _open_unit(page: Page) -> None:
+    """Open the first unit's page and wait until it is complete: before that, what is clicked may still move."""
+    page.open(f"/units/{_first_unit(page)}")
+    _until("the charts are drawn", lambda: len(page.all("#charts .chart canvas")) >= 3)
+    _until("the parameters of the simulation come", lambda: len(page.all(".parameter")) > 10)
+    _until("the target in force is shown", lambda: page.one("#set-target_rpm").get_attribute("value"))
+
+
 def test_three_units_are_live_and_their_od_changes(page: Page) -> None:
     first = _until(
         "three live units with readings", lambda: len(found := _cards(page)) == 3 and found, START_DEADLINE_S
@@ -248,8 +256,7 @@ def test_the_link_is_good_once(page: Page) -> None:
 
 
 def test_target_speed_is_set_and_reached(page: Page) -> None:
-    page.open(f"/units/{_first_unit(page)}")
-    _until("the target in force is shown", lambda: page.one("#set-target_rpm").get_attribute("value"))
+    _open_unit(page)
     page.type("#set-target_rpm", str(TARGET_RPM))
     page.click("form:has(#set-target_rpm) button")
     _until("the worker's answer is shown", lambda: "✓" in page.text("form:has(#set-target_rpm) output"))
@@ -259,8 +266,7 @@ def test_target_speed_is_set_and_reached(page: Page) -> None:
 
 
 def test_a_refused_target_says_why_and_changes_nothing(page: Page) -> None:
-    page.open(f"/units/{_first_unit(page)}")
-    _until("the target in force is shown", lambda: page.one("#set-target_rpm").get_attribute("value"))
+    _open_unit(page)
     page.driver.execute_script("arguments[0].noValidate = true", page.one("form:has(#set-target_rpm)"))
     page.type("#set-target_rpm", "99999")
     page.click("form:has(#set-target_rpm) button")
@@ -269,7 +275,7 @@ def test_a_refused_target_says_why_and_changes_nothing(page: Page) -> None:
 
 
 def test_a_blank_is_taken_and_cleared(page: Page) -> None:
-    page.open(f"/units/{_first_unit(page)}")
+    _open_unit(page)
     od = "[data-tile^=od] .hint"
     _until("readings without a blank", lambda: "no blank subtracted" in page.text(od))
     page.click("#take-blank")
@@ -280,7 +286,7 @@ def test_a_blank_is_taken_and_cleared(page: Page) -> None:
 
 
 def test_a_job_is_stopped_and_started(page: Page) -> None:
-    page.open(f"/units/{_first_unit(page)}")
+    _open_unit(page)
     button, state = "[data-job=temperature_automation] button", "[data-job=temperature_automation] .job-state"
     _until("the job runs", lambda: page.text(state) == "ready")
     page.click(button)
@@ -293,8 +299,8 @@ def test_a_job_is_stopped_and_started(page: Page) -> None:
 
 
 def test_scope_spectrum_and_lateness_are_shown(page: Page) -> None:
-    page.open(f"/units/{_first_unit(page)}")
-    page.driver.execute_script("arguments[0].scrollIntoView()", _until("the scope", lambda: page.one("#scope")))
+    _open_unit(page)
+    page.driver.execute_script("arguments[0].scrollIntoView()", page.one("#scope"))
     _until("raw conversions are drawn", lambda: re.search(r"[1-9]\d* of \d+ conversions shown", page.text("#scope")))
     assert len(page.all("#scope canvas")) == 2
     page.click("#scope button")
@@ -305,8 +311,7 @@ def test_scope_spectrum_and_lateness_are_shown(page: Page) -> None:
 
 
 def test_a_disturbance_is_switched_on(page: Page) -> None:
-    page.open(f"/units/{_first_unit(page)}")
-    _until("the parameters come", lambda: len(page.all(".parameter")) > 10)
+    _open_unit(page)
     # the first group is open; a parameter that is at its default is raised a little and put back
     name = page.one("details[open] .parameter input").get_attribute("id")
     before = float(page.one(f"#{name}").get_attribute("value"))

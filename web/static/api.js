@@ -1,5 +1,5 @@
 // Purpose: every request to the documented HTTP API (docs/http-api.md) goes through here.
-// A refusal, whether by the leader or by the worker behind it, becomes one ApiError with message, field, limit and remedy.
+// A refusal, by the leader or by the worker behind it, becomes one ApiError with message, field, limit and remedy.
 
 const TIMEOUT_MS = 20_000;
 let skew_s = 0;

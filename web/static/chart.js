@@ -157,7 +157,7 @@ export class Chart {
   }
 
   #height() {
-    return this.place.clientWidth < 480 ? 190 : 240;
+    return matchMedia("(max-width: 560px)").matches ? 190 : 240;
   }
 
   /** Value range: the data with a margin, never narrower than the quantity's least span. */
