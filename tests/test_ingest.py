@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+import stirbar.bridge.ingest as ingest_module
 import units
 from stirbar.bridge.broker import Broker
 from stirbar.bridge.ingest import CommandNotSent, CommandTimeout, Ingest
@@ -70,7 +71,8 @@ class Leader:
 
 
 @pytest.fixture
-def leader(tmp_path):
+def leader(tmp_path, monkeypatch):
+    monkeypatch.setattr(ingest_module, "COMMIT_INTERVAL_S", 0.2)  # the tests' patience, not what is tested
     one = Leader(tmp_path)
     yield one
     one.close()
@@ -112,7 +114,9 @@ def test_every_acknowledgement_is_in_the_file_when_it_is_heard(leader):
     assert len({through for through, _ in checked}) >= 3
 
 
-def test_no_more_than_one_commit_a_second(leader):
+def test_no_more_than_one_commit_a_second(leader, monkeypatch):
+    monkeypatch.undo()
+    assert ingest_module.COMMIT_INTERVAL_S == 1.0
     unit = leader.unit("vial1", 1)
     start = time.monotonic()
     commits = leader.store.counters()["commits"]
