@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 COMMIT_INTERVAL_S = 1.0
 RECONNECT_MAXIMUM_S = 5.0  # the broker is near, and everything waits for it
 CLOSE_LIMIT_S = 2.0
+RECOVER_S = 0.5
+MESSAGES_A_ROUND = 64  # before commands, commits and the keep-alive are looked after again
+TOPICS_MAXIMUM = 50_000  # that are remembered parsed
 DROPPED_TOPIC = "$SYS/broker/publish/messages/dropped"
 EVENT, RAW, STATUS = STREAM_IDS["event"], STREAM_IDS["raw"], STREAM_IDS["status"]
 COUNTERS = (
@@ -145,6 +148,7 @@ class Ingest:
 
         # of the ingest thread alone
         self._by_name: dict[str, LiveUnit] = {}
+        self._topics: dict[str, tuple[topics.UnitTopic, LiveUnit]] = {}
         self._conflicts: set[frozenset[bytes]] = set()
         self._next_commit = 0.0
         self._connected = False
@@ -251,10 +255,26 @@ class Ingest:
     # The thread
 
     def _run(self) -> None:
+        self._next_commit = time.monotonic() + COMMIT_INTERVAL_S
+        while not self._stopping:
+            try:
+                self._serve()
+            except Exception as error:  # neither our own mistakes nor paho's may deafen the leader
+                self._counters["internal_errors"] += 1
+                self._log("error", f"connection given up after {type(error).__name__}: {error}", "internal")
+                self._session.close(time.monotonic, 0.0)
+                self._offline()
+                time.sleep(RECOVER_S)
+        self._commit(time.monotonic())
+        self._session.publish(self._state_topic, topics.STATE_OFFLINE, 1, True)
+        self._session.close(time.monotonic, CLOSE_LIMIT_S)
+        self._offline()
+
+    def _serve(self) -> None:
+        """Poll, hear, commit, until `stop`."""
         poller = zmq.Poller()
         poller.register(self._wake, zmq.POLLIN)
-        watched, flags = -1, 0
-        self._next_commit = time.monotonic() + COMMIT_INTERVAL_S
+        watched = (-1, 0)
         while not self._stopping:
             now = time.monotonic()
             self._session.step(now)
@@ -262,23 +282,28 @@ class Ingest:
             if now >= self._next_commit:
                 self._commit(now)
                 self._cpu_s = time.thread_time()
-            wanted, wanted_flags = self._session.interest()
-            if (wanted, wanted_flags) != (watched, flags):
-                if watched >= 0:
-                    poller.unregister(watched)
-                if wanted >= 0:
-                    poller.register(wanted, wanted_flags)
-                watched, flags = wanted, wanted_flags
+            wanted = self._session.interest()
+            if wanted != watched:
+                if watched[0] >= 0:
+                    poller.unregister(watched[0])
+                if wanted[0] >= 0:
+                    poller.register(*wanted)
+                watched = wanted
             wait_s = min(self._session.due, self._next_commit) - time.monotonic()
             for descriptor, events in poller.poll(max(0, math.ceil(wait_s * 1000))):
                 if descriptor == self._wake:
                     os.eventfd_read(self._wake)
                 else:
-                    self._session.handle(events, time.monotonic())
-        self._commit(time.monotonic())
-        self._session.publish(self._state_topic, topics.STATE_OFFLINE, 1, True)
-        self._session.close(time.monotonic, CLOSE_LIMIT_S)
-        self._offline()
+                    self._hear(events)
+
+    def _hear(self, events: int) -> None:
+        """Take what has come on the socket: one message a call of paho, so as long as each call brings one."""
+        now = time.monotonic()
+        for _ in range(MESSAGES_A_ROUND):
+            before = self._counters["messages"]
+            self._session.handle(events, now)
+            if self._counters["messages"] == before:
+                return
 
     def _send_what_waits(self) -> None:
         """Commands and assignments that other threads left."""
@@ -356,11 +381,16 @@ class Ingest:
         topic = "?"
         try:
             topic = message.topic
-            parsed = topics.parse_unit_topic(self._data_root, topic)
-            if parsed is None:
-                self._foreign(topic, payload, message.retain)
-                return
-            unit = self._known(bytes.fromhex(parsed.unit_id))
+            found = self._topics.get(topic)
+            if found is None:
+                parsed = topics.parse_unit_topic(self._data_root, topic)
+                if parsed is None:
+                    self._foreign(topic, payload, message.retain)
+                    return
+                if len(self._topics) >= TOPICS_MAXIMUM:
+                    self._topics.clear()
+                found = self._topics[topic] = (parsed, self._known(bytes.fromhex(parsed.unit_id)))
+            parsed, unit = found
             if not message.retain:
                 unit.last_seen = time.time()
             _HANDLERS[parsed.leaf](self, unit, parsed, message)

@@ -532,5 +532,9 @@ class SqliteStore(SqliteReader):
             except StoreUnavailable:
                 pass  # counted; what was not committed was not acknowledged
             self.close_readers()
+            try:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error:
+                pass  # somebody still reads: the next opening does it
             self._writer.close()
             os.close(self._flock)
