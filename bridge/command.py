@@ -8,7 +8,7 @@ import sys
 from stirbar.bridge.log import Log
 from stirbar.bridge.relay import Settings, serve
 from stirbar.bridge.session import Broker
-from stirbar.core import identity, paths
+from stirbar.core import identity, paths, sockets
 from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
 
 TYPE_CHECKING = False
@@ -36,6 +36,7 @@ def settings_from_config(config: Config) -> Settings:
         unit=unit,
         unit_id=unit_id,
         worker_address=paths.worker_address(config),
+        worker_key_file=sockets.local_key_file(directory),
         spool_directory=spool or os.path.join(directory, "spool"),
         broker=broker,
         spool_limit_bytes=int(config.get("bridge.config", "spool_limit_mb")) * 1_000_000,
