@@ -469,6 +469,13 @@ cdef class Loop:
         """Parameters of the simulated vial in force: {name: value}."""
         return {name: self.state.sim.parameter[i] for i, name in enumerate(self.simulation_names)}
 
+    def code_addresses(self):
+        """Where compiled functions lie, for a profiler that has no symbols: {"vial": [...], "ticks": [...]}."""
+        cdef Hal* hal = &self.state.hal
+        vial = [<size_t>hal.adc_start, <size_t>hal.adc_read, <size_t>hal.led_write, <size_t>hal.temperature_read,
+                <size_t>hal.edges_read, <size_t>hal.stirrer_write]
+        return {"vial": vial, "ticks": [<size_t>self.state.tasks[i].run for i in range(TASKS)]}
+
     def build_id(self):
         """Names the compiled code: equal ids give bit-identical replays on one architecture."""
         return STIRBAR_BUILD_ID.decode()
