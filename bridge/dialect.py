@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Reading = dict[str, float | int]
 
 JOBS = ("od_reading", "stirring", "temperature_automation", "monitor")
-MONITOR = "monitor"
+MONITOR = topics.MONITOR
 READY, SLEEPING, DISCONNECTED, LOST = "ready", "sleeping", "disconnected", "lost"
 SETTABLE = {
     ("stirring", "target_rpm"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 BROADCAST: Final = "$broadcast"
 UNIVERSAL_EXPERIMENT: Final = "$experiment"
+MONITOR: Final = "monitor"  # the job that belongs to no experiment
 NO_EXPERIMENT: Final = "$no_experiment_present"
 ASSIGNMENT: Final = "assignment"
 STATE_SETTING: Final = "$state"
