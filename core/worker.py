@@ -15,13 +15,15 @@ import sys
 import zmq
 from stirbar.core import identity, paths
 from stirbar.core.commands import Commands
-from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
+from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options
 from stirbar.core.host import Host
 from stirbar.core.vitals import Vitals
 from stirbar.rt.loop import HardwareError, Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from stirbar.core.config import Config
 
 # The host steps this long after each grid point, when the readings of that point are in the ring.
@@ -189,18 +191,29 @@ def _version() -> str:
     return VERSION
 
 
+def parse_options(argv: list[str]) -> Namespace | PlainOptions:
+    """The options of `stirbar worker`; argparse is loaded only to explain them."""
+    options: Namespace | PlainOptions | None = read_options(argv, ("--simulate",))
+    if isinstance(options, PlainOptions):
+        simulate = "--simulate" in options.flags
+    else:
+        import argparse
+
+        parser = argparse.ArgumentParser(prog="stirbar worker", description="Run the controller of one vial.")
+        parser.add_argument("--simulate", action="store_true", help="drive a simulated vial instead of hardware")
+        add_config_options(parser)
+        options = parser.parse_args(argv)
+        simulate = options.simulate
+    if simulate:
+        options.set.append("unit.simulate=1")
+    return options
+
+
 def main(argv: list[str]) -> int:
     """`stirbar worker`"""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="stirbar worker", description="Run the controller of one vial.")
-    parser.add_argument("--simulate", action="store_true", help="drive a simulated vial instead of hardware")
-    add_config_options(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.simulate:
-        arguments.set = [*(arguments.set or []), "unit.simulate=1"]
+    options = parse_options(argv)
     try:
-        process = WorkerProcess(config_from_arguments(arguments))
+        process = WorkerProcess(config_from_arguments(options))
     except (ConfigError, WorkerError, HardwareError, ValueError, OSError) as error:
         print(f"stirbar worker: {error}", file=sys.stderr)
         return 1
