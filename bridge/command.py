@@ -23,16 +23,12 @@ def settings_from_config(config: Config) -> Settings:
     unit = paths.unit_name(config)
     directory = paths.data_directory(config)
     unit_id = identity.unit_id(directory)
-    password_file = os.path.expanduser(str(config.get("mqtt", "password_file") or ""))
-    password = ""
-    if password_file:
-        with open(password_file) as file:
-            password = file.readline().rstrip("\n")
+    username, password = account(config, unit)
     broker = Broker(
         str(config.get("mqtt", "broker_address")).split(";")[0].strip(),
         int(config.get("mqtt", "broker_port")),
         f"stirbar-{unit_id.hex()}",
-        str(config.get("mqtt", "username") or ""),
+        username,
         password,
         bool(config.get("mqtt", "use_tls")),
         os.path.expanduser(str(config.get("mqtt", "ca_file") or "")),
@@ -53,6 +49,18 @@ def settings_from_config(config: Config) -> Settings:
         reconnect_maximum_s=float(config.get("bridge.config", "reconnect_maximum_s")),
         with_raw=bool(config.get("od_reading.config", "raw")),
     )
+
+
+def account(config: Config, unit: str) -> tuple[str, str]:
+    """User name and password for the broker: those of the config, else what a leader on this machine issued, else none."""
+    username = str(config.get("mqtt", "username") or "")
+    password_file = os.path.expanduser(str(config.get("mqtt", "password_file") or ""))
+    if not password_file and not username and os.path.exists(paths.local_password_file(config)):
+        username, password_file = unit, paths.local_password_file(config)
+    if not password_file:
+        return username, ""
+    with open(password_file) as file:
+        return username, file.readline().rstrip("\n")
 
 
 def main(argv: list[str]) -> int:

@@ -17,6 +17,7 @@ import zmq
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from stirbar.bridge import topics
+from stirbar.bridge.calls import Calls, CommandNotSent, CommandTimeout
 from stirbar.bridge.live import (
     STATES,
     LiveUnit,
@@ -50,9 +51,14 @@ if TYPE_CHECKING:
 
     Listener = Callable[[str, str, dict[str, Any]], None]
 
+__all__ = ["CommandNotSent", "CommandTimeout", "Ingest"]
+
 COMMIT_INTERVAL_S = 1.0
 RECONNECT_MAXIMUM_S = 5.0  # the broker is near, and everything waits for it
 CLOSE_LIMIT_S = 2.0
+RECOVER_S = 0.5
+MESSAGES_A_ROUND = 64  # before commands, commits and the keep-alive are looked after again
+TOPICS_MAXIMUM = 50_000  # that are remembered parsed
 DROPPED_TOPIC = "$SYS/broker/publish/messages/dropped"
 EVENT, RAW, STATUS = STREAM_IDS["event"], STREAM_IDS["raw"], STREAM_IDS["status"]
 COUNTERS = (
@@ -64,29 +70,6 @@ COUNTERS = (
     "late_replies",
     "internal_errors",
 )
-
-
-class CommandTimeout(TimeoutError):
-    """The unit did not answer in time; the command has expired and will not be done later."""
-
-
-class CommandNotSent(ConnectionError):
-    """There is no connection to the broker now; the unit has not heard of the command."""
-
-
-class _Call:
-    """One command on its way. Synchronization: `done` is set last, by the ingest thread."""
-
-    __slots__ = ("correlation", "done", "payload", "reply", "timeout_s", "unit_id", "unsent")
-
-    def __init__(self, unit_id: bytes, request: dict[str, Any], timeout_s: float) -> None:
-        self.correlation = secrets.token_bytes(16)
-        self.unit_id = unit_id
-        self.payload = json.dumps({"id": self.correlation.hex(), **request}).encode()
-        self.timeout_s = timeout_s
-        self.done = threading.Event()
-        self.reply: dict[str, Any] | None = None
-        self.unsent = False
 
 
 class Ingest:
@@ -131,20 +114,20 @@ class Ingest:
             lambda mid: None,
         )
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._calls = Calls(self._poke)
         self._thread: threading.Thread | None = None
         self._stopping = False
 
         self._lock = threading.RLock()  # protects what follows, to the blank line
         self._units: dict[bytes, LiveUnit] = {}
         self._assignments: dict[bytes, str] = store.assignments()
-        self._calls: deque[_Call] = deque()
-        self._waiting: dict[bytes, _Call] = {}
         self._outbox: deque[tuple[str, bytes]] = deque()  # retained messages of other threads
         self._listeners: tuple[Listener, ...] = ()
         self._counters = dict.fromkeys(COUNTERS, 0)
 
         # of the ingest thread alone
         self._by_name: dict[str, LiveUnit] = {}
+        self._topics: dict[str, tuple[topics.UnitTopic, LiveUnit]] = {}
         self._conflicts: set[frozenset[bytes]] = set()
         self._next_commit = 0.0
         self._connected = False
@@ -189,21 +172,7 @@ class Ingest:
 
         Raises CommandTimeout when none comes in time, CommandNotSent when there is no broker.
         """
-        call = _Call(unit_id, request, timeout_s)
-        with self._lock:
-            if not self._connected:
-                raise CommandNotSent("the leader has no connection to its broker now")
-            self._waiting[call.correlation] = call
-            self._calls.append(call)
-        self._poke()
-        answered = call.done.wait(timeout_s)
-        with self._lock:
-            self._waiting.pop(call.correlation, None)
-        if call.unsent:
-            raise CommandNotSent("the leader lost the connection to its broker")
-        if not answered or call.reply is None:
-            raise CommandTimeout(f"unit {unit_id.hex()} did not answer within {timeout_s:g} s")
-        return call.reply
+        return self._calls.ask(unit_id, request, timeout_s)
 
     def units(self) -> list[dict[str, Any]]:
         """All units now, in order of name: see `LiveUnit.snapshot`."""
@@ -251,10 +220,26 @@ class Ingest:
     # The thread
 
     def _run(self) -> None:
+        self._next_commit = time.monotonic() + COMMIT_INTERVAL_S
+        while not self._stopping:
+            try:
+                self._serve()
+            except Exception as error:  # neither our own mistakes nor paho's may deafen the leader
+                self._counters["internal_errors"] += 1
+                self._log("error", f"connection given up after {type(error).__name__}: {error}", "internal")
+                self._session.close(time.monotonic, 0.0)
+                self._offline()
+                time.sleep(RECOVER_S)
+        self._commit(time.monotonic())
+        self._session.publish(self._state_topic, topics.STATE_OFFLINE, 1, True)
+        self._session.close(time.monotonic, CLOSE_LIMIT_S)
+        self._offline()
+
+    def _serve(self) -> None:
+        """Poll, hear, commit, until `stop`."""
         poller = zmq.Poller()
         poller.register(self._wake, zmq.POLLIN)
-        watched, flags = -1, 0
-        self._next_commit = time.monotonic() + COMMIT_INTERVAL_S
+        watched = (-1, 0)
         while not self._stopping:
             now = time.monotonic()
             self._session.step(now)
@@ -262,23 +247,28 @@ class Ingest:
             if now >= self._next_commit:
                 self._commit(now)
                 self._cpu_s = time.thread_time()
-            wanted, wanted_flags = self._session.interest()
-            if (wanted, wanted_flags) != (watched, flags):
-                if watched >= 0:
-                    poller.unregister(watched)
-                if wanted >= 0:
-                    poller.register(wanted, wanted_flags)
-                watched, flags = wanted, wanted_flags
+            wanted = self._session.interest()
+            if wanted != watched:
+                if watched[0] >= 0:
+                    poller.unregister(watched[0])
+                if wanted[0] >= 0:
+                    poller.register(*wanted)
+                watched = wanted
             wait_s = min(self._session.due, self._next_commit) - time.monotonic()
             for descriptor, events in poller.poll(max(0, math.ceil(wait_s * 1000))):
                 if descriptor == self._wake:
                     os.eventfd_read(self._wake)
                 else:
-                    self._session.handle(events, time.monotonic())
-        self._commit(time.monotonic())
-        self._session.publish(self._state_topic, topics.STATE_OFFLINE, 1, True)
-        self._session.close(time.monotonic, CLOSE_LIMIT_S)
-        self._offline()
+                    self._hear(events)
+
+    def _hear(self, events: int) -> None:
+        """Take what has come on the socket: one message a call of paho, so as long as each call brings one."""
+        now = time.monotonic()
+        for _ in range(MESSAGES_A_ROUND):
+            before = self._counters["messages"]
+            self._session.handle(events, now)
+            if self._counters["messages"] == before:
+                return
 
     def _send_what_waits(self) -> None:
         """Commands and assignments that other threads left."""
@@ -288,22 +278,15 @@ class Ingest:
                     break
                 topic, payload = self._outbox.popleft()
             self._session.publish(topic, payload, 1, True)
-        while True:
-            with self._lock:
-                if not self._calls:
-                    return
-                call = self._calls.popleft()
-                if call.correlation not in self._waiting:
-                    continue  # too late already
-                unit = self._known(call.unit_id)
-                self._counters["commands"] += 1
+        for call in self._calls.take():
+            own = self._known(call.unit_id).topics
+            self._counters["commands"] += 1
             properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-            properties.ResponseTopic = unit.topics.reply
+            properties.ResponseTopic = own.reply
             properties.CorrelationData = call.correlation
             properties.MessageExpiryInterval = max(1, math.ceil(call.timeout_s))
-            if not self._session.publish(unit.topics.command, call.payload, 1, False, properties):
-                call.unsent = True
-                call.done.set()
+            if not self._session.publish(own.command, call.payload, 1, False, properties):
+                call.fail()
 
     def _online(self) -> None:
         with self._lock:
@@ -313,15 +296,13 @@ class Ingest:
                 unit.assigned = None
             for unit in self._units.values():
                 self._tell_assignment(unit)
+        self._calls.open()
         self._session.publish(self._state_topic, topics.STATE_ONLINE, 1, True)
 
     def _offline(self) -> None:
         with self._lock:
             self._connected = False
-            waiting = list(self._waiting.values())
-        for call in waiting:
-            call.unsent = True
-            call.done.set()
+        self._calls.close()
 
     def _tell_assignment(self, unit: LiveUnit) -> None:
         """Say the assignment again, retained: the broker may have forgotten it, or the unit got a new name."""
@@ -356,11 +337,16 @@ class Ingest:
         topic = "?"
         try:
             topic = message.topic
-            parsed = topics.parse_unit_topic(self._data_root, topic)
-            if parsed is None:
-                self._foreign(topic, payload, message.retain)
-                return
-            unit = self._known(bytes.fromhex(parsed.unit_id))
+            found = self._topics.get(topic)
+            if found is None:
+                parsed = topics.parse_unit_topic(self._data_root, topic)
+                if parsed is None:
+                    self._foreign(topic, payload, message.retain)
+                    return
+                if len(self._topics) >= TOPICS_MAXIMUM:
+                    self._topics.clear()
+                found = self._topics[topic] = (parsed, self._known(bytes.fromhex(parsed.unit_id)))
+            parsed, unit = found
             if not message.retain:
                 unit.last_seen = time.time()
             _HANDLERS[parsed.leaf](self, unit, parsed, message)
@@ -504,10 +490,8 @@ class Ingest:
         self._stored.answer(unit.unit_id, parse_object(message.payload))
 
     def _on_reply(self, unit: LiveUnit, _: topics.UnitTopic, message: Any) -> None:
-        correlation = getattr(message.properties, "CorrelationData", None)
-        with self._lock:
-            call = self._waiting.get(correlation) if correlation else None
-        if call is None or call.unit_id != unit.unit_id:
+        call = self._calls.find(getattr(message.properties, "CorrelationData", None), unit.unit_id)
+        if call is None:
             self._counters["late_replies"] += 1
             return
         call.reply = parse_object(message.payload)

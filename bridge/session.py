@@ -32,6 +32,7 @@ CONNECT_TIMEOUT_S = 10.0  # for TCP, and again for the broker's answer
 FIRST_DELAY_S = 0.25
 STABLE_S = 5.0  # a connection that lasted this long starts the back-off afresh
 LIVE_BACKLOG_BYTES = 256 << 10  # QoS 0 is dropped (counted) while more than this waits for a stalled socket
+REFUSED_REMEDY = "the leader must let this unit in: name its account with [mqtt] username and password_file"
 IDLE, CONNECTING, GREETING, ONLINE = range(4)
 
 
@@ -218,7 +219,7 @@ class Session:
 
     def _connected(self, client: mqtt.Client, _: object, __: object, reason: Any, ___: object) -> None:
         if client is not self._client or reason.is_failure:
-            self._log("warning", f"broker refuses the connection: {reason}", "refused")
+            self._log("warning", f"broker refuses the connection: {reason} ({REFUSED_REMEDY})", "refused")
             return
         client.subscribe(
             [

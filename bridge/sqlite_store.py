@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from stirbar.bridge import blocks
 from stirbar.bridge.blocks import ROLLUP_LEVELS_S, SEQUENCE_BITS, Bucket, Coverage
 from stirbar.bridge.sqlite_reader import SqliteReader
+from stirbar.bridge.sqlite_rows import Pending, write_coverage
 from stirbar.bridge.store import StoreError, StoreUnavailable
 from stirbar.core.records import KIND_GAP, KIND_JSON, KIND_RAW_CHUNK, KIND_READINGS, READING_FIELDS
 
@@ -45,37 +46,6 @@ COUNTERS = (
 )
 
 _EXPERIMENT, _ANGLE, _HALF_CYCLE = (READING_FIELDS.index(name) for name in ("experiment", "angle", "half_cycle"))
-_READING_INSERT = "INSERT OR IGNORE INTO reading VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_ROLLUP_UPSERT = """
-    INSERT INTO rollup_{level}s VALUES (?,?,?,?,?,?,?,?)
-    ON CONFLICT (series, bucket) DO UPDATE SET
-        count = count + excluded.count,
-        low = min(ifnull(low, excluded.low), ifnull(excluded.low, low)),
-        high = max(ifnull(high, excluded.high), ifnull(excluded.high, high)),
-        sum = sum + excluded.sum,
-        first_sequence = min(first_sequence, excluded.first_sequence),
-        last_sequence = max(last_sequence, excluded.last_sequence)"""
-_CHUNK_UPSERT = """
-    INSERT INTO raw_chunk VALUES (?,?,?,?,?,?,?)
-    ON CONFLICT (series, first_sequence) DO UPDATE SET
-        count = excluded.count, raw_ns = excluded.raw_ns, monotonic_ns = excluded.monotonic_ns,
-        realtime_ns = excluded.realtime_ns, payload = excluded.payload
-    WHERE excluded.count > count"""
-
-
-class _Pending:
-    """What the next commit writes. Synchronization: under the store's lock."""
-
-    __slots__ = ("chunks", "events", "gaps", "rollups", "rows", "size", "touched")
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[Any, ...]] = []
-        self.rollups: dict[tuple[int, int], Bucket] = {}  # (series, bucket of the finest level)
-        self.events: list[tuple[Any, ...]] = []
-        self.chunks: list[tuple[Any, ...]] = []
-        self.gaps: list[tuple[Any, ...]] = []
-        self.touched: set[tuple[int, int]] = set()  # (run, stream) whose coverage grew
-        self.size = 0
 
 
 class SqliteStore(SqliteReader):
@@ -108,7 +78,7 @@ class SqliteStore(SqliteReader):
         except StoreError:
             os.close(self._flock)
             raise
-        self._pending = _Pending()
+        self._pending = Pending()
         self._counters = dict.fromkeys(COUNTERS, 0)
         self._last_error = ""
         self._last_commit_s = 0.0
@@ -196,7 +166,7 @@ class SqliteStore(SqliteReader):
     def _add_readings(
         self, header: Header, run: int, clock_ns: int, records: list[Any], new: list[tuple[int, int]]
     ) -> None:
-        rows = self._pending.rows
+        rows = self._pending.readings
         rollups = self._pending.rollups
         first_sequence = header.first_sequence
         span_ns = ROLLUP_LEVELS_S[0] * 1_000_000_000
@@ -255,18 +225,10 @@ class SqliteStore(SqliteReader):
                 return {}
             start = time.monotonic()
             with self._transaction("NORMAL"):
-                execute_many = self._writer.executemany
-                execute_many(_READING_INSERT, pending.rows)
-                self._write_rollups(pending.rollups)
-                execute_many("INSERT INTO event VALUES (?,?,?,?,?,?,?,?,?,?)", pending.events)
-                execute_many(_CHUNK_UPSERT, pending.chunks)
-                execute_many(
-                    "INSERT INTO gap (run, stream, first_sequence, count, reason, wall_ns) VALUES (?,?,?,?,?,?)",
-                    pending.gaps,
-                )
+                pending.write(self._writer)
                 for run, stream in pending.touched:
-                    self._write_coverage(run, stream)
-            self._pending = _Pending()
+                    write_coverage(self._writer, run, stream, self._coverage[run, stream].spans)
+            self._pending = Pending()
             self._counters["commits"] += 1
             self._last_commit_s = time.monotonic() - start
             moved = {}
@@ -311,46 +273,6 @@ class SqliteStore(SqliteReader):
         # a full disk or an I/O error may have rolled back already
         if self._writer.in_transaction:
             self._writer.execute("ROLLBACK")
-
-    def _write_rollups(self, finest: dict[tuple[int, int], Bucket]) -> None:
-        buckets = finest
-        for index, level in enumerate(ROLLUP_LEVELS_S):
-            if index:
-                ratio = level // ROLLUP_LEVELS_S[0]
-                buckets = {}
-                for (series, number), bucket in finest.items():
-                    key = (series, number // ratio)
-                    wider = buckets.get(key)
-                    if wider is None:
-                        wider = buckets[key] = Bucket(bucket.first_sequence)
-                    wider.merge(bucket)
-            self._writer.executemany(
-                _ROLLUP_UPSERT.format(level=level),
-                (
-                    (
-                        *key,
-                        bucket.count,
-                        bucket.low if bucket.count else None,
-                        bucket.high if bucket.count else None,
-                        bucket.total,
-                        bucket.first_sequence,
-                        bucket.last_sequence,
-                    )
-                    for key, bucket in buckets.items()
-                ),
-            )
-
-    def _write_coverage(self, run: int, stream: int) -> None:
-        spans = self._coverage[run, stream].spans
-        self._writer.execute(
-            "DELETE FROM coverage WHERE run = ? AND stream = ? AND (first_sequence > ? OR ?)",
-            (run, stream, spans[0][0], len(spans) > 1),
-        )
-        self._writer.executemany(
-            "INSERT INTO coverage VALUES (?,?,?,?) "
-            "ON CONFLICT (run, stream, first_sequence) DO UPDATE SET end_sequence = excluded.end_sequence",
-            ((run, stream, first, end) for first, end in spans),
-        )
 
     # The small tables' ids, given out in memory. Lock held.
 
@@ -511,7 +433,7 @@ class SqliteStore(SqliteReader):
     def counters(self) -> dict[str, Any]:
         with self._lock:
             waiting = {
-                "pending_readings": len(self._pending.rows),
+                "pending_readings": len(self._pending.readings),
                 "pending_bytes": self._pending.size,
                 "last_commit_s": self._last_commit_s,
                 "last_error": self._last_error,
@@ -532,5 +454,9 @@ class SqliteStore(SqliteReader):
             except StoreUnavailable:
                 pass  # counted; what was not committed was not acknowledged
             self.close_readers()
+            try:
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error:
+                pass  # somebody still reads: the next opening does it
             self._writer.close()
             os.close(self._flock)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     OnReply = Callable[[dict[str, object], list[bytes]], None]
 
 REQUEST_TIMEOUT_S = 10.0
+BLANK_DEFAULT_S, BLANK_LONGEST_S = 10.0, 1000.0
 PENDING_MAXIMUM = 256
 TELEMETRY_HIGH_WATER = 2000  # messages; what does not fit is a hole, and asked for again
 
@@ -64,7 +65,7 @@ class WorkerLink:
             self.command.send(json.dumps(body).encode(), zmq.NOBLOCK)
         except zmq.Again:
             return False
-        self._pending.setdefault(json.dumps(body.get("id")), []).append((now + REQUEST_TIMEOUT_S, on_reply))
+        self._pending.setdefault(json.dumps(body.get("id")), []).append((now + _patience_s(body), on_reply))
         self._waiting += 1
         return True
 
@@ -101,9 +102,16 @@ class WorkerLink:
                 del self._pending[key]
             self._waiting -= len(late)
             for _, on_reply in late:
-                error = {"message": f"the worker did not answer within {REQUEST_TIMEOUT_S:g} s", "field": ""}
+                error = {"message": "the worker did not answer in time", "field": ""}
                 on_reply({"id": json.loads(key), "ok": False, "error": error}, [])
 
     def close(self) -> None:
         self.telemetry.close()
         self.command.close()
+
+
+def _patience_s(body: dict[str, object]) -> float:
+    """How long to wait for an answer: a worker that takes a blank answers when it has averaged for so many seconds."""
+    seconds = body.get("seconds", BLANK_DEFAULT_S) if body.get("command") == "blank" else 0.0
+    averaged = float(seconds) if isinstance(seconds, int | float) and 0 < seconds < BLANK_LONGEST_S else 0.0
+    return REQUEST_TIMEOUT_S + averaged

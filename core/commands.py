@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # An id this long is taken as unique in the world: done once, answered again.
 UNIQUE_ID_LENGTH = 16
 REMEMBERED_IDS = 256
+# These change nothing: they may be done twice, and their answers are not worth the memory.
+ASKING = ("describe", "status", "settings", "config", "resend")
 RAW_SECONDS_MAXIMUM = 3600.0
 BLANK_SECONDS_MAXIMUM = 600.0
 RESEND_BYTES_MAXIMUM = 4_000_000
@@ -53,6 +55,8 @@ class Commands:
             return
         identifier = request.get("id")
         unique = identifier if isinstance(identifier, str) and len(identifier) >= UNIQUE_ID_LENGTH else None
+        if request.get("command") in ASKING:
+            unique = None
         if unique is not None:
             if unique in self._waiting:
                 self._waiting[unique].append(reply)

@@ -71,3 +71,8 @@ def worker_address(config: Config) -> str:
                 "choose a shorter [unit] runtime_directory"
             )
     return address
+
+
+def local_password_file(config: Config) -> str:
+    """Where a leader on this machine leaves the broker password of this machine's own unit."""
+    return os.path.join(data_directory(config), "mqtt_password")

@@ -113,7 +113,7 @@ cdef inline double chop_cost(double rate_hz, double mains_hz, double rpm, int k)
         for h in range(1, 13):
             leak = 0.5 * chop_leak(h * rpm / 60.0, rate_hz, k) / h
             total += leak * leak
-    return 4.0 * k / (k - 1.0) * (1.0 + 30.0 * total) * (1.0 + (k / 16.0) * (k / 16.0))
+    return 4.0 * k / (k - 1.0) * (1.0 + 100.0 * total) * (1.0 + (k / 16.0) * (k / 16.0))
 
 
 cdef inline int choose_half_cycle(double rate_hz, double mains_hz, double rpm, int low, int high) noexcept nogil:

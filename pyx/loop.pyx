@@ -22,6 +22,7 @@ from stirbar.rt.ring cimport (
 from stirbar.rt.sampling cimport (
     Sampler, housekeeping_tick, sampler_light, sampling_tick, temperature_tick)
 from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
+from stirbar.rt.sim_parameters cimport PARAM_COUNT
 from stirbar.rt.sleep_policy cimport sleep_for_ever, sleep_on_grid
 from stirbar.rt.stirring cimport StirConfig, stir_init
 from stirbar.rt.tasks cimport Task, drive
@@ -113,6 +114,7 @@ cdef class Loop:
     cdef bint lock_memory
     cdef int latency_fd
     cdef object latency_us
+    cdef tuple simulation_names
     cdef unsigned long long trace_sequences[THREADS]
 
     def __cinit__(self, config, *, bint virtual=False):
@@ -180,13 +182,16 @@ cdef class Loop:
     def _configure_simulation(self, config):
         cdef SimConfig sim
         cdef int i
-        from stirbar.core.simulation import PARAMETERS
-
-        sim.seed = config.get("simulation", "seed")
+        # the section's keys: the seed, then the parameters in the order of PARAM_* (a test holds them equal)
+        keys = [(key, value) for section, key, value in config.items() if section == "simulation"]
+        if len(keys) != PARAM_COUNT + 1 or keys[0][0] != "seed":
+            raise ValueError(f"[simulation] has {len(keys)} keys, this build knows a seed and {PARAM_COUNT} parameters")
+        self.simulation_names = tuple([key for key, _ in keys[1:]])
+        sim.seed = keys[0][1]
         for i in range(MAX_CHANNELS):
             sim.angle[i] = self.state.sampler.config.angle[i]
-        for parameter in PARAMETERS:
-            sim.parameter[<int>parameter.index] = config.get("simulation", parameter.name)
+        for i in range(PARAM_COUNT):
+            sim.parameter[i] = keys[i + 1][1]
         if sim_init(&self.state.sim, &sim, self.now_ns()):
             raise ValueError("[simulation] is outside what the model can do")
         sim_hal(&self.state.sim, &self.state.hal)
@@ -457,13 +462,12 @@ cdef class Loop:
         return self.state.sampler.half_cycle
 
     def simulated(self):
+        """Whether the hardware is the simulated vial."""
         return bool(self.is_simulated)
 
     def simulation_values(self):
         """Parameters of the simulated vial in force: {name: value}."""
-        from stirbar.core.simulation import PARAMETERS
-
-        return {parameter.name: self.state.sim.parameter[<int>parameter.index] for parameter in PARAMETERS}
+        return {name: self.state.sim.parameter[i] for i, name in enumerate(self.simulation_names)}
 
     def code_addresses(self):
         """Where compiled functions lie, for a profiler that has no symbols: {"vial": [...], "ticks": [...]}."""

@@ -18,7 +18,7 @@ from stirbar.rt.mains cimport (
     solve_cholesky,
 )
 from stirbar.rt.robust cimport (
-    TUKEY_C, CarriedScale, WINSOR_A, WINSOR_KAPPA, carried_scale_clear, carried_scale_push, mad_scale,
+    TRIM_A, TRIM_KAPPA, TUKEY_C, CarriedScale, carried_scale_clear, carried_scale_push, mad_scale,
     median_in_place, tukey_weight, winsorised_scale,
 )
 from stirbar.rt.types cimport (
@@ -55,6 +55,8 @@ cdef extern from *:
     #define STIRBAR_OD_STALL_NS 500000000     /* a channel that is silent for longer is not waited for */
     #define STIRBAR_OD_CHOP_LIMIT_NS 2.5e9    /* one level of the light for longer: it is not chopped */
     #define STIRBAR_OD_STEP_SIGMAS 8.0        /* off half-cycles that differ by more: a step of ambient light */
+    #define STIRBAR_OD_LEAST_NOISE 0.35       /* codes: below, neighbours' differences are 0 or 1 */
+    #define STIRBAR_OD_LEAST_COUNT 0.25       /* weight of a half-cycle whose conversions disagree altogether */
     #define STIRBAR_OD_FIRST_READING_S 0.2
     #define STIRBAR_OD_WARM_SLOPE 1.67e-6     /* of the reference, per second: 0.01 % a minute */
     #define STIRBAR_OD_WARM_S 60.0            /* LED is taken as warm after that where there is no reference */
@@ -63,6 +65,8 @@ cdef extern from *:
     const int64_t OD_STALL_NS "STIRBAR_OD_STALL_NS"
     const double OD_CHOP_LIMIT_NS "STIRBAR_OD_CHOP_LIMIT_NS"
     const double OD_STEP_SIGMAS "STIRBAR_OD_STEP_SIGMAS"
+    const double OD_LEAST_NOISE "STIRBAR_OD_LEAST_NOISE"
+    const double OD_LEAST_COUNT "STIRBAR_OD_LEAST_COUNT"
     const double OD_FIRST_READING_S "STIRBAR_OD_FIRST_READING_S"
     const double OD_WARM_SLOPE "STIRBAR_OD_WARM_SLOPE"
     const double OD_WARM_S "STIRBAR_OD_WARM_S"
@@ -317,47 +321,54 @@ cdef inline double od_scale_now(const CarriedScale* carried, double square, int3
 
 
 cdef inline void od_reduce(OdChannel* ch, OdHalf* half) noexcept nogil:
-    """Mean of the open half-cycle; with the LED on, one Tukey step from its median where there are three or more."""
+    """Mean of the open half-cycle; with the LED on, two Tukey steps from its median where there are three or more."""
     cdef double work[OD_BUFFER]
     cdef int n = ch.count
-    cdef int i
+    cdef int i, step
     cdef double total = 0.0
     cdef double weights = 0.0
-    cdef double scale, centre, inverse_cut, w, difference, cut, square
+    cdef int pairs = 0
+    cdef double scale, centre, inverse_cut, w, difference, cut
+    cdef double square = 0.0
     cdef bint on = ch.phase == PHASE_ON
     scale = ch.on_scale.value if on else ch.off_scale.value
-    cut = WINSOR_A * WINSOR_A * 2.0 * scale * scale if scale > 0.0 else INFINITY
-    square = 0.0
+    if 0.0 < scale < OD_LEAST_NOISE * ch.volts_per_code:
+        scale = OD_LEAST_NOISE * ch.volts_per_code
+    cut = 2.0 * TRIM_A * TRIM_A * scale * scale if scale > 0.0 else INFINITY
     for i in range(1, n):
         difference = ch.sample[i] - ch.sample[i - 1]
         difference *= difference
-        square += difference if difference < cut else cut
-    square *= 0.5 / (WINSOR_KAPPA if scale > 0.0 else 1.0)
+        if difference < cut:
+            square += difference
+            pairs += 1
+    square *= 0.5 / TRIM_KAPPA if scale > 0.0 else 0.5
     half.used = n
     half.rejected = 0
     if on:
         ch.on_square += square
-        ch.on_pairs += n - 1
+        ch.on_pairs += pairs
     else:
         ch.off_square += square
-        ch.off_pairs += n - 1
+        ch.off_pairs += pairs
     if on and n >= 3 and scale > 0.0:
         for i in range(n):
             work[i] = ch.sample[i]
         centre = median_in_place(work, n)
         inverse_cut = 1.0 / (TUKEY_C * scale)
-        for i in range(n):
-            w = tukey_weight(ch.sample[i] - centre, inverse_cut)
-            weights += w
-            total += w * (ch.sample[i] - centre)
-            if w == 0.0:
-                half.rejected += 1
-        if weights > 0.0:
-            half.mean_v = centre + total / weights
-            half.count = weights
-            return
+        for step in range(2):
+            total = 0.0
+            weights = 0.0
+            half.rejected = 0
+            for i in range(n):
+                w = tukey_weight(ch.sample[i] - centre, inverse_cut)
+                weights += w
+                total += w * (ch.sample[i] - centre)
+                if w == 0.0:
+                    half.rejected += 1
+            if weights > 0.0:
+                centre += total / weights
         half.mean_v = centre
-        half.count = 1.0
+        half.count = weights if weights > OD_LEAST_COUNT else OD_LEAST_COUNT
         return
     for i in range(n):
         total += ch.sample[i]
@@ -805,10 +816,13 @@ cdef inline void od_update_scales(OdState* s, OdChannel* ch, const OdWindow* win
         carried_scale_push(&ch.scale, winsorised_scale(work, n, centre, start), trusted)
     else:
         carried_scale_push(&ch.scale, mad_scale(work, n, centre), trusted)
-    if ch.on_pairs >= 32:
-        carried_scale_push(&ch.on_scale, sqrt(ch.on_square / ch.on_pairs), trusted)
     if ch.off_pairs >= 32:
         carried_scale_push(&ch.off_scale, sqrt(ch.off_square / ch.off_pairs), True)
+    if ch.on_pairs >= 32:
+        start = sqrt(ch.on_square / ch.on_pairs)
+        if ch.on_scale.count == 0 and 0.0 < 1.5 * ch.off_scale.value < start:
+            start = 1.5 * ch.off_scale.value  # whether light's own noise or bubbles: grows from here if it must
+        carried_scale_push(&ch.on_scale, start, trusted)
     ch.on_square = 0.0
     ch.off_square = 0.0
     ch.on_pairs = 0

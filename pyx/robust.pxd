@@ -16,8 +16,13 @@ cdef extern from *:
     /* winsorised variance: E[min(z^2, a^2)] for z ~ N(0, 1), a = 2.5 */
     #define STIRBAR_WINSOR_A 2.5
     #define STIRBAR_WINSOR_KAPPA 0.97756
+    /* trimmed variance: E[z^2 | |z| < a], a = 2.5 */
+    #define STIRBAR_TRIM_A 2.5
+    #define STIRBAR_TRIM_KAPPA 0.91126
     """
     const double TUKEY_C "STIRBAR_TUKEY_C"
+    const double TRIM_A "STIRBAR_TRIM_A"
+    const double TRIM_KAPPA "STIRBAR_TRIM_KAPPA"
     const double WINSOR_A "STIRBAR_WINSOR_A"
     const double WINSOR_KAPPA "STIRBAR_WINSOR_KAPPA"
 
@@ -114,15 +119,15 @@ cdef inline void carried_scale_clear(CarriedScale* carried) noexcept nogil:
 
 
 cdef inline void carried_scale_push(CarriedScale* carried, double scale, bint trusted) noexcept nogil:
-    """One scale a second. Untrusted ones (more than a tenth rejected) freeze it, until they go on disagreeing.
+    """One scale a second. Untrusted ones (more than a tenth rejected) freeze it, unless they are smaller.
 
-    A scale that is three times the carried one for SCALE_UNFREEZE seconds is a change of the noise, not a bubble.
+    One that is three times the carried one for SCALE_UNFREEZE seconds is a change of the noise, not a bubble.
     """
     cdef double sorted_copy[SCALE_HISTORY]
     cdef int i
     if not scale > 0.0:
         return
-    if not trusted and carried.count:
+    if not trusted and carried.count and scale > carried.value:
         if scale < 3.0 * carried.value:
             carried.frozen_seconds = 0
             return

@@ -92,9 +92,7 @@ class MqttUnit:
             "version": "9.9",
             "simulated": self.simulated,
             "experiment": "$no_experiment_present",
-            "channels": [
-                {"stream": "od2", "channel": 2, "angle": 90, "name": "90°", "unit": "AU", "volts_per_code": VOLTS_PER_CODE}
-            ],
+            "channels": [{"stream": "od2", "channel": 2, "angle": 90, "name": "90°", "volts_per_code": VOLTS_PER_CODE}],
             "jobs": {"stirring": {"state": "ready", "settable": ["target_rpm"]}},
             "limits": {"target_rpm": [0, 1500]},
         }
@@ -202,5 +200,7 @@ class MqttUnit:
             return {"ok": True, "result": {}}
         if name == "simulate":
             self.simulation |= body["set"]
+            return {"ok": True, "result": {"simulation": self.simulation}}
+        if name == "describe":
             return {"ok": True, "result": {"simulation": self.simulation}}
         return {"ok": True, "result": {"state": "ready"}}

@@ -106,3 +106,176 @@ def always_on_bound(noise_v: float, rate_hz: float, window_s: float) -> float:
     """B0: standard deviation of the mean of all conversions of the window, the LED always on."""
     quantised = np.hypot(noise_v, VOLTS_PER_CODE / np.sqrt(12))
     return float(quantised / np.sqrt(rate_hz * window_s))
+
+
+# --- the twin ---------------------------------------------------------------------------------------------------------
+
+TUKEY_C, TUKEY_LOSS = 4.685, 1.05
+
+
+class Half(NamedTuple):
+    phase: int
+    first: int
+    last: int
+    mean_v: float
+    weight: float
+    rejected: int
+    middle_ns: int
+
+
+class Period(NamedTuple):
+    """One chop period: an on half-cycle against its off neighbours; known from conversion `known` on."""
+
+    difference_v: float
+    middle_ns: int
+    on_weight: float
+    on_used: int
+    on_rejected: int
+    off_used: int
+    known: int
+    ambient_v: float
+
+
+class Twin(NamedTuple):
+    monotonic_ns: int
+    value: float
+    se: float
+    bandwidth_hz: float
+    ambient_v: float
+    used: int
+    rejected: int
+
+
+def end_ns(record: Record, index: int) -> int:
+    return record.t0_ns + int(index * record.period_ns)
+
+
+def tukey_weights(residual: np.ndarray, scale: float) -> np.ndarray:
+    u = residual / (TUKEY_C * scale)
+    return np.where(np.abs(u) < 1, (1 - u**2) ** 2, 0.0)
+
+
+def halves(record: Record, on_scale) -> list[Half]:
+    """Runs of one phase. `on_scale(index)` is the scale of lit conversions then, 0 for none."""
+    out = []
+    bounds = np.flatnonzero(np.diff(record.phase)) + 1
+    for run in np.split(np.arange(len(record.phase)), bounds)[:-1]:
+        phase, first, last = int(record.phase[run[0]]), int(run[0]), int(run[-1])
+        if phase == EDGE:
+            continue
+        volts = record.code[run] * VOLTS_PER_CODE
+        mean, weight, rejected = volts.mean(), float(len(run)), 0
+        scale = on_scale(last + 1)
+        if phase == ON and len(run) >= 3 and scale > 0:
+            mean = np.median(volts)
+            for _ in range(2):
+                w = tukey_weights(volts - mean, scale)
+                mean = mean + (w * (volts - mean)).sum() / w.sum() if w.sum() > 0 else mean
+            weight, rejected = max(w.sum(), 0.25), int((w == 0).sum())
+        middle = (end_ns(record, first) + end_ns(record, last) - int(record.period_ns)) >> 1
+        out.append(Half(phase, first, last, mean, weight, rejected, middle))
+    return out
+
+
+def periods(half: list[Half]) -> list[Period]:
+    """IS-19: each on half-cycle against the line through its two off neighbours."""
+    out = []
+    for before, on, after in zip(half, half[1:], half[2:], strict=False):
+        if (before.phase, on.phase, after.phase) != (OFF, ON, OFF):
+            continue
+        share = (on.middle_ns - before.middle_ns) / (after.middle_ns - before.middle_ns)
+        ambient = before.mean_v + share * (after.mean_v - before.mean_v)
+        out.append(
+            Period(
+                on.mean_v - ambient, on.middle_ns, float(np.float32(on.weight)), on.last - on.first + 1, on.rejected,
+                after.last - after.first + 1, after.last + 1, ambient,
+            )
+        )
+    return out
+
+
+def null_weights(count: int, spacing_s: float, mains_hz: float) -> np.ndarray:
+    """Weights of least variance whose mains harmonics 1-6 cannot exceed three standard errors of white noise."""
+    x = (np.arange(count) - (count - 1) / 2) * spacing_s
+    covariance = np.eye(count)
+    for h in range(1, 7):
+        alias = (h * mains_hz * spacing_s + 0.5) % 1 - 0.5
+        if abs(alias) * count >= 1.5:
+            column = np.cos(2 * np.pi * h * mains_hz * x)
+            covariance += 9 / count * np.outer(column, column)
+    weights = np.linalg.solve(covariance, np.ones(count))
+    return weights / weights.sum()
+
+
+def biweight(values: np.ndarray, weights: np.ndarray, scale: float, start: float) -> tuple[float, np.ndarray]:
+    """Tukey's location by reweighting; stops after a step of less than a twentieth of a standard error."""
+    level = start
+    for _ in range(8):
+        w = weights * tukey_weights(values - level, scale)
+        if w.sum() <= 0.05 * weights.sum():
+            break
+        move = (w * (values - level)).sum() / w.sum()
+        level += move
+        if abs(move) < 0.05 * scale / np.sqrt(len(values)):
+            break
+    return level, w
+
+
+def mad(values: np.ndarray, centre: float) -> float:
+    return float(1.4826 * np.median(np.abs(values - centre)))
+
+
+def smoothed_spacing_ns(period: list[Period]) -> list[float]:
+    """From one chop period to the next, in ns, as known at each: stamps of 128 ns, smoothed over 32."""
+    ticks = [p.middle_ns >> 7 for p in period]
+    out, spacing = [0.0], None
+    for before, now in zip(ticks, ticks[1:], strict=False):
+        step = 128.0 * (now - before)
+        spacing = step if spacing is None else spacing + (step - spacing) / 32
+        out.append(spacing)
+    return out
+
+
+def readings(record: Record, window_s: float, mains_hz: float, scales, grid_s: float = 0.1) -> list[Twin]:
+    """Readings of one signal channel. `scales(index)` gives (difference, on, off) scales at a conversion; a
+    difference scale of None is the window's own MAD."""
+    period = periods(halves(record, lambda index: scales(index)[1] if scales(index)[0] is not None else 0.0))
+    spacing = smoothed_spacing_ns(period)
+    ends = np.array([end_ns(record, i) for i in range(len(record.index))])
+    step = round(grid_s * 1e9)
+    grid = (ends[0] // step + 1) * step
+    level: float | None = None
+    nulls, design_ns = np.zeros(0), 0
+    out = []
+    while grid <= ends[-1]:
+        index = int(np.searchsorted(ends, grid))
+        grid += step
+        known = sum(p.known <= index for p in period)
+        if known < 2:
+            continue
+        gap_ns = spacing[known - 1]
+        wanted = int(window_s * 1e9 / gap_ns + 0.5)
+        part = period[max(0, known - wanted) : known]
+        if len(nulls) != wanted or ends[index] >= design_ns:  # anew each second
+            nulls = null_weights(wanted, gap_ns * 1e-9, mains_hz)
+            design_ns = (ends[index] // 10**9 + 1) * 10**9
+        if len(part) < min(wanted, max(4, int(np.ceil(0.2e9 / gap_ns)))):
+            continue
+        difference_scale, on_scale, off_scale = scales(index)
+        d = np.array([p.difference_v for p in part])
+        weights = nulls if len(part) == wanted else np.ones(len(part))
+        start = level if difference_scale is not None and level is not None else float(np.median(d))
+        scale = difference_scale if difference_scale is not None else mad(d, start)
+        level, w = biweight(d, weights, scale, start)
+        off = np.array([p.off_used for p in part])
+        shared = (np.append(w, 0) + np.append(0, w)) / 2
+        variance = (w**2 / [p.on_weight for p in part]).sum() * on_scale**2
+        variance += (shared**2 / np.append(off, off[-1])).sum() * off_scale**2
+        out.append(
+            Twin(
+                int(ends[part[-1].known - 1]), level, float(np.sqrt(TUKEY_LOSS * variance) / w.sum()),
+                float((w**2).sum() / w.sum() ** 2 / 2 / (gap_ns * 1e-9)), float(np.mean([p.ambient_v for p in part])),
+                sum(p.on_used - p.on_rejected + p.off_used for p in part), sum(p.on_rejected for p in part),
+            )
+        )
+    return out

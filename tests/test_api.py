@@ -123,7 +123,8 @@ def test_units(client, unit):
     assert found["channels"][0]["angle"] == 90
     assert abs(found["last_seen"] - time.time()) < 5
     latest = found["latest"]["od2"]
-    assert latest["value"] == 0.25 and latest["stream"] == "od2" and latest["flag_names"] == ["uncalibrated", "simulated"]
+    assert latest["value"] == 0.25 and latest["stream"] == "od2"
+    assert latest["flag_names"] == ["uncalibrated", "simulated"]
     assert latest["blank"] is None and found["latest"]["rpm"]["value"] is None  # NaN
     assert abs(latest["t"] - time.time()) < 5
     (setting,) = [one for one in found["settings"] if one["setting"] == "target_rpm"]
@@ -356,8 +357,8 @@ def test_events(client, unit):
     assert found[0]["level"] == "notice" and found[0]["unit"] == "vial1" and found[0]["value"] == 1.5
     older = client.events(unit="vial1", before=found[-1]["t"])
     assert [one["message"] for one in older[:2]] == ["turn 1", "turn 0"]
-    for query, field in (("limit=0", "limit"), ("limit=1001", "limit"), ("before=x", "before"), ("before=nan", "before")):
-        assert refused(client, "GET", f"/api/events?{query}") == (400, field)
+    for query in ("limit=0", "limit=1001", "before=x", "before=nan"):
+        assert refused(client, "GET", f"/api/events?{query}") == (400, query.split("=")[0])
     assert refused(client, "GET", "/api/events?unit=nobody") == (404, "unit")
 
 
@@ -430,7 +431,12 @@ def test_no_nan_in_any_answer(client):
 
 
 def test_pages_are_served(client):
-    for path, words in (("/", "overview"), ("/units/vial1", "vial1"), ("/experiments", "xperiment"), ("/events", "vent")):
+    for path, words in {
+        "/": "overview",
+        "/units/vial1": "vial1",
+        "/experiments": "xperiment",
+        "/events": "vent",
+    }.items():
         text = client._request("GET", path, None, 5.0).read().decode()
         assert words in text and "<script>" not in text and 'style="' not in text and " onclick" not in text
         assert client._csrf in text
@@ -450,7 +456,7 @@ def test_wrong_method_and_path(client):
 
 
 def test_client_errors(cluster, tmp_path):
-    with pytest.raises(LeaderUnreachable, match="127.0.0.1:9"):
+    with pytest.raises(LeaderUnreachable, match=r"127\.0\.0\.1:9"):
         Leader("http://127.0.0.1:9", password="x", timeout_s=1).units()
     with pytest.raises(ValueError, match="not the address of a leader"):
         Leader("ftp://x")

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -98,6 +99,9 @@ def start(tmp_path):
         if demo.process.poll() is None:
             demo.process.kill()
         demo.process.communicate()
+    for file in tmp_path.glob("unit*/unit_config.ini"):  # a demo that was killed could not tidy up its sockets
+        runtime = re.search(r"^runtime_directory = (/tmp/stirbar-\S+)$", file.read_text(), re.MULTILINE)
+        shutil.rmtree(runtime[1], ignore_errors=True)
 
 
 def test_every_reading_is_accounted_for(start, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from stirbar.core import records
 from stirbar.core.commands import Commands
 from stirbar.core.config import load_config, parse_overrides

@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+import stirbar.bridge.ingest as ingest_module
 import units
 from stirbar.bridge.broker import Broker
 from stirbar.bridge.ingest import CommandNotSent, CommandTimeout, Ingest
@@ -26,6 +27,7 @@ class Leader:
         self.broker = Broker(directory, log=lambda line: None)
         self.broker.start()
         self.units: list[units.Unit] = []
+        self.errors_expected = 0
         self.open()
 
     def open(self) -> None:
@@ -69,11 +71,12 @@ class Leader:
 
 
 @pytest.fixture
-def leader(tmp_path):
+def leader(tmp_path, monkeypatch):
+    monkeypatch.setattr(ingest_module, "COMMIT_INTERVAL_S", 0.2)  # the tests' patience, not what is tested
     one = Leader(tmp_path)
     yield one
     one.close()
-    assert one.ingest.counters()["internal_errors"] == 0
+    assert one.ingest.counters()["internal_errors"] == one.errors_expected
 
 
 def test_stored_once_and_acknowledged_after_the_commit(leader):
@@ -111,7 +114,9 @@ def test_every_acknowledgement_is_in_the_file_when_it_is_heard(leader):
     assert len({through for through, _ in checked}) >= 3
 
 
-def test_no_more_than_one_commit_a_second(leader):
+def test_no_more_than_one_commit_a_second(leader, monkeypatch):
+    monkeypatch.undo()
+    assert ingest_module.COMMIT_INTERVAL_S == 1.0
     unit = leader.unit("vial1", 1)
     start = time.monotonic()
     commits = leader.store.counters()["commits"]
@@ -342,11 +347,18 @@ def test_locked_database_delays_but_loses_nothing(leader):
     for first in range(10, 100, 10):
         unit.store(block(first, 10))
     wait_until(lambda: leader.ingest.counters()["commit_failures"] >= 2, "two failures")
+    run = identity(100).hex()
+    unit.say("ask", {"unit": "vial1", "runs": {run: [2]}, "epoch": 1})
+    failures = leader.ingest.counters()["commit_failures"]
+    wait_until(lambda: leader.ingest.counters()["commit_failures"] > failures, "one more failure")
+    # `from` is a promise like `through`: not even a question brings one for what is not committed
     assert unit.through() == 10
+    assert not any("from" in ack for ack in unit.acks())
     assert leader.store.high_water(identity(1), identity(100)) == {2: 10}
     other.execute("ROLLBACK")
     other.close()
     wait_until(lambda: unit.through() == 100, "all stored")
+    assert [ack["from"] for ack in unit.acks() if "from" in ack] == [{run: {"2": 100}}]
     assert leader.rows("SELECT count(*) FROM reading") == [(100,)]
 
 
@@ -380,3 +392,59 @@ def test_it_survives_the_death_of_the_broker(leader):
     unit.store(block(10, 10))
     wait_until(lambda: unit.through() == 20, "stored again")
     assert leader.ingest.command(identity(1), {"command": "status"})["ok"]
+
+
+def test_mistakes_of_others_do_not_deafen_the_leader(leader, monkeypatch):
+    unit = leader.unit("vial1", 1)
+
+    def broken(kind, name, value):
+        raise RuntimeError("a listener's mistake")
+
+    stop_listening = leader.ingest.listen(broken)
+    unit.say("live/od2", units.pack(block(0, 1)))
+    wait_until(lambda: leader.ingest.counters()["internal_errors"] == 1, "counted")
+    stop_listening()
+    step, raised = leader.ingest._session.step, []
+
+    def fails_once(now):
+        if not raised:
+            raised.append(now)
+            raise RuntimeError("a mistake in the connection")
+        step(now)
+
+    monkeypatch.setattr(leader.ingest._session, "step", fails_once)
+    wait_until(lambda: leader.ingest.counters()["connects"] == 2, "connected again")
+    unit.store(block(0, 10))
+    wait_until(lambda: unit.through() == 10, "still hears")
+    leader.errors_expected = 2
+
+
+def test_over_tls(tmp_path):
+    """The authority that the leader makes for its page serves the broker as well."""
+    pytest.importorskip("cryptography", reason="makes the certificates of this test")
+    from stirbar.web.certificate import server_context
+
+    server_context(tmp_path, "127.0.0.1")
+    folder = tmp_path / "tls"
+    files = (str(folder / "ca.pem"), str(folder / "server.pem"), str(folder / "server.key"))
+    broker = Broker(tmp_path, tls=files, log=lambda line: None)
+    broker.start()
+    store = open_store(tmp_path / "leader.sqlite")
+    known = {
+        "username": broker.username,
+        "password": broker.password,
+        "topic_root": "pioreactor",
+        "data_root": "stirbar",
+    }
+    quiet = {"log": lambda level, text, key="": None}
+    trusting = Ingest(store, host="127.0.0.1", port=broker.port, tls=files[0], **known, **quiet)
+    plain = Ingest(store, host="127.0.0.1", port=broker.port, **known, **quiet)
+    stranger = Ingest(store, host="127.0.0.1", port=broker.port, tls="", **known, **quiet)
+    for one in (plain, stranger, trusting):
+        one.start()
+    wait_until(lambda: trusting.counters()["connected"], "connected")
+    assert not plain.counters()["connected"] and not stranger.counters()["connected"]
+    for one in (plain, stranger, trusting):
+        one.stop()
+    store.close()
+    broker.stop()

@@ -356,7 +356,9 @@ def test_what_is_measured_carries_the_experiment_of_its_time() -> None:
 
 
 def test_processors_are_read_as_the_config_lists_them() -> None:
-    assert [cpu_mask(text) for text in ("", "0", "2,3", "1 3")] == [0, 1, 12, 10]
+    assert [cpu_mask(text) for text in ("", "0", "2,3", "0,2-4")] == [0, 1, 12, 29]
+    with pytest.raises(ValueError, match="processor 40"):
+        cpu_mask("40")
 
 
 def test_only_a_loop_in_virtual_time_is_run_by_hand() -> None:

@@ -113,7 +113,8 @@ class Page:
         return list(self.driver.find_elements("css selector", selector))
 
     def text(self, selector: str) -> str:
-        return str(self.one(selector).text)
+        """What is to be read in an element, in one step: it may be replaced at any moment. Empty when there is none."""
+        return str(self.driver.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", selector))
 
     def number(self, selector: str) -> float:
         try:

@@ -7,7 +7,6 @@ import math
 import struct
 
 import pytest
-
 from stirbar.core import records
 from stirbar.core.commands import Commands
 from stirbar.core.config import load_config, parse_overrides

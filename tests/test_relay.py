@@ -511,7 +511,7 @@ def test_mqtt_request_and_reply(place: Path, broker: Mosquitto, leader: LeaderDo
     publish(leader, OWN.command, json.dumps({**body, "id": 6, "command": "resend", "stream": "od1"}))
     publish(leader, OWN.command, "[1, 2]")
     publish(leader, OWN.command, "{")
-    wait_for(lambda: bridge.relay.remote.malformed == 2, 5, "malformed")
+    wait_for(lambda: bridge.relay.remote.malformed == 2 and len(leader.replies) == 4, 5, "malformed")
     assert [reply[1]["ok"] for reply in leader.replies[2:]] == [False, False]
     assert "newer leader" in leader.replies[2][1]["error"]["message"]
     assert len(done(worker, "start")) == 1

@@ -27,7 +27,8 @@ MAXIMUM_RAW_S = 10.0
 RAW_ASKED_S = 30.0  # a unit is asked for so much raw data at once,
 RAW_RENEW_S = 10.0  # and again when less than this is left
 RAW_STALE_S = 2.0  # what is older shows that none are coming
-RAW_WAIT_S = 2.0  # for the first of it
+RAW_WAIT_S = 2.0  # for the first of it,
+RAW_ENOUGH_S = 0.5  # until so much has come (or nine tenths of what is asked for)
 RAW_LOOK_S = 0.05
 COMMAND_TIMEOUT_S = 5.0
 LONGEST_BLANK_S = 600.0
@@ -290,7 +291,7 @@ def simulation(site: Site, unit: str) -> HTTPResponse:
     entry = _find(site, unit)
     if not (entry.get("describe") or {}).get("simulated"):
         refuse(409, f"the unit '{entry.get('unit')}' is not simulated", "unit", "start its worker with --simulate")
-    reply = _ask(site, entry, {"command": "simulate", "set": {}})
+    reply = _ask(site, entry, {"command": "describe"})
     if not reply.get("ok"):
         return answer(reply, 502)
     from stirbar.core.simulation import PARAMETERS
@@ -333,7 +334,8 @@ def raw(site: Site, unit: str) -> HTTPResponse:
         stale = not blocks or blocks[-1][0].realtime_ns < (time.time() - RAW_STALE_S) * 1e9
         parts = [raw_codec.decode(body) if header.kind == KIND_RAW_CHUNK else body for header, body in blocks]
         found = view(b"".join(parts), _summary(entry)["channels"], seconds)
-        if (found["channels"] and not stale) or time.monotonic() >= deadline:
+        span_s = max((line["t_ns"][-1] - line["t_ns"][0] for line in found["channels"]), default=0) / 1e9
+        if (span_s >= min(0.9 * seconds, RAW_ENOUGH_S) and not stale) or time.monotonic() >= deadline:
             return answer(found)
         time.sleep(RAW_LOOK_S)  # asked a moment ago: the first of it is on its way
 

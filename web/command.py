@@ -21,7 +21,7 @@ from stirbar.bridge.broker import Broker, BrokerError
 from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.ingest import Ingest
 from stirbar.bridge.store import Store, StoreError, open_store
-from stirbar.core import paths
+from stirbar.core import identity, paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 from stirbar.core.version import VERSION
 from stirbar.web.app import Site, link_address, make_app
@@ -130,6 +130,7 @@ class Leader:
             )
             self.broker.start()
             say(f"broker: mosquitto at {self.broker.bind}:{self.broker.port}")
+            self._admit_own_unit(self.broker)
             host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.broker.bind, self.broker.bind)
             return {
                 "host": host,
@@ -147,6 +148,15 @@ class Leader:
             "password": _first_line(str(get("mqtt", "password_file"))),
             "tls": os.path.expanduser(authority) if get("mqtt", "use_tls") else None,
         }
+
+    def _admit_own_unit(self, broker: Broker) -> None:
+        """A leader may be a worker too: let this machine's own unit in, where `stirbar bridge` looks for it."""
+        name = paths.unit_name(self.config)
+        identifier = identity.unit_id(paths.data_directory(self.config))
+        try:
+            broker.issue(name, identifier, Path(paths.local_password_file(self.config)))
+        except CredentialError as error:
+            say(f"this machine's own unit is not let in: {error}")
 
     def _start_page(self, site: Site) -> None:
         host, port = self.config.get("web.config", "bind"), self.config.get("web.config", "port")

@@ -72,8 +72,16 @@ def is_free(port: int) -> bool:
         return True
 
 
+def write_config(path: Path, sections: dict[str, dict[str, object]]) -> None:
+    """Write an INI file."""
+    lines = []
+    for section, values in sections.items():
+        lines += [f"[{section}]", *(f"{key} = {value}" for key, value in values.items()), ""]
+    path.write_text("\n".join(lines))
+
+
 class Unit:
-    """One simulated unit: its directory, its address, and the options that its worker and bridge share."""
+    """One simulated unit: its directory, its address, and the configuration that its worker and bridge share."""
 
     def __init__(self, number: int, directory: Path, runtime: Path) -> None:
         self.name = f"unit{number}"
@@ -82,15 +90,30 @@ class Unit:
         self.address = f"ipc://{runtime}/{self.name}"
         self.unit_id = identity.unit_id(str(self.directory))
         self.password_file = self.directory / "mqtt_password"
-        self.username = ""
-        self.options = [
-            f"unit.name={self.name}",
-            f"unit.data_directory={self.directory}",
-            f"unit.runtime_directory={runtime}",
-            f"worker.config.address={self.address}",
-            f"simulation.seed={number}",
-            f"simulation.time_acceleration={TIME_ACCELERATION}",
-        ]
+        self.config_file = self.directory / "unit_config.ini"
+        self.number = number
+
+    def write_config(self, username: str, broker_port: int, runtime: Path) -> None:
+        """What a unit of a real cluster has in its unit_config.ini, and that it is simulated."""
+        write_config(
+            self.config_file,
+            {
+                "unit": {
+                    "name": self.name,
+                    "data_directory": self.directory,
+                    "runtime_directory": runtime,
+                    "simulate": 1,
+                },
+                "worker.config": {"address": self.address},
+                "mqtt": {
+                    "broker_address": "127.0.0.1",
+                    "broker_port": broker_port,
+                    "username": username,
+                    "password_file": self.password_file,
+                },
+                "simulation": {"seed": self.number, "time_acceleration": TIME_ACCELERATION},
+            },
+        )
 
 
 class Demo:
@@ -112,14 +135,18 @@ class Demo:
         self.tally = Tally()
         self.logs = directory / "logs"
         self.logs.mkdir(exist_ok=True)
-        leader = directory / "leader"
-        self.common = [
-            f"leader.config.data_directory={leader}",
-            f"web.config.port={port}",
-            f"mqtt.broker_port={free_port()}",
-            "mqtt.broker_address=127.0.0.1",
-        ]
-        self.config: Config = load_config(config, None, parse_overrides([*self.common, *options]))
+        self.leader_config = directory / "leader_config.ini"
+        broker_port = free_port()
+        write_config(
+            self.leader_config,
+            {
+                "unit": {"data_directory": directory / "leader"},
+                "leader.config": {"data_directory": directory / "leader"},
+                "web.config": {"port": port},
+                "mqtt": {"broker_address": "127.0.0.1", "broker_port": broker_port},
+            },
+        )
+        self.config: Config = load_config(config, str(self.leader_config), parse_overrides(options))
         self.leader_directory = Path(self.config.get("leader.config", "data_directory")).expanduser()
         self.leader_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.address = page_address(self.config)
@@ -129,19 +156,18 @@ class Demo:
         credentials = Credentials(self.leader_directory / "credentials")
         for number in range(1, workers + 1):
             unit = Unit(number, directory, runtime)
-            unit.username = credentials.issue(unit.name, unit.unit_id, unit.password_file)
+            username = credentials.issue(unit.name, unit.unit_id, unit.password_file)
+            unit.write_config(username, self.config.get("mqtt", "broker_port"), runtime)
             self.units.append(unit)
 
     # --- start -------------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start everything and wait until every unit reports to the leader. Raises DemoError."""
-        unit_directory = self.directory / "leader_unit"
-        self._add("leader", "stirbar.web.command", [f"unit.data_directory={unit_directory}"])
+        self._add("leader", "stirbar.web.command", self.leader_config)
         for unit in self.units:
-            account = [f"mqtt.username={unit.username}", f"mqtt.password_file={unit.password_file}"]
-            self._add(f"worker of {unit.name}", "stirbar.core.worker", [*unit.options, "unit.simulate=1"])
-            self._add(f"bridge of {unit.name}", "stirbar.bridge.command", [*unit.options, *account])
+            self._add(f"worker of {unit.name}", "stirbar.core.worker", unit.config_file)
+            self._add(f"bridge of {unit.name}", "stirbar.bridge.command", unit.config_file)
             self.tally.connect(unit.address)
         deadline = time.monotonic() + START_LIMIT_S
         self._until(self._leader_answers, deadline, "the leader does not answer", self.children[0])
@@ -149,10 +175,10 @@ class Demo:
         self._until(self._units_report, deadline, "not every unit reports to the leader")
         self._assign()
 
-    def _add(self, name: str, module: str, options: list[str]) -> None:
+    def _add(self, name: str, module: str, unit_config: Path) -> None:
         """One more child; the user's own `--set` come last and win."""
-        arguments = ["--config", self.config_file]
-        for option in [*self.common, *options, *self.options]:
+        arguments = ["--config", self.config_file, "--unit-config", str(unit_config)]
+        for option in self.options:
             arguments += ["--set", option]
         log = self.logs / f"{name.replace(' ', '_')}.log"
         child = Child(name, python(module, *arguments), log, say)
@@ -178,7 +204,7 @@ class Demo:
     def _leader_answers(self) -> bool:
         try:
             with Leader(self.address, ca_file=self._authority(), timeout_s=2.0) as client:
-                return client.health()["status"] == "ok"
+                return bool(client.health()["status"] == "ok")
         except (LeaderUnreachable, LeaderRefused, FileNotFoundError):
             return False
 
@@ -235,12 +261,15 @@ class Demo:
         self._report_killed(stop_all(others[:1], STOP_LIMIT_S))
 
     def _wait_for_delivery(self, children: list[Child]) -> None:
-        """Until the leader has committed all that was published, at most DELIVERY_LIMIT_S."""
+        """Until the leader has committed all that has been published by now, at most DELIVERY_LIMIT_S."""
+        self.tally.listen(TURN_S)
+        published = dict(self.tally.ends)  # a stirrer that runs down may add a reading or two meanwhile
         deadline = time.monotonic() + DELIVERY_LIMIT_S
-        while time.monotonic() < deadline:
-            self.tally.listen(TURN_S)
-            if not self._missing():
+        while missing := self._missing(published):
+            if time.monotonic() > deadline:
+                say(f"the leader still lacks {sum(missing.values())} readings after {DELIVERY_LIMIT_S:g} s")
                 return
+            self.tally.listen(TURN_S)
             for child in children:
                 child.watch()
 
@@ -259,10 +288,11 @@ class Demo:
         for name in names:
             say(f"{name} did not end within {STOP_LIMIT_S:g} s and was killed")
 
-    def _missing(self) -> bool:
-        """Whether the leader has not yet got all that was published."""
+    def _missing(self, published: dict[Key, int]) -> dict[Key, int]:
+        """How much of what was published the leader has not committed yet, where it lacks anything."""
         covered = self.stored.covered()
-        return any(covered.get(key, 0) < end for key, end in self.tally.ends.items())
+        missing = {key: end - covered.get(key, 0) for key, end in published.items()}
+        return {key: count for key, count in missing.items() if count > 0}
 
     def kill(self) -> None:
         """End every child at once (after an error)."""

@@ -1,7 +1,7 @@
 """Live events for open pages (server-sent events), all of them from one thread.
 
 The HTTP server hands a page's connection over to the hub; from then on it costs no thread. Events are serialised once,
-gathered for a few hundredths of a second, joined once for all pages with the same filter, and written without ever
+gathered for a hundredth of a second, joined once for all pages with the same filter, and written without ever
 waiting: a page that does not read loses its own oldest events, counted and told to it, and slows nobody.
 """
 
@@ -18,9 +18,9 @@ from typing import Any
 
 from stirbar.web.wire import to_json
 
-GATHER_S = 0.03  # events are joined for this long before they are written
-READING_INTERVAL_S = 0.19  # at most about five readings a second of one unit and stream
-READING_HELD_S = 0.3  # a reading that no newer one replaced is sent after this
+GATHER_S = 0.01  # events are joined for this long before they are written
+READING_INTERVAL_S = 0.09  # at most about ten readings a second of one unit and stream
+READING_HELD_S = 0.15  # a reading that no newer one replaced is sent after this
 HEARTBEAT_S = 15.0
 UNSEEN_S = 5.0  # a unit that was not heard of for this long is lost
 STALLED_S = 60.0  # a page that took nothing for this long is closed

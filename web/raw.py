@@ -29,9 +29,9 @@ def view(items: bytes | Array, channels: list[dict[str, Any]], seconds: float) -
     known = {int(one["channel"]) - 1: one for one in channels if "channel" in one}
     scaled = {}
     for channel in np.unique(trace["channel"][trace["kind"] == TRACE_CONVERSION]).tolist():
-        line = _scale(trace[trace["channel"] == channel], known.get(channel, {}).get("volts_per_code"))
-        if line is not None:
-            scaled[channel] = line
+        scale = _scale(trace[trace["channel"] == channel], known.get(channel, {}).get("volts_per_code"))
+        if scale is not None:
+            scaled[channel] = scale
     end = max((int(t[-1]) for t, _, _ in scaled.values()), default=0)
     found, spectra = [], []
     for channel, (times, every, phases) in scaled.items():

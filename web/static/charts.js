@@ -90,7 +90,9 @@ export class ChartPanel {
 
   #streams() {
     const found = new Set(["rpm", "temperature"]);
-    for (const name of this.#members()) {
+    // an experiment of the past may have no member now: its readings can be of any unit's channels
+    const names = this.scope.experiment ? [...units.keys()] : this.#members();
+    for (const name of names) {
       for (const channel of units.has(name) ? odChannels(units.get(name)) : []) found.add(channel.stream);
     }
     return [...found].sort();

@@ -163,7 +163,7 @@ export class Scope {
       this.plots[1].update(lines, mains);
     } else this.plots = [this.#scopePlot(columns), spectrumPlot(this.frequency, lines, mains)];
     const rate = Number.isFinite(one.rate_hz) ? `${one.rate_hz.toFixed(1)} conversions/s` : "";
-    const hum = mains ? `mains near ${mains} Hz` : "no mains line stands out";
+    const hum = mains ? `the strongest lines fit mains of ${mains} Hz` : "no mains line stands out";
     text(
       this.words,
       [`${columns[0].length} of ${one.t_ns.length} conversions shown`, rate, hum].filter(Boolean).join(" · "),

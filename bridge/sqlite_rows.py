@@ -1,0 +1,88 @@
+"""What one commit writes into the SQLite store, as rows, and the statements that write them."""
+
+from __future__ import annotations
+
+from stirbar.bridge.blocks import ROLLUP_LEVELS_S, Bucket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import sqlite3
+    from typing import Any
+
+    Buckets = dict[tuple[int, int], Bucket]  # (series, number of the bucket)
+
+_READING_INSERT = "INSERT OR IGNORE INTO reading VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_EVENT_INSERT = "INSERT INTO event VALUES (?,?,?,?,?,?,?,?,?,?)"
+_GAP_INSERT = "INSERT INTO gap (run, stream, first_sequence, count, reason, wall_ns) VALUES (?,?,?,?,?,?)"
+_COVERAGE_UPSERT = """
+    INSERT INTO coverage VALUES (?,?,?,?)
+    ON CONFLICT (run, stream, first_sequence) DO UPDATE SET end_sequence = excluded.end_sequence"""
+_ROLLUP_UPSERT = """
+    INSERT INTO rollup_{level}s VALUES (?,?,?,?,?,?,?,?)
+    ON CONFLICT (series, bucket) DO UPDATE SET
+        count = count + excluded.count,
+        low = min(ifnull(low, excluded.low), ifnull(excluded.low, low)),
+        high = max(ifnull(high, excluded.high), ifnull(excluded.high, high)),
+        sum = sum + excluded.sum,
+        first_sequence = min(first_sequence, excluded.first_sequence),
+        last_sequence = max(last_sequence, excluded.last_sequence)"""
+_CHUNK_UPSERT = """
+    INSERT INTO raw_chunk VALUES (?,?,?,?,?,?,?)
+    ON CONFLICT (series, first_sequence) DO UPDATE SET
+        count = excluded.count, raw_ns = excluded.raw_ns, monotonic_ns = excluded.monotonic_ns,
+        realtime_ns = excluded.realtime_ns, payload = excluded.payload
+    WHERE excluded.count > count"""
+
+
+class Pending:
+    """What waits for the next commit. Synchronization: under the store's lock."""
+
+    __slots__ = ("chunks", "events", "gaps", "readings", "rollups", "size", "touched")
+
+    def __init__(self) -> None:
+        self.readings: list[tuple[Any, ...]] = []
+        self.rollups: Buckets = {}  # of the finest level
+        self.events: list[tuple[Any, ...]] = []
+        self.chunks: list[tuple[Any, ...]] = []
+        self.gaps: list[tuple[Any, ...]] = []
+        self.touched: set[tuple[int, int]] = set()  # (run, stream) whose coverage grew
+        self.size = 0  # bytes, about
+
+    def write(self, connection: sqlite3.Connection) -> None:
+        """Everything but the coverage, within the caller's transaction."""
+        connection.executemany(_READING_INSERT, self.readings)
+        connection.executemany(_EVENT_INSERT, self.events)
+        connection.executemany(_CHUNK_UPSERT, self.chunks)
+        connection.executemany(_GAP_INSERT, self.gaps)
+        for level in ROLLUP_LEVELS_S:
+            buckets = _widen(self.rollups, level // ROLLUP_LEVELS_S[0])
+            connection.executemany(_ROLLUP_UPSERT.format(level=level), map(_rollup_row, buckets.items()))
+
+
+def write_coverage(connection: sqlite3.Connection, run: int, stream: int, spans: list[tuple[int, int]]) -> None:
+    """Make the table say what `spans` says; normally that is one row whose end moves."""
+    connection.execute(
+        "DELETE FROM coverage WHERE run = ? AND stream = ? AND (first_sequence > ? OR ?)",
+        (run, stream, spans[0][0], len(spans) > 1),
+    )
+    connection.executemany(_COVERAGE_UPSERT, ((run, stream, first, end) for first, end in spans))
+
+
+def _widen(finest: Buckets, ratio: int) -> Buckets:
+    """The same readings in buckets `ratio` times as long."""
+    if ratio == 1:
+        return finest
+    buckets: Buckets = {}
+    for (series, number), bucket in finest.items():
+        key = (series, number // ratio)
+        wider = buckets.get(key)
+        if wider is None:
+            wider = buckets[key] = Bucket(bucket.first_sequence)
+        wider.merge(bucket)
+    return buckets
+
+
+def _rollup_row(item: tuple[tuple[int, int], Bucket]) -> tuple[Any, ...]:
+    key, bucket = item
+    extremes = (bucket.low, bucket.high) if bucket.count else (None, None)
+    return (*key, bucket.count, *extremes, bucket.total, bucket.first_sequence, bucket.last_sequence)
