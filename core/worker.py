@@ -15,13 +15,15 @@ import sys
 import zmq
 from stirbar.core import identity, paths, sockets
 from stirbar.core.commands import Commands
-from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
+from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options
 from stirbar.core.host import Host
 from stirbar.core.vitals import Vitals
 from stirbar.rt.loop import HardwareError, Loop
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from stirbar.core.config import Config
 
 # The host steps this long after each grid point, when the readings of that point are in the ring.
@@ -197,22 +199,34 @@ def _version() -> str:
     return VERSION
 
 
+def parse_options(argv: list[str]) -> tuple[Namespace | PlainOptions, str]:
+    """The options of `stirbar worker`, and the client to admit; argparse is loaded only where they are not the usual."""
+    client = ""
+    options: Namespace | PlainOptions | None = read_options(argv, ("--simulate",))
+    if isinstance(options, PlainOptions):
+        simulate = "--simulate" in options.flags
+    else:
+        import argparse
+
+        parser = argparse.ArgumentParser(prog="stirbar worker", description="Run the controller of one vial.")
+        parser.add_argument("--simulate", action="store_true", help="drive a simulated vial instead of hardware")
+        parser.add_argument("--admit", metavar="NAME", help="print a new key for a client over tcp, let it in, and end")
+        add_config_options(parser)
+        options = parser.parse_args(argv)
+        simulate, client = options.simulate, options.admit or ""
+    if simulate:
+        options.set.append("unit.simulate=1")
+    return options, client
+
+
 def main(argv: list[str]) -> int:
     """`stirbar worker`"""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="stirbar worker", description="Run the controller of one vial.")
-    parser.add_argument("--simulate", action="store_true", help="drive a simulated vial instead of hardware")
-    parser.add_argument("--admit", metavar="NAME", help="print a new key for a client over tcp, let it in, and end")
-    add_config_options(parser)
-    arguments = parser.parse_args(argv)
-    if arguments.simulate:
-        arguments.set = [*(arguments.set or []), "unit.simulate=1"]
+    options, client = parse_options(argv)
     try:
-        config = config_from_arguments(arguments)
-        if arguments.admit:
+        config = config_from_arguments(options)
+        if client:
             directory = sockets.key_directory(paths.data_directory(config))
-            print(sockets.make_client_key(directory, arguments.admit), end="")
+            print(sockets.make_client_key(directory, client), end="")
             return 0
         process = WorkerProcess(config)
     except (ConfigError, WorkerError, HardwareError, ValueError, OSError) as error:
