@@ -257,10 +257,10 @@ cdef class OdChain:
     def inspect(self, int channel=0):
         cdef od.OdChannel* ch = &self.chain.channel[channel]
         cdef int i
-        slots = [(ch.cursor - ch.entries + i) % od.OD_RING for i in range(ch.entries)]
+        slots = [(ch.cursor - ch.entries + i + od.OD_RING) % od.OD_RING for i in range(ch.entries)]
         return {
             "difference_v": np.array([ch.entry[i].difference_v for i in slots]),
-            "on_count": np.array([ch.entry[i].on_count for i in slots]),
+            "on_count": np.array([1.0 / ch.entry[i].on_inverse for i in slots]),
             "flags": np.array([ch.entry[i].flags for i in slots]),
             "null_weight": np.array([self.chain.null_weight[i] for i in range(self.chain.null_count)]),
             "spacing_s": self.chain.spacing_ns * 1e-9,

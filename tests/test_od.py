@@ -7,7 +7,14 @@ import pytest
 from stirbar.core.records import FLAGS
 from stirbar.rt import od_arrays
 from stirbar.rt.od_arrays import (
-    ConverterClock, MainsTracker, OdChain, choose_half_cycle, chop_gain, classify, culture_density, tukey_mean,
+    ConverterClock,
+    MainsTracker,
+    OdChain,
+    choose_half_cycle,
+    chop_gain,
+    classify,
+    culture_density,
+    tukey_mean,
 )
 
 from . import od_twin as twin
@@ -380,8 +387,13 @@ def test_a_snapshot_goes_on_bit_by_bit():
 
 @pytest.mark.parametrize(
     "options",
-    [{"roles": ["reference"]}, {"roles": ["signal"], "window_s": 9.0}, {"roles": ["signal"], "readings_per_second": 0.0},
-     {"roles": ["signal"], "mains_hz": 400.0}, {"roles": ["signal"] * 5}],
+    [
+        {"roles": ["reference"]},
+        {"roles": ["signal"], "window_s": 9.0},
+        {"roles": ["signal"], "readings_per_second": 0.0},
+        {"roles": ["signal"], "mains_hz": 400.0},
+        {"roles": ["signal"] * 5},
+    ],
 )
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError):
