@@ -33,6 +33,7 @@ cdef enum:
     OD_BUFFER = 64           # conversions of a half-cycle; more without a change of the light: it is not chopped
     OD_UNCHOPPED = 8         # conversions that make one entry where the light is not chopped
     OD_ITERATIONS = 8
+    OD_RESTART = 256         # an index that falls back by more: the converter was started anew
     OD_FEWEST = 4            # chop periods that make the first reading of a run
 
 cdef enum:                   # OdConfig.role
@@ -1033,10 +1034,14 @@ cdef inline int od_grid(OdState* s, int64_t now_ns) noexcept nogil:
 
 
 cdef inline void od_missed(OdChannel* ch, int32_t step, int phase) noexcept nogil:
-    """`step` conversions never came. What is longer than a chop period, or may hide one, breaks the half-cycles."""
+    """`step` conversions never came, or the converter counts anew (negative).
+
+    What is longer than a chop period, or may hide one, breaks the half-cycles.
+    """
     cdef int32_t most = 2 * ch.half_cycle if ch.half_cycle else OD_UNCHOPPED
-    ch.missing += step
-    if step >= most or (phase == ch.phase and 2 * step >= most):
+    if step > 0:
+        ch.missing += step
+    if step < 0 or step >= most or (phase == ch.phase and 2 * step >= most):
         od_drop_half(ch)
     ch.open_flags |= ENTRY_GAP
 
@@ -1057,7 +1062,8 @@ cdef inline int od_push(
 ) noexcept nogil:
     """One conversion. Returns how many readings wait for od_take (those that it made), 0 most of the time.
 
-    Conversions before the channel's first od_clock are ignored, as are repeated ones. A clipped conversion flags the
+    Conversions before the channel's first od_clock are ignored, as are repeated ones; an index that falls back far is a
+    converter that was started anew. A clipped conversion flags the
     readings that it is in.
     """
     cdef OdChannel* ch = &s.channel[channel]
@@ -1066,7 +1072,7 @@ cdef inline int od_push(
     if not ch.clocked or s.config.role[channel] == OD_UNUSED:
         return 0
     if step != 0 and ch.started:
-        if step < 0:
+        if -OD_RESTART < step < 0:
             ch.repeated += 1
             return 0
         od_missed(ch, step, phase)

@@ -1,10 +1,12 @@
-"""The figures of docs/optical-density.md: `PYTHONPATH=build/view python -m tests.od_figures`.
+"""The figures of docs/optical-density.md: `PYTHONPATH=build/view python -m tests.od_figures [noise|hum|...]`.
 
-Noise against the always-on bound B0, hum, bubbles, an ambient step, and the time of a conversion.
+Noise against the always-on bound B0, hum, bubbles, an ambient step, and the time of a conversion. `push N WINDOW HUM`
+only pushes N minutes of conversions, for callgrind: the difference of two runs is the chain's.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 
 import numpy as np
@@ -90,6 +92,22 @@ def speed() -> None:
             print(f"T {window_s} s, hum {level:.0f} codes: {min(times) / len(record.index) * 1e9:.0f}")
 
 
+def push(minutes: int, window_s: float, level: float) -> None:
+    record = Bench(60).record(hum={50.1 * h: level * VOLTS_PER_CODE / h for h in range(1, 7)} if level else {})
+    whole = len(record.index) // 10 * 10  # whole chop periods
+    chain = OdChain(["signal"], window_s=window_s)
+    chain.gain(0, VOLTS_PER_CODE)
+    chain.clock(0, 0, record.t0_ns, record.period_ns)
+    for minute in range(minutes):
+        index = record.index[:whole] + np.uint32(minute * whole)
+        chain.push(0, index, record.code[:whole], record.phase[:whole], record.clipped[:whole])
+
+
+PARTS = {part.__name__: part for part in (noise, hum, bubbles, ambient, speed)}
+
 if __name__ == "__main__":
-    for part in (noise, hum, bubbles, ambient, speed):
-        part()
+    if sys.argv[1:2] == ["push"]:
+        push(int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))
+    else:
+        for name in sys.argv[1:] or PARTS:
+            PARTS[name]()
