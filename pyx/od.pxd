@@ -329,7 +329,7 @@ cdef inline void od_reduce(OdChannel* ch, OdHalf* half) noexcept nogil:
     """Mean of the open half-cycle; with the LED on, two Tukey steps from its median where there are three or more."""
     cdef double work[OD_BUFFER]
     cdef int n = ch.count
-    cdef int i, step
+    cdef int i, _step
     cdef double total = 0.0
     cdef double weights = 0.0
     cdef int pairs = 0
@@ -360,7 +360,7 @@ cdef inline void od_reduce(OdChannel* ch, OdHalf* half) noexcept nogil:
             work[i] = ch.sample[i]
         centre = median_in_place(work, n)
         inverse_cut = 1.0 / (TUKEY_C * scale)
-        for step in range(2):
+        for _step in range(2):
             total = 0.0
             weights = 0.0
             half.rejected = 0
@@ -651,10 +651,10 @@ cdef inline double od_iterate(
     cdef double whole = 0.0
     cdef double weights = 0.0
     cdef double total, w, residual, move
-    cdef int i, turn
+    cdef int i, _turn
     for i in range(count):
         whole += weight[i]
-    for turn in range(OD_ITERATIONS):
+    for _turn in range(OD_ITERATIONS):
         total = 0.0
         weights = 0.0
         for i in range(count):

@@ -99,8 +99,8 @@ cdef inline double winsorised_scale(const double* values, int count, double cent
     """Standard deviation with deviations cut at 2.5 of it (Huber's proposal 2 with a fixed centre), from `start`."""
     cdef double scale = start
     cdef double cut, total, d
-    cdef int i, turn
-    for turn in range(4):
+    cdef int i, _turn
+    for _turn in range(4):
         cut = WINSOR_A * WINSOR_A * scale * scale
         total = 0.0
         for i in range(count):
