@@ -14,7 +14,6 @@ import numpy
 import pytest
 import zmq
 from running import stirbar_environment
-
 from stirbar.core import records
 from stirbar.core.client import CommandRefused, Worker, WorkerUnreachable
 
