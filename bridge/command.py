@@ -8,11 +8,13 @@ import sys
 from stirbar.bridge.log import Log
 from stirbar.bridge.relay import Settings, serve
 from stirbar.bridge.session import Broker
-from stirbar.core import identity, paths
-from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
+from stirbar.core import identity, paths, sockets
+from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from stirbar.core.config import Config
 
 
@@ -36,6 +38,7 @@ def settings_from_config(config: Config) -> Settings:
         unit=unit,
         unit_id=unit_id,
         worker_address=paths.worker_address(config),
+        worker_key_file=sockets.local_key_file(directory),
         spool_directory=spool or os.path.join(directory, "spool"),
         broker=broker,
         spool_limit_bytes=int(config.get("bridge.config", "spool_limit_mb")) * 1_000_000,
@@ -63,12 +66,15 @@ def account(config: Config, unit: str) -> tuple[str, str]:
 
 def main(argv: list[str]) -> int:
     """`stirbar bridge`: runs until SIGTERM or SIGINT; 1 when it cannot start."""
-    import argparse
+    options: Namespace | PlainOptions | None = read_options(argv)
+    if options is None:
+        import argparse  # only to explain: it costs half a megabyte
 
-    parser = argparse.ArgumentParser(prog="stirbar bridge", description="Carry a worker's readings to the leader.")
-    add_config_options(parser)
+        parser = argparse.ArgumentParser(prog="stirbar bridge", description="Carry a worker's readings to the leader.")
+        add_config_options(parser)
+        options = parser.parse_args(argv)
     try:
-        settings = settings_from_config(config_from_arguments(parser.parse_args(argv)))
+        settings = settings_from_config(config_from_arguments(options))
         log = Log(f"bridge[{settings.unit}]")
         log("info", f"worker at {settings.worker_address}, broker at {settings.broker.host}:{settings.broker.port}")
         serve(settings, log)

@@ -436,6 +436,44 @@ def add_config_options(parser: ArgumentParser) -> None:
     )
 
 
-def config_from_arguments(arguments: Namespace, extra: Sequence[Override] = ()) -> Config:
+class PlainOptions:
+    """What `read_options` read; `flags` holds the names of the switches that were given."""
+
+    __slots__ = ("config", "flags", "set", "unit_config")
+
+    def __init__(self) -> None:
+        self.config: str | None = None
+        self.unit_config: str | None = None
+        self.set: list[str] = []
+        self.flags: set[str] = set()
+
+
+def read_options(argv: Sequence[str], switches: Sequence[str] = ()) -> PlainOptions | None:
+    """The options of `add_config_options`, and switches such as `--simulate`, without argparse (half a megabyte).
+
+    None when there is anything else, a request for help or a mistake: argparse then says what.
+    """
+    options = PlainOptions()
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument in switches:
+            options.flags.add(argument)
+            continue
+        if name not in ("--config", "--unit-config", "--set"):
+            return None
+        given = value if equals else next(arguments, None)
+        if given is None or (not equals and given.startswith("-")):
+            return None
+        if name == "--set":
+            options.set.append(given)
+        elif name == "--config":
+            options.config = given
+        else:
+            options.unit_config = given
+    return options
+
+
+def config_from_arguments(arguments: Namespace | PlainOptions, extra: Sequence[Override] = ()) -> Config:
     """The configuration that the options of `add_config_options` ask for; `extra` overrides go below `--set`."""
     return load_config(arguments.config, arguments.unit_config, [*extra, *parse_overrides(arguments.set)])

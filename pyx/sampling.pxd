@@ -213,6 +213,8 @@ cdef inline void sampler_fetch(Sampler* s, int index, int64_t now_ns) noexcept n
         channel.modelled = 0
         converter_clock_init(&channel.clock, s.config.rate_hz)
         port_event(&s.port, now_ns, EVENT_SENSOR_BACK, 0, STREAM_OD1 + index, 0)
+    if channel.clock.locked and now_ns < converter_clock_next_ns(&channel.clock):
+        return  # another converter's turn: asking now would only keep the bus busy
     status = s.hal.adc_read(s.hal.context, index, now_ns, &conversion)
     if status == 1:
         sampler_conversion(s, index, &conversion, now_ns)

@@ -1,0 +1,1 @@
+"""asv benchmarks of the kernels, and what `make bench` runs (`python -m benchmarks.run`)."""
