@@ -38,6 +38,7 @@ def endpoint(address: str, name: str) -> str:
 
 
 def key_directory(data_directory: str) -> str:
+    """Where a worker keeps its keys."""
     return os.path.join(data_directory, "curve")
 
 

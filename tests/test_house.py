@@ -438,6 +438,35 @@ def test_units_run_commands_that_exist_with_what_the_loop_needs() -> None:
     assert int(re.search(r"rtprio +(\d+)", limits)[1]) >= highest
 
 
+# --- the suite itself ------------------------------------------------------------------------------------------------
+
+SKIPPING = """
+import pytest
+def test_optional(): pytest.skip("no browser")
+@pytest.mark.hil
+def test_kernel(): pytest.skip("no simulator kernel")
+@pytest.mark.xfail
+def test_expected(): assert False
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "last"),
+    [
+        ({}, 0, "optional parts skipped: 2 (1 x no browser; 1 x no simulator kernel)"),
+        ({"STIRBAR_REQUIRE": "all"}, 1, "optional parts skipped: 1 (1 x no simulator kernel)"),
+        ({"STIRBAR_REQUIRE": "all", "STIRBAR_HIL": "linux"}, 1, "optional parts skipped: 0"),
+    ],
+)
+def test_skips_are_counted_or_fail(settings: dict[str, str], status: int, last: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "test_skips.py").write_text(SKIPPING)
+    environment = stirbar_environment() | settings
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "tests"), environment["PYTHONPATH"]])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-c", os.devnull, "test_skips.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (status, last), done.stdout
+
+
 # --- packaging -------------------------------------------------------------------------------------------------------
 
 
