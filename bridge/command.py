@@ -53,7 +53,7 @@ def settings_from_config(config: Config) -> Settings:
 
 
 def account(config: Config, unit: str) -> tuple[str, str]:
-    """User name and password for the broker: those of the config, else what a leader on this machine issued, else none."""
+    """User name and password for the broker: the config's, else what a leader on this machine issued, else none."""
     username = str(config.get("mqtt", "username") or "")
     password_file = os.path.expanduser(str(config.get("mqtt", "password_file") or ""))
     if not password_file and not username and os.path.exists(paths.local_password_file(config)):

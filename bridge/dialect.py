@@ -46,6 +46,7 @@ def timestamp(wall_ns: int) -> str:
 
 
 def compact(document: object) -> bytes:
+    """JSON without spaces, as the dialect has it."""
     return json.dumps(document, separators=(",", ":")).encode()
 
 

@@ -423,7 +423,7 @@ class Ingest:
             self._say_jobs_lost(unit)
 
     def _say_jobs_lost(self, unit: LiveUnit) -> None:
-        """A unit that died has one will, for its own state; in the dialect each of its jobs has a state: tell those too."""
+        """A unit that died has one will, for its own state; the dialect has a state of each job: tell those too."""
         with self._lock:
             for job, job_state in unit.jobs().items():
                 experiment = topics.UNIVERSAL_EXPERIMENT if job == topics.MONITOR else unit.experiment

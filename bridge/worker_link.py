@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 
 import zmq
-
 from stirbar.core import sockets
 
 TYPE_CHECKING = False

@@ -45,8 +45,8 @@ class Worker:
     """A connection to a worker.
 
     `address` is the worker's base address; by default that of the unit named in the config, or of the only worker that
-    runs on this machine. `timeout_s` bounds every command. `key_file` holds the client's keys for a `tcp://` address, as
-    `stirbar worker --admit NAME` printed them; by default those that a worker of this user made.
+    runs on this machine. `timeout_s` bounds every command. `key_file` holds the client's keys for a `tcp://` address,
+    as `stirbar worker --admit NAME` printed them; by default those that a worker of this user made.
 
     Synchronization: not thread-safe; use one instance per thread.
     """

@@ -446,6 +446,7 @@ def ignored(section: str, name: str) -> str | None:
 
 
 def is_known(section: str) -> bool:
+    """Whether a section is ours, or one of Pioreactor that is ignored."""
     return section in SECTIONS or any(section == name for name, _ in _IGNORED)
 
 

@@ -1,8 +1,8 @@
 """A worker's two ZeroMQ endpoints: where they are, and who may come in over a network.
 
-Over `ipc://` the file system decides who may connect. Over `tcp://` every connection is encrypted and both sides show a key
-(CURVE): the server's is made at first use in `<data directory>/curve`, and a client is let in when its public key lies in
-`curve/clients`. `stirbar worker --admit NAME` makes a key for a client.
+Over `ipc://` the file system decides who may connect. Over `tcp://` every connection is encrypted and both sides show a
+key (CURVE): the server's is made at first use in `<data directory>/curve`, and a client is let in when its public key
+lies in `curve/clients`. `stirbar worker --admit NAME` makes a key for a client.
 
 Synchronization: none; each process uses its sockets from one thread.
 """
@@ -38,11 +38,12 @@ def endpoint(address: str, name: str) -> str:
 
 
 def key_directory(data_directory: str) -> str:
+    """Where a worker keeps its keys."""
     return os.path.join(data_directory, "curve")
 
 
 def make_client_key(directory: str, name: str) -> str:
-    """Admit a client: a new key pair whose public half is kept in `<directory>/clients`; returns the client's file as text.
+    """Admit a client: a new key pair whose public half is kept in `<directory>/clients`; returns the client's file.
 
     Raises SocketKeyError for a name that is no file name or is taken.
     """
@@ -115,7 +116,7 @@ class Gate:
             self.socket.send_multipart([version, identifier, status, text, b"", b""])
 
     def _admitted(self, key: bytes) -> bool:
-        """Whether one of the files in `clients` holds this key; read anew, so that admitting and withdrawing act at once."""
+        """Whether a file in `clients` holds this key; read anew, so that admitting and withdrawing act at once."""
         from zmq.utils import z85
 
         wanted = z85.encode(key)
@@ -140,7 +141,8 @@ def connect(socket: Socket, address: str, name: str, key_file: str) -> None:
             socket.curve_publickey, socket.curve_secretkey = keys[b"public"], keys[b"secret"]
         except FileNotFoundError:
             raise SocketKeyError(
-                f"{address} wants a key, and there is none at {key_file}: `stirbar worker --admit NAME` on the unit makes one"
+                f"{address} wants a key, and there is none at {key_file}: "
+                "`stirbar worker --admit NAME` on the unit makes one"
             ) from None
         except (KeyError, ValueError, zmq.ZMQError):
             raise SocketKeyError(f"{key_file} holds no keys of a client (lines server, public and secret)") from None

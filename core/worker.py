@@ -200,7 +200,7 @@ def _version() -> str:
 
 
 def parse_options(argv: list[str]) -> tuple[Namespace | PlainOptions, str]:
-    """The options of `stirbar worker`, and the client to admit; argparse is loaded only where they are not the usual."""
+    """The options of `stirbar worker`, and the client to admit; argparse is loaded only where they are unusual."""
     client = ""
     options: Namespace | PlainOptions | None = read_options(argv, ("--simulate",))
     if isinstance(options, PlainOptions):

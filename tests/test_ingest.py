@@ -315,7 +315,8 @@ def test_jobs_of_a_lost_unit_are_lost_in_the_dialect_too(leader):
     unit.say("live/status", {"jobs": jobs, "experiment": "yeast"}, qos=0)
     wait_until(lambda: any(kind == "status" for kind, _, _ in leader.heard), "the status")
     unit.say("state", {"state": "lost"}, True)
-    lost = {("pioreactor/vial1/yeast/od_reading/$state", b"lost"), ("pioreactor/vial1/$experiment/monitor/$state", b"lost")}
+    jobs = ("yeast/od_reading", "$experiment/monitor")
+    lost = {(f"pioreactor/vial1/{job}/$state", b"lost") for job in jobs}
     wait_until(lambda: lost <= set(unit.heard), "the dialect's states")
     assert not any(topic.endswith("stirring/$state") for topic, _ in unit.heard)
 

@@ -16,7 +16,6 @@ import numpy
 import pytest
 import zmq
 from running import stirbar_environment, wait_for
-
 from stirbar.core import records
 from stirbar.core.client import CommandRefused, Worker, WorkerUnreachable
 
@@ -202,13 +201,17 @@ def test_over_tcp_only_admitted_clients_come_in(tmp_path):
             public, secret = (key.decode() for key in zmq.curve_keypair())
             (tmp_path / "stranger").write_text(f"server {lines['server']}\npublic {public}\nsecret {secret}\n")
             for key_file in ("stranger", "nothing"):
-                with pytest.raises((WorkerUnreachable, ValueError)):
-                    with Worker(address, key_file=str(tmp_path / key_file), timeout_s=1) as worker:
-                        worker.describe()
-            (tmp_path / "curve" / "clients" / "notebook.pub").unlink()
-            with Worker(address, key_file=str(tmp_path / "notebook.client"), timeout_s=1) as worker:
-                with pytest.raises(WorkerUnreachable):
+                with (
+                    pytest.raises((WorkerUnreachable, ValueError)),
+                    Worker(address, key_file=str(tmp_path / key_file), timeout_s=1) as worker,
+                ):
                     worker.describe()
+            (tmp_path / "curve" / "clients" / "notebook.pub").unlink()
+            with (
+                Worker(address, key_file=str(tmp_path / "notebook.client"), timeout_s=1) as worker,
+                pytest.raises(WorkerUnreachable),
+            ):
+                worker.describe()
         finally:
             process.terminate()
     for entry in (tmp_path / "curve").rglob("*"):

@@ -199,6 +199,7 @@ class Leader:
 
 
 def say(line: str) -> None:
+    """One line to whoever started the leader."""
     print(f"stirbar leader: {line}", file=sys.stderr, flush=True)
 
 
