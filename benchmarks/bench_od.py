@@ -56,7 +56,7 @@ class Robust:
     def setup(self):
         rng = np.random.default_rng(2)
         self.values = rng.normal(0.3, 0.001, self.items)
-        self.values[:: 20] += 0.05
+        self.values[::20] += 0.05
 
     def time_tukey_mean(self):
         tukey_mean(self.values, 0.001)

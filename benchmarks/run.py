@@ -68,7 +68,9 @@ def system_rows(command: str) -> list[str]:
     shown = f"`stirbar bench {command.replace(SOURCE, '.')}`"
     done = subprocess.run(
         [sys.executable, "-m", "stirbar.core.cli", "bench", name, *options, "--json"],
-        capture_output=True, text=True, env=child_environment([sys.executable]),
+        capture_output=True,
+        text=True,
+        env=child_environment([sys.executable]),
     )
     if done.returncode:
         return [f"| {shown} | did not run | | | | {cell(done.stderr.strip()[-300:])} |"]
@@ -76,7 +78,9 @@ def system_rows(command: str) -> list[str]:
     rows = []
     for row in result["rows"]:
         met = {None: "", True: "yes", False: "**no**"}[row["met"]]
-        rows.append(f"| {shown} | {cell(row['what'])} | {row['figure']} | {row['budget']} | {met} | {cell(row['note'])} |")
+        rows.append(
+            f"| {shown} | {cell(row['what'])} | {row['figure']} | {row['budget']} | {met} | {cell(row['note'])} |"
+        )
         shown = ""
     rows[0] = rows[0][:-2] + cell(f" ({result['conditions']})") + " |" if result["conditions"] else rows[0]
     return rows
@@ -98,8 +102,10 @@ def kernel_rows() -> list[str]:
                 loops, _ = timer.autorange()
                 best_s = min(timer.repeat(5, loops)) / loops
                 figure = f"{format_number(1e9 * best_s / bench.items)} ns"
-                rows.append(f"| `asv run --bench {title}.{method}` | {title}, {method[5:].replace('_', ' ')}, "
-                            f"each of {bench.items} | {figure} | | | best of 5, wall time |")
+                rows.append(
+                    f"| `asv run --bench {title}.{method}` | {title}, {method[5:].replace('_', ' ')}, "
+                    f"each of {bench.items} | {figure} | | | best of 5, wall time |"
+                )
     return rows
 
 
@@ -107,13 +113,19 @@ def write(section: str, title: str) -> None:
     """Put a machine's section in its place."""
     parts = RESULTS.read_text(encoding="utf-8").split("\n## ")[1:] if RESULTS.exists() else []
     kept = [part.rstrip("\n") for part in parts if part.split("\n", 1)[0] != title]
-    RESULTS.write_text("\n## ".join([INTRODUCTION, *kept, f"{title}\n\n{section}"]).rstrip("\n") + "\n", encoding="utf-8")
+    RESULTS.write_text(
+        "\n## ".join([INTRODUCTION, *kept, f"{title}\n\n{section}"]).rstrip("\n") + "\n", encoding="utf-8"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Measure this machine; write RESULTS.md.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description="Measure this machine; write RESULTS.md."
+    )
     parser.add_argument("--quick", action="store_true", help="short runs, printed and not written")
-    parser.add_argument("--only", metavar="NAME", action="append", help="only this system benchmark, or `kernels`; printed")
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", help="only this system benchmark, or `kernels`; printed"
+    )
     arguments = parser.parse_args()
     lines: list[str] = []
     for command in COMMANDS[arguments.quick]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,6 @@ import time
 from typing import Any
 
 import zmq
-
 from stirbar.bridge.bench_cluster import Cluster, cpu_s, memory_mb, same_program, wait_for
 from stirbar.bridge.store import open_store
 from stirbar.core import records
@@ -33,7 +31,7 @@ RECORD = READING.pack(
 )
 
 
-# --- footprint -----------------------------------------------------------------------------------------------------------
+# --- footprint -------------------------------------------------------------------------------------------------------
 
 
 def make_environment(source: str, directory: str) -> str:
@@ -75,10 +73,15 @@ def measure_footprint(python: str, tls: bool, seconds: float, *options: str) -> 
 def bench_footprint(argv: list[str]) -> Result:
     """`stirbar bench footprint`"""
     parser = parser_for("footprint", "Memory and CPU of worker and bridge, every job running.")
-    parser.add_argument("--seconds", type=positive, default=60.0, help="how long they run before they are measured (60)")
+    parser.add_argument(
+        "--seconds", type=positive, default=60.0, help="how long they run before they are measured (60)"
+    )
     parser.add_argument("--python", default=sys.executable, help="interpreter with stirbar installed (this one)")
-    parser.add_argument("--install", metavar="SOURCE",
-                        help=f"make a virtual environment of {SYSTEM_PYTHON}, install this source tree there and use it")
+    parser.add_argument(
+        "--install",
+        metavar="SOURCE",
+        help=f"make a virtual environment of {SYSTEM_PYTHON}, install this source tree there and use it",
+    )
     parser.add_argument("--no-tls", action="store_true", help="connect to the broker without TLS")
     arguments = parser.parse_args(argv)
     tls = not arguments.no_tls
@@ -88,31 +91,45 @@ def bench_footprint(argv: list[str]) -> Result:
             python = make_environment(os.path.abspath(arguments.install), directory)
         usual = measure_footprint(python, tls, arguments.seconds)
         one = measure_footprint(python, tls, arguments.seconds, ONE_DIODE)
-    return Result("footprint", footprint_rows(usual, one),
-                  f"{arguments.seconds:g} s, TLS {'on' if tls else 'off'}, {'/usr/bin/python3 in a new venv' if arguments.install else python}; "
-                  f"{usual['others']} other processes of that Python ran (they lower PSS)",
-                  {"reference_and_one": usual, "one": one, "tls": tls})
+    where = f"{SYSTEM_PYTHON} in a new virtual environment" if arguments.install else python
+    conditions = f"{arguments.seconds:g} s, TLS {'on' if tls else 'off'}, {where}; others of that Python: {usual['others']}"
+    return Result(
+        "footprint", footprint_rows(usual, one), conditions, {"reference_and_one": usual, "one": one, "tls": tls}
+    )
 
 
 def footprint_rows(usual: dict[str, Any], one: dict[str, Any]) -> list[Row]:
     worker, bridge = usual["worker"], usual["bridge"]
     both = {key: worker[key] + bridge[key] for key in worker}
-    rows = [
+    return [
         Row("worker, RSS", worker["rss"], "MB", WORKER_RSS_MB, note=f"anonymous {worker['anonymous']:.1f} MB"),
         Row("bridge, RSS", bridge["rss"], "MB", note=f"anonymous {bridge['anonymous']:.1f} MB"),
-        Row("worker and bridge, PSS", both["pss"], "MB", TOGETHER_PSS_MB,
-            note="there is no guard process yet; PSS counts shared pages by their sharers, so other Pythons lower it"),
-        Row("worker and bridge, CPU a minute, one diode", one["worker"]["cpu_s_per_minute"] + one["bridge"]["cpu_s_per_minute"],
-            "s", CPU_LIMIT_S, note=f"worker {one['worker']['cpu_s_per_minute']:.2f} s, "
-                                   f"bridge {one['bridge']['cpu_s_per_minute']:.2f} s; {one['readings_per_second']:.1f} readings/s"),
-        Row("worker and bridge, CPU a minute, reference and one diode", both["cpu_s_per_minute"], "s",
+        Row(
+            "worker and bridge, PSS",
+            both["pss"],
+            "MB",
+            TOGETHER_PSS_MB,
+            note="there is no guard process yet; PSS counts shared pages by their sharers, so other Pythons lower it",
+        ),
+        Row(
+            "worker and bridge, CPU a minute, one diode",
+            one["worker"]["cpu_s_per_minute"] + one["bridge"]["cpu_s_per_minute"],
+            "s",
+            CPU_LIMIT_S,
+            note=f"worker {one['worker']['cpu_s_per_minute']:.2f} s, "
+            f"bridge {one['bridge']['cpu_s_per_minute']:.2f} s; {one['readings_per_second']:.1f} readings/s",
+        ),
+        Row(
+            "worker and bridge, CPU a minute, reference and one diode",
+            both["cpu_s_per_minute"],
+            "s",
             note=f"worker {worker['cpu_s_per_minute']:.2f} s, bridge {bridge['cpu_s_per_minute']:.2f} s; "
-                 f"{usual['readings_per_second']:.1f} readings/s"),
+            f"{usual['readings_per_second']:.1f} readings/s",
+        ),
     ]
-    return rows
 
 
-# --- bridge --------------------------------------------------------------------------------------------------------------
+# --- bridge ----------------------------------------------------------------------------------------------------------
 
 
 class LoudWorker:
@@ -140,7 +157,9 @@ class LoudWorker:
 
     def _header(self, kind: int, stream: int, size: int, count: int, first: int) -> bytes:
         now, real = time.monotonic_ns(), time.time_ns()
-        return Header(kind, stream, size, count, first, self.unit_id, self.run_id, self.boot_id, now, now, real, "bench").pack()
+        return Header(
+            kind, stream, size, count, first, self.unit_id, self.run_id, self.boot_id, now, now, real, "bench"
+        ).pack()
 
     def answer(self) -> None:
         """Reply to what the bridge asks: who this is; nothing else is known here."""
@@ -149,8 +168,15 @@ class LoudWorker:
             request = json.loads(body)
             result: dict[str, object] = {}
             if request.get("command") == "describe":
-                result = {"unit": self.unit, "unit_id": self.unit_id.hex(), "run_id": self.run_id.hex(),
-                          "boot_id": self.boot_id.hex(), "experiment": "bench", "channels": [], "jobs": {}}
+                result = {
+                    "unit": self.unit,
+                    "unit_id": self.unit_id.hex(),
+                    "run_id": self.run_id.hex(),
+                    "boot_id": self.boot_id.hex(),
+                    "experiment": "bench",
+                    "channels": [],
+                    "jobs": {},
+                }
             reply = {"id": request.get("id"), "ok": bool(result), "result": result, "error": {"message": "not known"}}
             self._command.send_multipart([*envelope, json.dumps(reply).encode()])
 
@@ -170,7 +196,13 @@ class LoudWorker:
 
     def heartbeat(self) -> None:
         """Publish a status, as once a second."""
-        body = {"unit": self.unit, "run_id": self.run_id.hex(), "jobs": {}, "counters": {}, "sequences": {"od2": self.sent}}
+        body = {
+            "unit": self.unit,
+            "run_id": self.run_id.hex(),
+            "jobs": {},
+            "counters": {},
+            "sequences": {"od2": self.sent},
+        }
         header = self._header(KIND_JSON, STREAM_IDS["status"], 0, 1, 0)
         self._telemetry.send_multipart([b"status", header, json.dumps(body).encode()])
 
@@ -211,70 +243,27 @@ def bench_bridge(argv: list[str]) -> Result:
             worker.close()
     rows = [
         Row("CPU a minute at 20 messages/s", usual["cpu_s"] / usual["seconds"] * 60.0, "s"),
-        Row(f"CPU of a message at {arguments.rate:g}/s, live and stored", 1e6 * fast["cpu_s"] / fast["messages"], "µs",
-            note="from ZeroMQ to the live topic, the spool, the stored block and its acknowledgement"),
+        Row(
+            f"CPU of a message at {arguments.rate:g}/s, live and stored",
+            1e6 * fast["cpu_s"] / fast["messages"],
+            "µs",
+            note="from ZeroMQ to the live topic, the spool, the stored block and its acknowledgement",
+        ),
         Row("messages a second of one core", fast["messages"] / fast["cpu_s"], "/s"),
-        Row("CPU of a second's block at 20 messages/s", 1e3 * usual["cpu_s"] / usual["seconds"], "ms",
-            note="everything that the bridge does in a second, its timers included"),
+        Row(
+            "CPU of a second's block at 20 messages/s",
+            1e3 * usual["cpu_s"] / usual["seconds"],
+            "ms",
+            note="everything that the bridge does in a second, its timers included",
+        ),
         Row("readings lost", lost, "", 0, note=f"{worker.sent} published"),
     ]
-    return Result("bridge", rows, f"{arguments.seconds:g} s at each rate, TLS {'on' if arguments.tls else 'off'}",
-                  {"usual": usual, "fast": fast})
-
-
-def play(self, rate_hz: float, seconds: float) -> None:
-        """Readings at a rate, in bursts of 20 ms, with heartbeats and answers between."""
-        begun = time.monotonic()
-        start, beats = self.sent, 0
-        while (elapsed := time.monotonic() - begun) < seconds:
-            while self.sent - start < rate_hz * elapsed:
-                self.read()
-            if elapsed >= beats:
-                beats += 1
-                self.heartbeat()
-            self.answer()
-            time.sleep(0.02)
-        self.heartbeat()
-
-
-def bench_bridge(argv: list[str]) -> Result:
-    """`stirbar bench bridge`"""
-    parser = parser_for("bridge", "CPU of the bridge per message, live and stored, up to the leader's acknowledgement.")
-    parser.add_argument("--rate", type=positive, default=1000.0, help="messages a second, one reading each (1000)")
-    parser.add_argument("--seconds", type=positive, default=20.0, help="measuring time of each rate (20)")
-    parser.add_argument("--tls", action="store_true", help="connect to the broker with TLS")
-    arguments = parser.parse_args(argv)
-    with Cluster(tls=arguments.tls) as cluster:
-        worker = LoudWorker(cluster.address, cluster.unit, cluster.unit_id)
-        try:
-            bridge = cluster.run("bridge")
-            wait_for(lambda: worker.heard() or bridge.poll() is not None, "the bridge's subscription")
-            cluster.check(bridge)
-            usual = play(cluster, worker, bridge.pid, 20.0, arguments.seconds)
-            fast = play(cluster, worker, bridge.pid, arguments.rate, arguments.seconds)
-            wait_for(lambda: cluster.stored()["readings"] >= worker.sent, "the storing of every reading")
-            cluster.check(bridge)
-            lost = cluster.stored()["lost"]
-        finally:
-            worker.close()
-    rows = [
-        Row("CPU a minute at 20 messages/s", usual["cpu_s"] / usual["seconds"] * 60.0, "s"),
-        Row(f"CPU of a message at {arguments.rate:g}/s, live and stored", 1e6 * fast["cpu_s"] / fast["messages"], "µs",
-            note="from ZeroMQ to the live topic, the spool, the stored block and its acknowledgement"),
-        Row("messages a second of one core", fast["messages"] / fast["cpu_s"], "/s"),
-        Row("CPU of a second's block at 20 messages/s", 1e3 * usual["cpu_s"] / usual["seconds"], "ms",
-            note="everything that the bridge does in a second, its timers included"),
-        Row("readings lost", lost, "", 0, note=f"{worker.sent} published"),
-    ]
-    return Result("bridge", rows, f"{arguments.seconds:g} s at each rate, TLS {'on' if arguments.tls else 'off'}",
-                  {"usual": usual, "fast": fast})
-
-
-def _met(worker: LoudWorker, cluster: Cluster) -> bool:
-    worker.heartbeat()
-    worker.answer()
-    worker.read()
-    return cluster.stored()["readings"] > 0
+    return Result(
+        "bridge",
+        rows,
+        f"{arguments.seconds:g} s at each rate, TLS {'on' if arguments.tls else 'off'}",
+        {"usual": usual, "fast": fast},
+    )
 
 
 def play(cluster: Cluster, worker: LoudWorker, pid: int, rate_hz: float, seconds: float) -> dict[str, float]:
@@ -283,15 +272,19 @@ def play(cluster: Cluster, worker: LoudWorker, pid: int, rate_hz: float, seconds
     return {"seconds": time.monotonic() - begun, "cpu_s": cpu_s(pid) - cpu, "messages": worker.sent - sent}
 
 
-# --- ingest --------------------------------------------------------------------------------------------------------------
+# --- ingest ----------------------------------------------------------------------------------------------------------
 
 
 def block(unit_id: bytes, run_id: bytes, first: int, count: int, begin_ns: int) -> tuple[Header, bytes]:
     """One second of a stream as a unit stores it."""
     tail = READING.unpack(RECORD)[3:]
     step_ns = 1_000_000_000 // count
-    body = b"".join(READING.pack(first + i, begin_ns + i * step_ns, begin_ns + i * step_ns, *tail) for i in range(count))
-    return Header(KIND_READINGS, OD2, READING.size, count, first, unit_id, run_id, bytes(16), 0, 0, begin_ns, "bench"), body
+    body = b"".join(
+        READING.pack(first + i, begin_ns + i * step_ns, begin_ns + i * step_ns, *tail) for i in range(count)
+    )
+    return Header(
+        KIND_READINGS, OD2, READING.size, count, first, unit_id, run_id, bytes(16), 0, 0, begin_ns, "bench"
+    ), body
 
 
 def bench_ingest(argv: list[str]) -> Result:
@@ -311,8 +304,10 @@ def bench_ingest(argv: list[str]) -> Result:
         empty = path.stat().st_size
         wall_s = used_s = 0.0
         for second in range(arguments.seconds):
-            blocks = [block(unit, run, second * arguments.per_second, arguments.per_second, start_ns + second * 1_000_000_000)
-                      for unit, run in units]
+            blocks = [
+                block(unit, run, second * arguments.per_second, arguments.per_second, start_ns + second * 1_000_000_000)
+                for unit, run in units
+            ]
             begun, cpu = time.monotonic(), time.process_time()
             for header, body in blocks:
                 store.add(header, body)
@@ -323,16 +318,24 @@ def bench_ingest(argv: list[str]) -> Result:
         store.close()
         size = path.stat().st_size - empty
     rows = [
-        Row("readings of one CPU second", stored / used_s, "/s", UNITS_AT_1_HZ, at_least=True,
-            note="the budget is 1000 units at 1 Hz; MQTT's share is in `stirbar bench bridge`"),
+        Row(
+            "readings of one CPU second",
+            stored / used_s,
+            "/s",
+            UNITS_AT_1_HZ,
+            at_least=True,
+            note="the budget is 1000 units at 1 Hz; MQTT's share is in `stirbar bench bridge`",
+        ),
         Row("readings a second, wall time", stored / wall_s, "/s"),
         Row("CPU of a reading", 1e6 * used_s / stored, "µs"),
         Row("bytes of a reading on disk", size / stored, "B", note="roll-ups and indexes included"),
     ]
-    return Result("ingest", rows, f"{arguments.units} units, {stored} readings in {arguments.seconds} commits; SQLite, WAL")
+    return Result(
+        "ingest", rows, f"{arguments.units} units, {stored} readings in {arguments.seconds} commits; SQLite, WAL"
+    )
 
 
-# --- latency -------------------------------------------------------------------------------------------------------------
+# --- latency ---------------------------------------------------------------------------------------------------------
 
 
 def bench_latency(argv: list[str]) -> Result:
@@ -362,7 +365,13 @@ def bench_latency(argv: list[str]) -> Result:
         if not sorted_ms:
             raise BenchError(f"no live reading of {title} came in {arguments.seconds:g} s")
         p50, p99 = sorted_ms[len(sorted_ms) // 2], sorted_ms[min(len(sorted_ms) - 1, int(0.99 * len(sorted_ms)))]
-        rows.append(Row(f"{title}: end of window to the leader's listeners, p99", p99, "ms",
-                        PAGE_LIMIT_MS if name == "od" else None,
-                        note=f"median {p50:.1f} ms of {len(sorted_ms)}; the browser's part is not in it"))
+        rows.append(
+            Row(
+                f"{title}: end of window to the leader's listeners, p99",
+                p99,
+                "ms",
+                PAGE_LIMIT_MS if name == "od" else None,
+                note=f"median {p50:.1f} ms of {len(sorted_ms)}; the browser's part is not in it",
+            )
+        )
     return Result("latency", rows, f"{arguments.seconds:g} s, worker, bridge, mosquitto and ingest on one machine")

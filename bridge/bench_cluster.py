@@ -1,4 +1,4 @@
-"""A cluster for benchmarks: the leader's broker, store and ingest in this process, a worker and a bridge as children."""
+"""A cluster for benchmarks: broker, store and ingest of a leader in this process, worker and bridge as children."""
 
 from __future__ import annotations
 
@@ -59,10 +59,30 @@ def same_program(pid: int) -> int:
 def make_certificate(directory: pathlib.Path) -> tuple[str, str, str]:
     """A throw-away certificate for 127.0.0.1 that is its own CA: (CA, certificate, key). Raises BenchError."""
     if shutil.which("openssl") is None:
-        raise BenchError("openssl is not installed, which makes the certificate: `sudo apt install openssl`, or --no-tls")
+        raise BenchError(
+            "openssl is not installed, which makes the certificate: `sudo apt install openssl`, or --no-tls"
+        )
     key, certificate = directory / "key.pem", directory / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-               "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+        "-days",
+        "2",
+        "-subj",
+        "/CN=127.0.0.1",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-keyout",
+        str(key),
+        "-out",
+        str(certificate),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise BenchError(f"openssl failed: {done.stderr.strip()[-200:]}")
@@ -106,26 +126,41 @@ class Cluster:
             self.database = leader / "store.sqlite"
             self.store = open_store(self.database)
             self.ingest = Ingest(
-                self.store, host="127.0.0.1", port=self.broker.port, username=self.broker.username,
-                password=self.broker.password, topic_root="pioreactor", data_root="stirbar",
-                tls=tls[0] if tls else None, log=lambda *_: None,  # type: ignore[arg-type]
+                self.store,
+                host="127.0.0.1",
+                port=self.broker.port,
+                username=self.broker.username,
+                password=self.broker.password,
+                topic_root="pioreactor",
+                data_root="stirbar",
+                tls=tls[0] if tls else None,
+                log=lambda *_: None,  # type: ignore[arg-type]
             )
             self.ingest.start()
-            wait_for(lambda: self.heard()["connected"], "the ingest's connection to the broker")
+            wait_for(lambda: bool(self.heard()["connected"]), "the ingest's connection to the broker")
         except BaseException:
             self.__exit__(None, None, None)
             raise
         password_file = unit_directory / "mqtt_password"
         self.broker.issue(self.unit, self.unit_id, password_file)
         self.options = [
-            f"unit.name={self.unit}", f"unit.data_directory={unit_directory}",
-            f"unit.runtime_directory={self.directory}", f"worker.config.address={self.address}", "unit.simulate=1",
-            "mqtt.broker_address=127.0.0.1", f"mqtt.broker_port={self.broker.port}", f"mqtt.username={self.unit}",
-            f"mqtt.password_file={password_file}", f"mqtt.use_tls={int(self.tls)}", f"mqtt.ca_file={tls[0] if tls else ''}",
+            f"unit.name={self.unit}",
+            f"unit.data_directory={unit_directory}",
+            f"unit.runtime_directory={self.directory}",
+            f"worker.config.address={self.address}",
+            "unit.simulate=1",
+            "mqtt.broker_address=127.0.0.1",
+            f"mqtt.broker_port={self.broker.port}",
+            f"mqtt.username={self.unit}",
+            f"mqtt.password_file={password_file}",
+            f"mqtt.use_tls={int(self.tls)}",
+            f"mqtt.ca_file={tls[0] if tls else ''}",
         ]
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for process in reversed(self._processes):
             process.terminate()
         for process in self._processes:
@@ -169,6 +204,7 @@ class Cluster:
 
     def until_stored(self, count: int = 1, limit_s: float = START_LIMIT_S) -> None:
         """Wait until so many readings are in the store."""
+
         def there() -> bool:
             for process in self._processes:
                 self.check(process)

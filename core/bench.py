@@ -19,7 +19,10 @@ GROUP = "stirbar.benchmarks"
 
 # name: (module:function, one line of help)
 BENCHMARKS: dict[str, tuple[str, str]] = {
-    "loop": ("stirbar.core.bench_loop:bench_loop", "lateness beside cyclictest, page faults, undisturbed and disturbed"),
+    "loop": (
+        "stirbar.core.bench_loop:bench_loop",
+        "lateness beside cyclictest, page faults, undisturbed and disturbed",
+    ),
     "instructions": ("stirbar.core.bench_instructions:bench_instructions", "instructions of a tick, the vial apart"),
     "twin": ("stirbar.core.bench_virtual:bench_twin", "speed of virtual time"),
     "capture": ("stirbar.core.bench_virtual:bench_capture", "distinct conversions captured, converter clock 10 % off"),
@@ -162,7 +165,9 @@ def machine() -> str:
     model = os.uname().machine
     try:
         with open("/proc/cpuinfo") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.lower().startswith(("model name", "hardware"))]
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.lower().startswith(("model name", "hardware"))
+            ]
         model = names[0] if names else model
     except OSError:
         pass

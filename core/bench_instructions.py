@@ -86,7 +86,10 @@ def callgrind(seconds: float, overrides: list[str], directory: str, options: tup
     out = os.path.join(directory, f"callgrind.{seconds:g}.{len(os.listdir(directory))}")
     command = [valgrind(), "--tool=callgrind", f"--callgrind-out-file={out}", *options, sys.executable, "-m", __name__]
     child = subprocess.run(
-        [*command, str(seconds), *overrides], capture_output=True, text=True, timeout=CALL_LIMIT_S,
+        [*command, str(seconds), *overrides],
+        capture_output=True,
+        text=True,
+        timeout=CALL_LIMIT_S,
         env={**child_environment([sys.executable]), "PYTHONHASHSEED": "0"},
     )
     if child.returncode:
@@ -94,7 +97,7 @@ def callgrind(seconds: float, overrides: list[str], directory: str, options: tup
     report: dict[str, Any] = json.loads(child.stdout.splitlines()[-1])
     base = os.path.basename(out)
     written = [name for name in os.listdir(directory) if name.startswith(base)]
-    written.sort(key=lambda name: int(name[len(base) + 1:] or 0))  # numbered in order of time
+    written.sort(key=lambda name: int(name[len(base) + 1 :] or 0))  # numbered in order of time
     report["files"] = [os.path.join(directory, name) for name in written]
     return report
 
@@ -170,8 +173,8 @@ def count(seconds: float, overrides: list[str]) -> dict[str, float]:
 def worst_tick(seconds: float, overrides: list[str]) -> dict[str, float]:
     """The most instructions between two ticks of any task, without the vial: callgrind dumps at each tick.
 
-    `worst` and `p99` are of the last `seconds`; `worst_at_start` is of the time before, when clocks lock and the chop is
-    chosen.
+    `worst` and `p99` are of the last `seconds`; `worst_at_start` is of the time before, when clocks lock and the chop
+    is chosen.
     """
     with tempfile.TemporaryDirectory(prefix="stirbar-bench-") as directory:
         first = callgrind(0.1, overrides, directory)
@@ -187,36 +190,68 @@ def worst_tick(seconds: float, overrides: list[str]) -> dict[str, float]:
     steady = sorted(costs[early:])
     if len(steady) < 100:
         raise BenchError(f"callgrind told only {len(steady)} ticks apart; the worst cannot be found")
-    return {"ticks_apart": len(steady), "worst": steady[-1], "p99": steady[int(0.99 * len(steady))],
-            "worst_at_start": max(costs[:early])}
+    return {
+        "ticks_apart": len(steady),
+        "worst": steady[-1],
+        "p99": steady[int(0.99 * len(steady))],
+        "worst_at_start": max(costs[:early]),
+    }
 
 
 def bench_instructions(argv: list[str]) -> Result:
     """`stirbar bench instructions`"""
     parser = parser_for("instructions", "User-space instructions of a tick, counted by valgrind.")
     parser.add_argument("--seconds", type=positive, default=10.0, help="virtual seconds (10)")
-    parser.add_argument("--worst", type=positive, default=None, metavar="SECONDS",
-                        help="also look for the worst tick in so many virtual seconds (slow: one dump a tick)")
+    parser.add_argument(
+        "--worst",
+        type=positive,
+        default=None,
+        metavar="SECONDS",
+        help="also look for the worst tick in so many virtual seconds (slow: one dump a tick)",
+    )
     arguments = parser.parse_args(argv)
     two = count(arguments.seconds, [])
     one = count(arguments.seconds, ["|".join(ONE_DIODE)])
     rows = [
-        Row("mean tick, reference and one diode", two["loop_per_tick"], "instructions", MEAN_LIMIT,
+        Row(
+            "mean tick, reference and one diode",
+            two["loop_per_tick"],
+            "instructions",
+            MEAN_LIMIT,
             note=f"{two['conversions'] / two['ticks']:.2f} conversions in a mean tick; "
-                 f"{two['loop_per_conversion']:.0f} instructions of the loop for each"),
-        Row("mean tick, one diode alone", one["loop_per_tick"], "instructions", MEAN_LIMIT,
+            f"{two['loop_per_conversion']:.0f} instructions of the loop for each",
+        ),
+        Row(
+            "mean tick, one diode alone",
+            one["loop_per_tick"],
+            "instructions",
+            MEAN_LIMIT,
             note=f"{one['conversions'] / one['ticks']:.2f} conversions in a mean tick; "
-                 f"{one['loop_per_conversion']:.0f} instructions of the loop for each"),
+            f"{one['loop_per_conversion']:.0f} instructions of the loop for each",
+        ),
         Row("simulated vial, each conversion", two["vial_per_conversion"], "instructions"),
     ]
     details: dict[str, Any] = {"reference_and_one": two, "one": one}
     if arguments.worst is not None:
         worst = details["worst"] = worst_tick(arguments.worst, [])
-        rows.append(Row("worst tick at start", worst["worst_at_start"], "instructions",
-                        note="when the converters' clocks lock and the chop is chosen"))
-        rows.append(Row("worst tick", worst["worst"], "instructions", WORST_LIMIT,
-                        note=f"of {worst['ticks_apart']:.0f} ticks; p99 {worst['p99']:.0f}; the budget is a tenth of "
-                             "1/860 s at 1 GHz and 0.5 instructions a cycle"))
+        rows.append(
+            Row(
+                "worst tick at start",
+                worst["worst_at_start"],
+                "instructions",
+                note="when the converters' clocks lock and the chop is chosen",
+            )
+        )
+        rows.append(
+            Row(
+                "worst tick",
+                worst["worst"],
+                "instructions",
+                WORST_LIMIT,
+                note=f"of {worst['ticks_apart']:.0f} ticks; p99 {worst['p99']:.0f}; the budget is a tenth of "
+                "1/860 s at 1 GHz and 0.5 instructions a cycle",
+            )
+        )
     return Result("instructions", rows, f"callgrind, {arguments.seconds:g} virtual seconds", details)
 
 

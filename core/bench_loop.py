@@ -49,6 +49,10 @@ class Tuned:
             return self.values[section, key]
         return self.config.get(section, key)
 
+    def items(self) -> Iterator[tuple[str, str, Any]]:
+        for section, key, value in self.config.items():
+            yield section, key, self.values.get((section, key), value)
+
 
 def quantile(bins: Bins, fraction: float) -> float:
     """The value below which a fraction of the counts lies, ns, even within a bin; NaN without counts."""
@@ -62,7 +66,7 @@ def quantile(bins: Bins, fraction: float) -> float:
     return math.nan
 
 
-def difference(after: Sequence[Sequence[int]], before: Sequence[Sequence[int]]) -> Bins:
+def difference(after: Any, before: Any) -> Bins:
     """What a histogram of the loop gained between two looks."""
     earlier = {low: count for low, _, count in before}
     return [(float(low), float(high), count - earlier.get(low, 0)) for low, high, count in after]
@@ -230,17 +234,26 @@ def bench_loop(argv: list[str]) -> Result:
     parser.add_argument("--rate", type=positive, default=1000.0, help="ticks a second of the actuator thread (1000)")
     parser.add_argument("--seconds", type=positive, default=60.0, help="measuring time of all slices together (60)")
     parser.add_argument("--slice", type=positive, default=4.0, help="seconds of one slice (4)")
-    parser.add_argument("--stop", type=int, action="append", default=[], metavar="PID",
-                        help="also measure with this process under SIGSTOP (bridge, leader, broker); repeatable")
+    parser.add_argument(
+        "--stop",
+        type=int,
+        action="append",
+        default=[],
+        metavar="PID",
+        help="also measure with this process under SIGSTOP (bridge, leader, broker); repeatable",
+    )
     arguments = parser.parse_args(argv)
     if arguments.rate > 20_000:
         raise BenchError("--rate is at most 20000 Hz")
     config = worker_config()
     priority = int(config.get("loop.config", "priority_sampling"))
-    tuned = Tuned(config, {
-        ("loop.config", "control_period_ms"): 1000.0 / arguments.rate,
-        ("loop.config", "priority_actuators"): priority,
-    })
+    tuned = Tuned(
+        config,
+        {
+            ("loop.config", "control_period_ms"): 1000.0 / arguments.rate,
+            ("loop.config", "priority_actuators"): priority,
+        },
+    )
     adc_rate_hz = float(config.get("od_reading.config", "adc_rate_hz"))
     periods_us = {"sampling": round(1e6 / adc_rate_hz), "actuators": round(1e6 / arguments.rate)}
     has_cyclictest = shutil.which("cyclictest", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin") is not None
@@ -248,8 +261,12 @@ def bench_loop(argv: list[str]) -> Result:
     found = {name: medians([one["bins"] for one in each]) for name, each in slices.items()}
     if references:
         found[REFERENCE] = medians(references)
-    return Result("loop", rows_of(found, slices, references), conditions_of(arguments, slices, priority, real_time),
-                  {"lateness_us": found, "periods_us": periods_us, "slices": len(slices[QUIET])})
+    return Result(
+        "loop",
+        rows_of(found, slices, references),
+        conditions_of(arguments, slices, priority, real_time),
+        {"lateness_us": found, "periods_us": periods_us, "slices": len(slices[QUIET])},
+    )
 
 
 def run_slices(
@@ -263,7 +280,7 @@ def run_slices(
     real_time = True
     for number in range(rounds):
         # each round begins with another contender, so that a slow drift of the machine favours none
-        for name in contenders[number % len(contenders):] + contenders[: number % len(contenders)]:
+        for name in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
             disturbance = {QUIET: undisturbed, BUSY: busy_python}.get(name)
             made = disturbance() if disturbance is not None else stopped(arguments.stop)
             one = loop_slice(config, arguments.slice, made)
@@ -290,12 +307,16 @@ def rows_of(
     faults = sum(sum(one["faults"].values()) for one in everything)
     rows.append(Row(f"page faults of the loop's threads after start, in {ticks} ticks", faults, "", 0))
     overruns = sum(one["counters"]["overruns"] for one in slices[QUIET])
-    rows.append(Row("overruns, undisturbed", overruns, "", note="whole periods skipped because the thread came too late"))
+    rows.append(
+        Row("overruns, undisturbed", overruns, "", note="whole periods skipped because the thread came too late")
+    )
     return rows
 
 
 def conditions_of(arguments: Any, slices: dict[str, list[dict[str, Any]]], priority: int, real_time: bool) -> str:
     refused = {what for one in slices[QUIET] for what, _ in one["refused"]}
-    with_priority = f"SCHED_FIFO {priority}" if real_time else "no real-time priority (refused): see docs/determinism.md"
+    with_priority = (
+        f"SCHED_FIFO {priority}" if real_time else "no real-time priority (refused): see docs/determinism.md"
+    )
     text = f"{len(slices[QUIET])} x {arguments.slice:g} s each, alternating; {with_priority}"
     return text + (f"; refused: {', '.join(sorted(refused))}" if refused and real_time else "")

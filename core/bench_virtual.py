@@ -1,4 +1,4 @@
-"""`stirbar bench twin`, `capture` and `raw`: what virtual time can tell: its speed, what is captured, what is stored."""
+"""`stirbar bench twin`, `capture` and `raw`: the speed of virtual time, what is captured and what is stored."""
 
 from __future__ import annotations
 
@@ -88,11 +88,20 @@ def bench_twin(argv: list[str]) -> Result:
     note = f"{counters['conversions'] / seconds:.0f} conversions and {counters['ticks'] / seconds:.0f} ticks a second"
     rows = [
         Row("24 h, loop and vial alone", loop_s, "s CPU", LOOP_LIMIT_S, note=note),
-        Row("24 h, whole worker with a 1 Hz automation", worker_cpu_s * scale, "s CPU", WORKER_LIMIT_S,
-            note=f"{automation.decisions} decisions in {arguments.hours:g} h"),
+        Row(
+            "24 h, whole worker with a 1 Hz automation",
+            worker_cpu_s * scale,
+            "s CPU",
+            WORKER_LIMIT_S,
+            note=f"{automation.decisions} decisions in {arguments.hours:g} h",
+        ),
     ]
-    return Result("twin", rows, f"{arguments.hours:g} virtual hours, scaled to 24; CPU time of one core",
-                  {"counters": counters, "worker_counters": worker_counters})
+    return Result(
+        "twin",
+        rows,
+        f"{arguments.hours:g} virtual hours, scaled to 24; CPU time of one core",
+        {"counters": counters, "worker_counters": worker_counters},
+    )
 
 
 def bench_capture(argv: list[str]) -> Result:
@@ -107,9 +116,16 @@ def bench_capture(argv: list[str]) -> Result:
         run_loop(loop, config, arguments.seconds)
         counters = loop.counters()
         made = counters["conversions"] + counters["missed_conversions"]
-        rows.append(Row(f"captured, converter clock {percent:+d} %", 100.0 * counters["conversions"] / made, "%",
-                        CAPTURE_LIMIT_PERCENT, at_least=True,
-                        note=f"{counters['conversions']} of {made}, {made / arguments.seconds:.1f} a second"))
+        rows.append(
+            Row(
+                f"captured, converter clock {percent:+d} %",
+                100.0 * counters["conversions"] / made,
+                "%",
+                CAPTURE_LIMIT_PERCENT,
+                at_least=True,
+                note=f"{counters['conversions']} of {made}, {made / arguments.seconds:.1f} a second",
+            )
+        )
     return Result("capture", rows, f"{arguments.seconds:g} virtual seconds each, from the first conversion on")
 
 
@@ -180,13 +196,28 @@ def bench_raw(argv: list[str]) -> Result:
     usual = measure_raw([], arguments.seconds)
     title = "stored raw conversion, time and light included"
     rows = [
-        Row(f"{title}, quiet trace", quiet["bytes"], "B", RAW_LIMIT_BYTES,
-            note=f"σ {quiet['sigma']:.1f} codes (the budget is for σ ≤ {QUIET_SIGMA_LSB:g}), chunks of {CHUNK_S} s"),
-        Row("size of the empirical entropy, quiet trace", quiet["bytes"] / quiet["entropy"], "", ENTROPY_RATIO,
-            note=f"entropy {quiet['entropy']:.3f} B a conversion"),
+        Row(
+            f"{title}, quiet trace",
+            quiet["bytes"],
+            "B",
+            RAW_LIMIT_BYTES,
+            note=f"σ {quiet['sigma']:.1f} codes (the budget is for σ ≤ {QUIET_SIGMA_LSB:g}), chunks of {CHUNK_S} s",
+        ),
+        Row(
+            "size of the empirical entropy, quiet trace",
+            quiet["bytes"] / quiet["entropy"],
+            "",
+            ENTROPY_RATIO,
+            note=f"entropy {quiet['entropy']:.3f} B a conversion",
+        ),
         Row(f"{title}, usual disturbances", usual["bytes"], "B", note=f"σ {usual['sigma']:.1f} codes"),
-        Row("size of the empirical entropy, usual disturbances", usual["bytes"] / usual["entropy"], "", ENTROPY_RATIO,
-            note=f"entropy {usual['entropy']:.3f} B a conversion"),
+        Row(
+            "size of the empirical entropy, usual disturbances",
+            usual["bytes"] / usual["entropy"],
+            "",
+            ENTROPY_RATIO,
+            note=f"entropy {usual['entropy']:.3f} B a conversion",
+        ),
         Row("CPU of encoding a conversion", usual["cpu_us"], "µs"),
     ]
     return Result("raw", rows, f"{quiet['conversions']} conversions, culture frozen", {"quiet": quiet, "usual": usual})
