@@ -92,7 +92,8 @@ def bench_footprint(argv: list[str]) -> Result:
         usual = measure_footprint(python, tls, arguments.seconds)
         one = measure_footprint(python, tls, arguments.seconds, ONE_DIODE)
     where = f"{SYSTEM_PYTHON} in a new virtual environment" if arguments.install else python
-    conditions = f"{arguments.seconds:g} s, TLS {'on' if tls else 'off'}, {where}; others of that Python: {usual['others']}"
+    others = f"others of that Python: {usual['others']}"
+    conditions = f"{arguments.seconds:g} s, TLS {'on' if tls else 'off'}, {where}; {others}"
     return Result(
         "footprint", footprint_rows(usual, one), conditions, {"reference_and_one": usual, "one": one, "tls": tls}
     )
