@@ -35,6 +35,7 @@ COMMANDS = {
         "bridge",
         "ingest",
         "latency",
+        "stopped",
     ),
     True: (
         "instructions --seconds 2",
@@ -47,6 +48,7 @@ COMMANDS = {
         "bridge --seconds 3",
         "ingest --seconds 5",
         "latency --seconds 5",
+        "stopped --rounds 1 --slice 1",
     ),
 }
 KERNELS = ("bench_ring", "bench_od", "bench_tick", "bench_codec")

@@ -190,6 +190,14 @@ def test_latency_is_that_of_live_readings():
 
 
 @needs_mosquitto
+def test_a_worker_runs_on_while_bridge_and_broker_are_stopped():
+    result = upper.bench_stopped(["--rounds", "1", "--slice", "1"])
+    rows = sane(result)
+    assert rows["readings that found the loop's ring full"] == 0
+    assert result.details["stopped_us"]["sampling"]["p50"] > 0
+
+
+@needs_mosquitto
 def test_footprint_over_tls(monkeypatch):
     monkeypatch.setattr(upper, "SETTLE_S", 0.2)
     result = upper.bench_footprint(["--seconds", "1.5"])
