@@ -1,7 +1,7 @@
 """`stirbar bench page`: from the last conversion of a reading to its point in the browser, on one machine.
 
-A real demo and a headless Chromium. The page itself is watched: each time the OD that it shows changes, the newest reading
-that had come by then says how old the shown point is. Both clocks are this machine's.
+A real demo and a headless Chromium. The page itself is watched: each time the OD that it shows changes, the newest
+reading that had come by then says how old the shown point is. Both clocks are this machine's.
 """
 
 from __future__ import annotations
