@@ -35,6 +35,7 @@ COMMANDS = {
         "bridge",
         "ingest",
         "latency",
+        "stopped",
     ),
     True: (
         "instructions --seconds 2",
@@ -47,6 +48,7 @@ COMMANDS = {
         "bridge --seconds 3",
         "ingest --seconds 5",
         "latency --seconds 5",
+        "stopped --rounds 1 --slice 1",
     ),
 }
 KERNELS = ("bench_ring", "bench_od", "bench_tick", "bench_codec")
@@ -78,8 +80,9 @@ def system_rows(command: str) -> list[str]:
     rows = []
     for row in result["rows"]:
         met = {None: "", True: "yes", False: "**no**"}[row["met"]]
-        cells = (shown, cell(row["what"]), row["figure"], row["budget"], met, cell(row["note"]))
-        rows.append(f"| {' | '.join(map(str, cells))} |")
+        rows.append(
+            f"| {shown} | {cell(row['what'])} | {row['figure']} | {row['budget']} | {met} | {cell(row['note'])} |"
+        )
         shown = ""
     rows[0] = rows[0][:-2] + cell(f" ({result['conditions']})") + " |" if result["conditions"] else rows[0]
     return rows
@@ -112,14 +115,19 @@ def write(section: str, title: str) -> None:
     """Put a machine's section in its place."""
     parts = RESULTS.read_text(encoding="utf-8").split("\n## ")[1:] if RESULTS.exists() else []
     kept = [part.rstrip("\n") for part in parts if part.split("\n", 1)[0] != title]
-    text = "\n## ".join([INTRODUCTION, *kept, f"{title}\n\n{section}"])
-    RESULTS.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    RESULTS.write_text(
+        "\n## ".join([INTRODUCTION, *kept, f"{title}\n\n{section}"]).rstrip("\n") + "\n", encoding="utf-8"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description="Measure; write RESULTS.md.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description="Measure this machine; write RESULTS.md."
+    )
     parser.add_argument("--quick", action="store_true", help="short runs, printed and not written")
-    parser.add_argument("--only", metavar="NAME", action="append", help="only this benchmark, or `kernels`; printed")
+    parser.add_argument(
+        "--only", metavar="NAME", action="append", help="only this system benchmark, or `kernels`; printed"
+    )
     arguments = parser.parse_args()
     lines: list[str] = []
     for command in COMMANDS[arguments.quick]:

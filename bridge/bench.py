@@ -1,4 +1,4 @@
-"""`stirbar bench footprint`, `bridge`, `ingest` and `latency`: what the way from worker to leader costs."""
+"""`stirbar bench footprint`, `bridge`, `ingest`, `latency` and `stopped`: what the way from worker to leader costs."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ from stirbar.bridge.bench_cluster import Cluster, cpu_s, memory_mb, same_program
 from stirbar.bridge.store import open_store
 from stirbar.core import records
 from stirbar.core.bench import BenchError, Result, Row, parser_for, positive
+from stirbar.core.bench_loop import (
+    DISTURBED_RATIO,
+    THREADS,
+    Bins,
+    difference,
+    medians,
+    ratio_rows,
+    stopped,
+    undisturbed,
+)
+from stirbar.core.client import Worker
 from stirbar.core.records import KIND_JSON, KIND_READINGS, READING, STREAM_IDS, Header
 
 WORKER_RSS_MB, TOGETHER_PSS_MB, CPU_LIMIT_S = 18.0, 36.0, 2.0
@@ -31,7 +42,7 @@ RECORD = READING.pack(
 )
 
 
-# --- footprint --------------------------------------------------------------------------------------------------------
+# --- footprint -------------------------------------------------------------------------------------------------------
 
 
 def make_environment(source: str, directory: str) -> str:
@@ -91,13 +102,11 @@ def bench_footprint(argv: list[str]) -> Result:
             python = make_environment(os.path.abspath(arguments.install), directory)
         usual = measure_footprint(python, tls, arguments.seconds)
         one = measure_footprint(python, tls, arguments.seconds, ONE_DIODE)
+    where = f"{SYSTEM_PYTHON} in a new virtual environment" if arguments.install else python
+    others = f"others of that Python: {usual['others']}"
+    conditions = f"{arguments.seconds:g} s, TLS {'on' if tls else 'off'}, {where}; {others}"
     return Result(
-        "footprint",
-        footprint_rows(usual, one),
-        f"{arguments.seconds:g} s, TLS {'on' if tls else 'off'}, "
-        f"{'/usr/bin/python3 in a new venv' if arguments.install else python}; "
-        f"{usual['others']} other processes of that Python ran (they lower PSS)",
-        {"reference_and_one": usual, "one": one, "tls": tls},
+        "footprint", footprint_rows(usual, one), conditions, {"reference_and_one": usual, "one": one, "tls": tls}
     )
 
 
@@ -133,7 +142,7 @@ def footprint_rows(usual: dict[str, Any], one: dict[str, Any]) -> list[Row]:
     ]
 
 
-# --- bridge -----------------------------------------------------------------------------------------------------------
+# --- bridge ----------------------------------------------------------------------------------------------------------
 
 
 class LoudWorker:
@@ -277,7 +286,7 @@ def play(cluster: Cluster, worker: LoudWorker, pid: int, rate_hz: float, seconds
     return {"seconds": time.monotonic() - begun, "cpu_s": cpu_s(pid) - cpu, "messages": worker.sent - sent}
 
 
-# --- ingest -----------------------------------------------------------------------------------------------------------
+# --- ingest ----------------------------------------------------------------------------------------------------------
 
 
 def block(unit_id: bytes, run_id: bytes, first: int, count: int, begin_ns: int) -> tuple[Header, bytes]:
@@ -340,7 +349,7 @@ def bench_ingest(argv: list[str]) -> Result:
     )
 
 
-# --- latency ----------------------------------------------------------------------------------------------------------
+# --- latency ---------------------------------------------------------------------------------------------------------
 
 
 def bench_latency(argv: list[str]) -> Result:
@@ -380,3 +389,48 @@ def bench_latency(argv: list[str]) -> Result:
             )
         )
     return Result("latency", rows, f"{arguments.seconds:g} s, worker, bridge, mosquitto and ingest on one machine")
+
+
+# --- stopped ---------------------------------------------------------------------------------------------------------
+
+
+def lateness_now(worker: Worker) -> Any:
+    """The worker's lateness histograms so far: {thread: counts}."""
+    return {name: found["counts"] for name, found in worker.status()["lateness"].items()}
+
+
+def bench_stopped(argv: list[str]) -> Result:
+    """`stirbar bench stopped`"""
+    parser = parser_for("stopped", "Lateness of a worker's loop while bridge and broker are stopped.")
+    parser.add_argument("--rounds", type=int, default=8, help="rounds of one slice undisturbed, one disturbed (8)")
+    parser.add_argument("--slice", type=positive, default=4.0, help="seconds of one slice (4)")
+    parser.add_argument(
+        "--stop", type=int, action="append", default=[], metavar="PID", help="stop this process too; repeatable"
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.rounds < 1:
+        raise BenchError("--rounds is at least 1")
+    slices: dict[bool, list[dict[str, Bins]]] = {False: [], True: []}
+    with Cluster() as cluster:
+        cluster.run("worker", "loop.config.control_period_ms=1")
+        bridge = cluster.run("bridge")
+        cluster.until_stored()
+        processes = [bridge.pid, *([cluster.broker.pid] if cluster.broker.pid else []), *arguments.stop]
+        with Worker(cluster.address) as worker:
+            for number in range(2 * arguments.rounds):
+                disturbed = number % 2 == 1
+                with stopped(processes) if disturbed else undisturbed():
+                    before = lateness_now(worker)
+                    time.sleep(arguments.slice)
+                    after = lateness_now(worker)
+                slices[disturbed].append({name: difference(after[name], before[name]) for name in THREADS})
+            counters = worker.status()["counters"]
+        wait_for(lambda: cluster.stored()["readings"] > 0 and cluster.heard()["connected"] > 0, "the leader's return")
+    quiet, with_stopped = medians(slices[False]), medians(slices[True])
+    title = "bridge and broker under SIGSTOP, of undisturbed"
+    rows = [
+        *ratio_rows(with_stopped, quiet, title, DISTURBED_RATIO),
+        Row("readings that found the loop's ring full", counters["ring_drops"], "", 0),
+    ]
+    conditions = f"a worker of its own process, {arguments.rounds} x {arguments.slice:g} s each, alternating"
+    return Result("stopped", rows, conditions, {"undisturbed_us": quiet, "stopped_us": with_stopped})

@@ -1,4 +1,4 @@
-"""A cluster for benchmarks: the leader's broker, store and ingest in this process, worker and bridge as children."""
+"""A cluster for benchmarks: broker, store and ingest of a leader in this process, worker and bridge as children."""
 
 from __future__ import annotations
 

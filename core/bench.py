@@ -33,6 +33,7 @@ UPPER_BENCHMARKS: dict[str, str] = {
     "footprint": "memory and CPU of worker and bridge",
     "bridge": "CPU of the bridge per message and per stored block",
     "ingest": "readings a second into the store, CPU and bytes of a reading",
+    "stopped": "lateness of a worker while bridge and broker are stopped",
     "latency": "from the last conversion of a reading to the broker's subscriber",
 }
 

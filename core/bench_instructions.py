@@ -174,8 +174,8 @@ def count(seconds: float, overrides: list[str]) -> dict[str, float]:
 def worst_tick(seconds: float, overrides: list[str]) -> dict[str, float]:
     """The most instructions between two ticks of any task, without the vial: callgrind dumps at each tick.
 
-    `worst` and `p99` are of the last `seconds`; `worst_at_start` is of the time before, when clocks lock and the
-    chop is chosen.
+    `worst` and `p99` are of the last `seconds`; `worst_at_start` is of the time before, when clocks lock and the chop
+    is chosen.
     """
     with tempfile.TemporaryDirectory(prefix="stirbar-bench-") as directory:
         first = callgrind(0.1, overrides, directory)

@@ -49,6 +49,10 @@ class Tuned:
             return self.values[section, key]
         return self.config.get(section, key)
 
+    def items(self) -> Iterator[tuple[str, str, Any]]:
+        for section, key, value in self.config.items():
+            yield section, key, self.values.get((section, key), value)
+
 
 def quantile(bins: Bins, fraction: float) -> float:
     """The value below which a fraction of the counts lies, ns, even within a bin; NaN without counts."""
@@ -62,7 +66,7 @@ def quantile(bins: Bins, fraction: float) -> float:
     return math.nan
 
 
-def difference(after: Sequence[Sequence[int]], before: Sequence[Sequence[int]]) -> Bins:
+def difference(after: Any, before: Any) -> Bins:
     """What a histogram of the loop gained between two looks."""
     earlier = {low: count for low, _, count in before}
     return [(float(low), float(high), count - earlier.get(low, 0)) for low, high, count in after]

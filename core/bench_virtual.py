@@ -1,4 +1,4 @@
-"""`stirbar bench twin`, `capture` and `raw`: virtual time's speed, what is captured, what is stored."""
+"""`stirbar bench twin`, `capture` and `raw`: the speed of virtual time, what is captured and what is stored."""
 
 from __future__ import annotations
 

@@ -5,14 +5,18 @@ Synchronization: none; belongs to the host thread.
 
 from __future__ import annotations
 
+import struct
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     Entry = tuple[int, int, bytes, bytes]  # first sequence, end sequence, header, payload
 
-# What one entry costs besides its bytes: tuple, ints, two bytes objects and the list slot.
-ENTRY_OVERHEAD_BYTES = 250
+# One bytes object a batch, because most batches are small: this prefix, header, payload.
+_PREFIX = struct.Struct("<QQH")  # first sequence, end sequence, length of the header
+# What one batch costs besides its bytes: prefix, bytes object, rounding and two list slots.
+ENTRY_OVERHEAD_BYTES = 80
 
 
 class _Stream:
@@ -23,7 +27,7 @@ class _Stream:
     def __init__(self) -> None:
         self.start = 0
         self.end = 0
-        self.entries: list[Entry | None] = []
+        self.entries: list[bytes | None] = []
 
 
 class History:
@@ -46,7 +50,7 @@ class History:
         """Remember one batch, and forget the oldest ones beyond the limit."""
         batches = self._streams.setdefault(stream, _Stream())
         batches.end = first_sequence + count
-        batches.entries.append((first_sequence, batches.end, header, payload))
+        batches.entries.append(_PREFIX.pack(first_sequence, batches.end, len(header)) + header + payload)
         self._order.append(stream)
         self._bytes += len(header) + len(payload) + ENTRY_OVERHEAD_BYTES
         while self._bytes > self.limit_bytes:
@@ -60,7 +64,7 @@ class History:
             self._start = 0
         entry = batches.entries[batches.start]
         assert entry is not None
-        self._bytes -= len(entry[2]) + len(entry[3]) + ENTRY_OVERHEAD_BYTES
+        self._bytes -= len(entry) - _PREFIX.size + ENTRY_OVERHEAD_BYTES
         batches.entries[batches.start] = None
         batches.start += 1
         if batches.start > 256 and batches.start * 2 > len(batches.entries):
@@ -76,7 +80,7 @@ class History:
             return batches.end, batches.end
         first = batches.entries[batches.start]
         assert first is not None
-        return first[0], batches.end
+        return _PREFIX.unpack_from(first)[0], batches.end
 
     def since(self, stream: int, from_sequence: int) -> Iterator[Entry]:
         """Batches that hold `from_sequence` or later ones, in order: (first, end, header, payload)."""
@@ -88,10 +92,12 @@ class History:
             middle = (low + high) // 2
             entry = batches.entries[middle]
             assert entry is not None
-            if entry[1] <= from_sequence:
+            if _PREFIX.unpack_from(entry)[1] <= from_sequence:
                 low = middle + 1
             else:
                 high = middle
         for entry in batches.entries[low:]:
             assert entry is not None
-            yield entry
+            first, end, length = _PREFIX.unpack_from(entry)
+            body = _PREFIX.size + length
+            yield first, end, entry[_PREFIX.size : body], entry[body:]

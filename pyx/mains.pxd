@@ -494,7 +494,7 @@ cdef inline void mains_solve_block(MainsChannel* channel, MainsLine* line, int64
 cdef inline void mains_end_block(
     MainsChannel* channel, MainsLine* line, uint32_t index, int64_t middle_ns, double period_ns
 ) noexcept nogil:
-    """Once it is long enough, close the block before conversion `index` (middle at `middle_ns`); open the next."""
+    """When it has lasted long enough, close the block before conversion `index` (at `middle_ns`), open the next."""
     cdef double next_hz
     if middle_ns - channel.block_start_ns < (MAINS_BLOCK_LOCKED_NS if line.locked else MAINS_BLOCK_NS):
         return
