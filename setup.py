@@ -45,12 +45,19 @@ def extensions() -> list[Extension]:
             f"{NAME}.rt.{source.stem}",
             [str(source)],
             define_macros=macros,
+            depends=[str(contract) for contract in Path("pyx").glob("*.pxd")],
             extra_compile_args=COMPILE_ARGS,
             extra_link_args=["-s"],
             libraries=["m", "pthread"],
         )
         for source in sorted(Path("pyx").glob("*.pyx"))
     ]
+
+
+def is_stale() -> bool:
+    """Whether a .pxd is newer than the C made from it: cythonize does not look behind the links of the view."""
+    newest = max(path.stat().st_mtime for path in Path("pyx").glob("*.pxd"))
+    return any(path.stat().st_mtime < newest for path in Path("build/cy/pyx").glob("*.c"))
 
 
 PACKAGE_DIR = {NAME: "core/_top"} | {f"{NAME}.{key}": folder for key, folder in FOLDERS.items()}
@@ -72,6 +79,7 @@ setup(
         extensions(),
         language_level=3,
         include_path=[make_view()],
+        force=is_stale(),
         build_dir="build/cy",
         compiler_directives={
             "boundscheck": False,

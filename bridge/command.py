@@ -8,7 +8,7 @@ import sys
 from stirbar.bridge.log import Log
 from stirbar.bridge.relay import Settings, serve
 from stirbar.bridge.session import Broker
-from stirbar.core import identity, paths
+from stirbar.core import identity, paths, sockets
 from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options
 
 TYPE_CHECKING = False
@@ -38,6 +38,7 @@ def settings_from_config(config: Config) -> Settings:
         unit=unit,
         unit_id=unit_id,
         worker_address=paths.worker_address(config),
+        worker_key_file=sockets.local_key_file(directory),
         spool_directory=spool or os.path.join(directory, "spool"),
         broker=broker,
         spool_limit_bytes=int(config.get("bridge.config", "spool_limit_mb")) * 1_000_000,
@@ -52,7 +53,7 @@ def settings_from_config(config: Config) -> Settings:
 
 
 def account(config: Config, unit: str) -> tuple[str, str]:
-    """User name and password for the broker: those of the config, else what a leader on this machine issued, else none."""
+    """User name and password for the broker: the config's, else what a leader on this machine issued, else none."""
     username = str(config.get("mqtt", "username") or "")
     password_file = os.path.expanduser(str(config.get("mqtt", "password_file") or ""))
     if not password_file and not username and os.path.exists(paths.local_password_file(config)):

@@ -35,6 +35,7 @@ def hash_password(password: str, salt: bytes | None = None) -> str:
 
 
 def verify(password: str, hashed: str) -> bool:
+    """Whether a password is the one that was hashed."""
     salt = base64.b64decode(hashed.split("$")[3])
     return hmac.compare_digest(hash_password(password, salt), hashed)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Reading = dict[str, float | int]
 
 JOBS = ("od_reading", "stirring", "temperature_automation", "monitor")
-MONITOR = "monitor"
+MONITOR = topics.MONITOR
 READY, SLEEPING, DISCONNECTED, LOST = "ready", "sleeping", "disconnected", "lost"
 SETTABLE = {
     ("stirring", "target_rpm"),
@@ -46,6 +46,7 @@ def timestamp(wall_ns: int) -> str:
 
 
 def compact(document: object) -> bytes:
+    """JSON without spaces, as the dialect has it."""
     return json.dumps(document, separators=(",", ":")).encode()
 
 

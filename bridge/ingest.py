@@ -419,6 +419,18 @@ class Ingest:
         if changed:
             self._tell("state", unit.name, {"state": state})
             self._look_for_namesakes(unit)
+        if changed and state == "lost":
+            self._say_jobs_lost(unit)
+
+    def _say_jobs_lost(self, unit: LiveUnit) -> None:
+        """A unit that died has one will, for its own state; the dialect has a state of each job: tell those too."""
+        with self._lock:
+            for job, job_state in unit.jobs().items():
+                experiment = topics.UNIVERSAL_EXPERIMENT if job == topics.MONITOR else unit.experiment
+                if experiment is None or job_state in ("disconnected", "lost"):
+                    continue
+                topic = topics.dialect(self._topic_root, unit.name, experiment, job, topics.STATE_SETTING)
+                self._outbox.append((topic, b"lost"))
 
     def _look_for_namesakes(self, unit: LiveUnit) -> None:
         """Two units with one name cannot be told apart in the dialect: say it, once for each pair."""

@@ -58,6 +58,7 @@ class Settings:
         "unit_id",
         "with_raw",
         "worker_address",
+        "worker_key_file",
     )
 
     def __init__(
@@ -66,6 +67,7 @@ class Settings:
         unit: str,
         unit_id: bytes,
         worker_address: str,
+        worker_key_file: str = "",
         spool_directory: str,
         broker: Broker,
         spool_limit_bytes: int = 512_000_000,
@@ -80,6 +82,7 @@ class Settings:
         self.unit = unit
         self.unit_id = unit_id
         self.worker_address = worker_address
+        self.worker_key_file = worker_key_file
         self.spool_directory = spool_directory
         self.broker = broker
         self.spool_limit_bytes = spool_limit_bytes
@@ -113,7 +116,7 @@ class Relay:
             lambda text: log("warning", text, text[:24]),
         )
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._link = WorkerLink(self._context, settings.worker_address)
+        self._link = WorkerLink(self._context, settings.worker_address, settings.worker_key_file)
         self.intake = Intake(self._spool, self._link, log, settings.with_raw)
         self._dialect = Dialect(
             settings.topic_root, settings.unit, settings.dialect_readings_per_second, self._publish_retained

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 BROADCAST: Final = "$broadcast"
 UNIVERSAL_EXPERIMENT: Final = "$experiment"
+MONITOR: Final = "monitor"  # the job that belongs to no experiment
 NO_EXPERIMENT: Final = "$no_experiment_present"
 ASSIGNMENT: Final = "assignment"
 STATE_SETTING: Final = "$state"
@@ -112,6 +113,7 @@ def dialect(root: str, unit: str, experiment: str, job: str, setting: str) -> st
 
 
 def dialect_log(root: str, unit: str, experiment: str, source: str, log_level: str) -> str:
+    """Topic of a unit's log lines of one level."""
     return f"{root}/{level(unit)}/{level(experiment)}/logs/{level(source)}/{log_level}"
 
 

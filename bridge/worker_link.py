@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 import zmq
+from stirbar.core import sockets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class WorkerLink:
     then with `{"ok": False, "error": …}`.
     """
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str) -> None:
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], address: str, key_file: str) -> None:
         self.telemetry = context.socket(zmq.SUB)
         self.telemetry.rcvhwm = TELEMETRY_HIGH_WATER
         self.telemetry.linger = 0
@@ -39,7 +40,7 @@ class WorkerLink:
         for one, name in ((self.telemetry, "telemetry"), (self.command, "command")):
             one.reconnect_ivl = 100
             one.reconnect_ivl_max = 2000
-            one.connect(f"{address}/{name}")
+            sockets.connect(one, address, name, key_file)
         self._pending: dict[str, list[tuple[float, OnReply]]] = {}
         self._waiting = 0
         self._number = 0

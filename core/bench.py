@@ -141,6 +141,7 @@ def find(name: str) -> Callable[[list[str]], Result] | None:
 
 
 def usage() -> str:
+    """The page of text of `stirbar bench --help`."""
     lines = ["usage: stirbar bench NAME [--json] [OPTIONS]", "", "benchmarks:"]
     lines += [f"  {name:13} {text}" for name, (_, text) in BENCHMARKS.items()]
     lines += [f"  {name:13} {text}" for name, text in UPPER_BENCHMARKS.items()]

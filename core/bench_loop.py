@@ -121,6 +121,7 @@ def stopped(processes: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
+    """The slice in which nothing else runs."""
     yield
 
 
@@ -296,6 +297,7 @@ def rows_of(
     slices: dict[str, list[dict[str, Any]]],
     references: list[dict[str, Bins]],
 ) -> list[Row]:
+    """The figures of all slices, with their budgets."""
     rows = []
     if references:
         rows += ratio_rows(found[QUIET], found[REFERENCE], "of cyclictest's", CYCLICTEST_RATIO)
@@ -314,6 +316,7 @@ def rows_of(
 
 
 def conditions_of(arguments: Any, slices: dict[str, list[dict[str, Any]]], priority: int, real_time: bool) -> str:
+    """In words: how it was measured, and what the system refused."""
     refused = {what for one in slices[QUIET] for what, _ in one["refused"]}
     with_priority = (
         f"SCHED_FIFO {priority}" if real_time else "no real-time priority (refused): see docs/determinism.md"

@@ -51,6 +51,7 @@ def find(name: str) -> Callable[[list[str]], int] | None:
 
 
 def usage() -> str:
+    """The page of text of `stirbar --help`."""
     lines = ["usage: stirbar COMMAND [OPTIONS]", "", "commands:"]
     lines += [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
     lines += [f"  {name:10} {text}" for name, text in UPPER_COMMANDS.items()]

@@ -11,7 +11,7 @@ import json
 import os
 
 import zmq
-from stirbar.core import records
+from stirbar.core import records, sockets
 from stirbar.core.records import Header
 
 TYPE_CHECKING = False
@@ -45,13 +45,22 @@ class Worker:
     """A connection to a worker.
 
     `address` is the worker's base address; by default that of the unit named in the config, or of the only worker that
-    runs on this machine. `timeout_s` bounds every command.
+    runs on this machine. `timeout_s` bounds every command. `key_file` holds the client's keys for a `tcp://` address,
+    as `stirbar worker --admit NAME` printed them; by default those that a worker of this user made.
 
     Synchronization: not thread-safe; use one instance per thread.
     """
 
-    def __init__(self, address: str | None = None, *, config: Config | None = None, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        config: Config | None = None,
+        timeout_s: float = 5.0,
+        key_file: str | None = None,
+    ) -> None:
         self.address = address or default_address(config)
+        self.key_file = key_file or (default_key_file(config) if self.address.startswith("tcp://") else "")
         self.timeout_s = timeout_s
         self.lost = 0  # readings that a stream missed and the worker could not send again
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -60,7 +69,7 @@ class Worker:
     def _connect_command(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.DEALER)
         socket.linger = 0
-        socket.connect(f"{self.address}/command")
+        sockets.connect(socket, self.address, "command", self.key_file)
         return socket
 
     def close(self) -> None:
@@ -152,7 +161,7 @@ class Worker:
         socket.linger = 0
         for topic in topics:
             socket.subscribe(topic.encode())
-        socket.connect(f"{self.address}/telemetry")
+        sockets.connect(socket, self.address, "telemetry", self.key_file)
         try:
             while True:
                 if not socket.poll(None if timeout_s is None else round(timeout_s * 1000)):
@@ -215,6 +224,14 @@ class Worker:
         for batch in self.batches(f"reading/{name}", timeout_s=timeout_s):
             assert batch is not None
             yield numpy.frombuffer(batch[2], dtype)
+
+
+def default_key_file(config: Config | None = None) -> str:
+    """The keys that a worker of this user and config made for its own machine."""
+    from stirbar.core import paths
+    from stirbar.core.config import load_config
+
+    return sockets.local_key_file(paths.data_directory(load_config() if config is None else config))
 
 
 def default_address(config: Config | None = None) -> str:

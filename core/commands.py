@@ -5,7 +5,6 @@ Synchronization: none; belongs to the host thread.
 
 from __future__ import annotations
 
-import os
 import time
 
 from stirbar.core import events, records

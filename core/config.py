@@ -257,7 +257,7 @@ class _Builder:
         if key is None:
             return f"{entry} there is no key '{name}' in [{section}]{nearest(name, schema.key_names(section))}"
         text = self._translate(key, text, where)
-        if section in schema.FREE and not schema.TEXT_RULES["label"][1](name):
+        if section in schema.FREE and not schema.TEXT_RULES["unit"][1](name):
             return f"{entry} '{name}' cannot name a {schema.FREE[section][0]}; write {schema.TEXT_RULES['label'][0]}"
         try:
             self.config._values[section, name] = parse_value(key, text)

@@ -268,7 +268,7 @@ class Host:
             return NO_EXPERIMENT
 
     def set_experiment(self, name: str, done: Done) -> int:
-        """Stamp what is measured with this experiment, all of it once `done` is called; returns its number in this run."""
+        """Stamp what is measured with this experiment, all of it once `done` is called; returns its number."""
         if self._experiments and name == self.experiment:
             done(True, 0.0)
             return len(self._experiments) - 1

@@ -105,6 +105,8 @@ class Job:
 
 
 class OdReading(Job):
+    """Optical density: light, converters and estimators."""
+
     name = "od_reading"
     settable = ("ir_led_intensity",)
 
@@ -140,6 +142,8 @@ class OdReading(Job):
 
 
 class Stirring(Job):
+    """The stirrer, held at a speed (`target_rpm`) or at a duty (`duty_cycle`)."""
+
     name = "stirring"
     settable = ("target_rpm", "duty_cycle")
 
@@ -210,6 +214,8 @@ class Stirring(Job):
 
 
 class TemperatureAutomation(Job):
+    """Temperature: read and published."""
+
     name = "temperature_automation"
 
     def publish(self) -> None:
@@ -234,4 +240,5 @@ class Monitor(Job):
 
 
 def make_jobs(host: Host, config: Config) -> dict[str, Job]:
+    """The jobs of a worker by name."""
     return {kind.name: kind(host, config) for kind in (OdReading, Stirring, TemperatureAutomation, Monitor)}

@@ -88,6 +88,12 @@ def _is_label(text: str) -> bool:
     return 0 < len(text) <= 63 and not text.startswith("$") and not any(letter in "/+# \t" for letter in text)
 
 
+def _is_unit_name(text: str) -> bool:
+    """What is a level of a topic, a user of the broker and a file name at once."""
+    plain = all(letter.isascii() and (letter.isalnum() or letter in "-_.") for letter in text)
+    return 0 < len(text) <= 63 and plain and text[0].isalnum()
+
+
 def _is_topic(text: str) -> bool:
     return all(_is_label(level) for level in text.split("/"))
 
@@ -114,7 +120,7 @@ def _is_cpu_list(text: str) -> bool:
 TEXT_RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "text": ("text", _any_text),
     "path": ("a path, ~ is the home directory", _any_text),
-    "label": ("at most 63 characters without / + # or spaces, not beginning with $", _is_label),
+    "unit": ("at most 63 letters, digits, - _ and ., beginning with a letter or digit", _is_unit_name),
     "topic": ("an MQTT topic without wildcards, not beginning or ending with /", _is_topic),
     "host": ("a host name or an IP address", _is_host),
     "address": ("ipc:///path of at most 97 characters, or tcp://host:port", _is_address),
@@ -169,7 +175,7 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         "unit",
         "This unit. What differs between units belongs into unit_config.ini, beside config.ini.",
         (
-            _text("name", "label", "", "Name of this unit; empty takes the host name."),
+            _text("name", "unit", "", "Name of this unit; empty takes the host name."),
             _text(
                 "data_directory",
                 "path",
@@ -440,6 +446,7 @@ def ignored(section: str, name: str) -> str | None:
 
 
 def is_known(section: str) -> bool:
+    """Whether a section is ours, or one of Pioreactor that is ignored."""
     return section in SECTIONS or any(section == name for name, _ in _IGNORED)
 
 

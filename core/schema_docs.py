@@ -131,6 +131,7 @@ FILES = {
 
 
 def main(argv: list[str]) -> int:
+    """Write the generated files below a source tree: `python -m stirbar.core.schema_docs DIRECTORY`."""
     if len(argv) != 1 or not os.path.isdir(os.path.join(argv[0], "core")):
         print("usage: python -m stirbar.core.schema_docs DIRECTORY (that holds core/ and docs/)", file=sys.stderr)
         return 2

@@ -19,7 +19,7 @@ class Vitals:
         self._total = 0
 
     def read(self) -> dict[str, float]:
-        """Percentages and °C, under the names that the field's dashboards read; what the system does not tell is left out.
+        """Percentages and °C, under the names that the field's dashboards read, without what the system does not tell.
 
         The spelling of `cpu_temperature_celcius` is the field's.
         """

@@ -13,7 +13,7 @@ import signal
 import sys
 
 import zmq
-from stirbar.core import identity, paths
+from stirbar.core import identity, paths, sockets
 from stirbar.core.commands import Commands
 from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options
 from stirbar.core.host import Host
@@ -63,21 +63,21 @@ def take_lock(address: str, runtime_directory: str, unit: str) -> int:
 
 
 def bind(
-    context: zmq.Context[zmq.Socket[bytes]], address: str, high_water: int
+    context: zmq.Context[zmq.Socket[bytes]], address: str, high_water: int, gate: sockets.Gate | None
 ) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
     """The telemetry and the command socket, bound below a base address; raises WorkerError."""
-    if not address.startswith("ipc://"):
-        raise WorkerError(f"[worker.config] address {address} is not ipc://…; a worker listens on no network port")
     telemetry = context.socket(zmq.PUB)
     telemetry.sndhwm = high_water
-    telemetry.linger = 500
     command = context.socket(zmq.ROUTER)
-    command.linger = 500
-    os.makedirs(address[6:], mode=0o750, exist_ok=True)
+    if address.startswith("ipc://"):
+        os.makedirs(address[6:], mode=0o750, exist_ok=True)
     umask = os.umask(0o117)
     try:
-        telemetry.bind(f"{address}/telemetry")
-        command.bind(f"{address}/command")
+        for socket, name in ((telemetry, "telemetry"), (command, "command")):
+            socket.linger = 500
+            if gate is not None:
+                gate.secure(socket)
+            socket.bind(sockets.endpoint(address, name))
     except zmq.ZMQError as error:
         raise WorkerError(f"cannot open the sockets at {address}: {error.strerror}") from None
     finally:
@@ -111,8 +111,10 @@ class WorkerProcess:
         self.vitals = Vitals(directory)
         self._vitals_at_ns = self.loop.now_ns()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        remote = not self.address.startswith("ipc://")
+        self.gate = sockets.Gate(self.context, sockets.key_directory(directory)) if remote else None
         self.telemetry, self.command = bind(
-            self.context, self.address, int(config.get("worker.config", "telemetry_high_water"))
+            self.context, self.address, int(config.get("worker.config", "telemetry_high_water")), self.gate
         )
 
     def stop(self, *_: object) -> None:
@@ -130,6 +132,8 @@ class WorkerProcess:
         interval_ns = int(float(self.config.get("worker.config", "batch_interval_s")) * 1e9)
         poller = zmq.Poller()
         poller.register(self.command, zmq.POLLIN)
+        if self.gate is not None:
+            poller.register(self.gate.socket, zmq.POLLIN)
         next_ns = self.loop.now_ns()
         try:
             while self.running:
@@ -155,6 +159,8 @@ class WorkerProcess:
             self.telemetry.send_multipart(message, copy=True)
 
     def _answer_requests(self) -> None:
+        if self.gate is not None:
+            self.gate.answer()
         for _ in range(REQUESTS_PER_STEP):
             try:
                 frames = self.command.recv_multipart(zmq.NOBLOCK)
@@ -180,6 +186,8 @@ class WorkerProcess:
         self._publish()
         self.telemetry.close()
         self.command.close()
+        if self.gate is not None:
+            self.gate.socket.close()
         self.context.term()
         os.close(self._lock)
 
@@ -191,8 +199,9 @@ def _version() -> str:
     return VERSION
 
 
-def parse_options(argv: list[str]) -> Namespace | PlainOptions:
-    """The options of `stirbar worker`; argparse is loaded only to explain them."""
+def parse_options(argv: list[str]) -> tuple[Namespace | PlainOptions, str]:
+    """The options of `stirbar worker`, and the client to admit; argparse is loaded only where they are unusual."""
+    client = ""
     options: Namespace | PlainOptions | None = read_options(argv, ("--simulate",))
     if isinstance(options, PlainOptions):
         simulate = "--simulate" in options.flags
@@ -201,19 +210,25 @@ def parse_options(argv: list[str]) -> Namespace | PlainOptions:
 
         parser = argparse.ArgumentParser(prog="stirbar worker", description="Run the controller of one vial.")
         parser.add_argument("--simulate", action="store_true", help="drive a simulated vial instead of hardware")
+        parser.add_argument("--admit", metavar="NAME", help="print a new key for a client over tcp, let it in, and end")
         add_config_options(parser)
         options = parser.parse_args(argv)
-        simulate = options.simulate
+        simulate, client = options.simulate, options.admit or ""
     if simulate:
         options.set.append("unit.simulate=1")
-    return options
+    return options, client
 
 
 def main(argv: list[str]) -> int:
     """`stirbar worker`"""
-    options = parse_options(argv)
+    options, client = parse_options(argv)
     try:
-        process = WorkerProcess(config_from_arguments(options))
+        config = config_from_arguments(options)
+        if client:
+            directory = sockets.key_directory(paths.data_directory(config))
+            print(sockets.make_client_key(directory, client), end="")
+            return 0
+        process = WorkerProcess(config)
     except (ConfigError, WorkerError, HardwareError, ValueError, OSError) as error:
         print(f"stirbar worker: {error}", file=sys.stderr)
         return 1

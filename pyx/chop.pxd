@@ -53,11 +53,11 @@ cdef inline int led_track_phase(const LedTrack* track, int64_t start_ns, int64_t
 
     A conversion from before the oldest remembered change is PHASE_EDGE: nobody knows any more.
     """
-    cdef int _age
+    cdef int _i
     cdef int slot = track.cursor
     cdef const LedEdge* edge
     cdef uint8_t level = track.on
-    for _age in range(track.count):
+    for _i in range(track.count):
         slot = slot - 1 if slot > 0 else LED_EDGES - 1
         edge = &track.edge[slot]
         if start_ns >= edge.to_ns + track.guard_ns + track.settle_ns:

@@ -204,8 +204,8 @@ def drive_tasks(
     """Run tasks on grids in virtual time from 0 to until_ns with the loop's own driver.
 
     The arrays have one entry a task (at most 16), int64 ns; each run of a task takes its cost_ns. Returns woken_ns
-    and task of the first `room` runs in order, shape (n,), then each task's ticks and overruns, the histogram's counts, and
-    where the clock ended.
+    and task of the first `room` runs in order, shape (n,), then each task's ticks and overruns, the histogram's counts,
+    and where the clock ended.
     """
     cdef int count = <int>first_ns.shape[0]
     cdef VirtualTime time

@@ -122,7 +122,9 @@ cdef inline void mains_multiples(double c1, double s1, int count, double* cosine
         sine[n] = twice * sine[n - 1] - sine[n - 2]
 
 
-cdef inline void mains_resync(MainsChannel* channel, uint32_t index, int64_t middle_ns, double period_ns) noexcept nogil:
+cdef inline void mains_resync(
+    MainsChannel* channel, uint32_t index, int64_t middle_ns, double period_ns
+) noexcept nogil:
     """Set the phase of conversion `index`, whose middle is at `middle_ns`, exactly."""
     cdef double turns = channel.reference_turns + channel.frequency_hz * 1e-9 * <double>(
         middle_ns - channel.reference_ns)
@@ -492,7 +494,7 @@ cdef inline void mains_solve_block(MainsChannel* channel, MainsLine* line, int64
 cdef inline void mains_end_block(
     MainsChannel* channel, MainsLine* line, uint32_t index, int64_t middle_ns, double period_ns
 ) noexcept nogil:
-    """When it has lasted long enough, close the block before conversion `index` (middle at `middle_ns`), open the next."""
+    """When it has lasted long enough, close the block before conversion `index` (at `middle_ns`), open the next."""
     cdef double next_hz
     if middle_ns - channel.block_start_ns < (MAINS_BLOCK_LOCKED_NS if line.locked else MAINS_BLOCK_NS):
         return

@@ -10,6 +10,7 @@ from libc.math cimport INFINITY, M_PI, NAN, ceil, cos, fabs, floor, isfinite, si
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from stirbar.rt.chop cimport chop_gain
 from stirbar.rt.culture_noise cimport (
     CULTURE_BLOCKS, CultureNoise, culture_noise_clear, culture_noise_push, culture_noise_se,
 )
@@ -32,6 +33,7 @@ cdef enum:
     OD_BUFFER = 64           # conversions of a half-cycle; more without a change of the light: it is not chopped
     OD_UNCHOPPED = 8         # conversions that make one entry where the light is not chopped
     OD_ITERATIONS = 8
+    OD_RESTART = 256         # an index that falls back by more: the converter was started anew
     OD_FEWEST = 4            # chop periods that make the first reading of a run
 
 cdef enum:                   # OdConfig.role
@@ -84,7 +86,7 @@ cdef struct OdConfig:
 cdef struct OdEntry:
     double difference_v
     uint32_t tick                    # middle of the on half-cycle, in 128 ns
-    float on_count                   # conversions in it, by weight
+    float on_inverse                 # 1 / conversions in it, by weight
     float ambient_v
     uint8_t off_count                # conversions in the off half-cycle after it
     uint8_t used
@@ -116,7 +118,7 @@ cdef struct OdChannel:
     double period_ns
     double on_square, off_square     # of neighbours' differences, this second
     double step_square               # mean square of the change from one off half-cycle to the next
-    double enough_count              # conversions by weight that give an on half-cycle its full weight
+    double enough_inverse            # 1 / conversions by weight that give an on half-cycle its full weight
     double level_v                   # the last window's value
     double blank
     int64_t t0_ns
@@ -162,7 +164,10 @@ cdef struct OdState:
     int64_t warm_from_ns
     uint32_t grid_misses             # readings that were due while nothing came
     uint32_t untaken                 # readings that were overwritten before od_take
-    int32_t null_count               # entries that null_weight is for
+    double null_hz                   # what null_weight is for
+    double null_spacing_ns
+    double null_prior[HARMONICS]
+    int32_t null_count
     int32_t spaced
     int32_t pending
     int32_t taken
@@ -324,7 +329,7 @@ cdef inline void od_reduce(OdChannel* ch, OdHalf* half) noexcept nogil:
     """Mean of the open half-cycle; with the LED on, two Tukey steps from its median where there are three or more."""
     cdef double work[OD_BUFFER]
     cdef int n = ch.count
-    cdef int i, step
+    cdef int i, _step
     cdef double total = 0.0
     cdef double weights = 0.0
     cdef int pairs = 0
@@ -355,7 +360,7 @@ cdef inline void od_reduce(OdChannel* ch, OdHalf* half) noexcept nogil:
             work[i] = ch.sample[i]
         centre = median_in_place(work, n)
         inverse_cut = 1.0 / (TUKEY_C * scale)
-        for step in range(2):
+        for _step in range(2):
             total = 0.0
             weights = 0.0
             half.rejected = 0
@@ -381,7 +386,7 @@ cdef inline void od_append(OdState* s, OdChannel* ch, const OdEntry* entry, int6
     cdef OdEntry* before
     cdef double spacing
     cdef int i
-    ch.enough_count += (0.75 * entry.on_count - ch.enough_count) * (1.0 / 16 if ch.enough_count > 0.0 else 1.0)
+    ch.enough_inverse += (entry.on_inverse / 0.75 - ch.enough_inverse) * (1.0 / 16 if ch.enough_inverse > 0.0 else 1.0)
     ch.entry[ch.cursor] = entry[0]
     ch.entry[ch.cursor].tick = <uint32_t>(middle_ns >> 7)
     if ch.entries and not entry.flags & ENTRY_GAP:
@@ -429,7 +434,7 @@ cdef inline void od_compare(OdState* s, OdChannel* ch, const OdHalf* after) noex
     share = <double>(ch.on.middle_ns - ch.off.middle_ns) / <double>span_ns
     entry.ambient_v = <float>(ch.off.mean_v + share * (after.mean_v - ch.off.mean_v))
     entry.difference_v = ch.on.mean_v - (ch.off.mean_v + share * (after.mean_v - ch.off.mean_v))
-    entry.on_count = <float>ch.on.count
+    entry.on_inverse = <float>(1.0 / ch.on.count)
     entry.off_count = <uint8_t>after.used
     entry.used = <uint8_t>ch.on.used
     entry.rejected = <uint8_t>ch.on.rejected
@@ -446,7 +451,7 @@ cdef inline void od_close_unchopped(OdState* s, OdChannel* ch, const OdHalf* hal
     cdef OdEntry entry
     entry.difference_v = half.mean_v
     entry.ambient_v = <float>half.mean_v if ch.phase == PHASE_OFF else <float>NAN
-    entry.on_count = <float>half.count
+    entry.on_inverse = <float>(1.0 / half.count)
     entry.off_count = 0
     entry.used = <uint8_t>half.used
     entry.rejected = <uint8_t>half.rejected
@@ -513,29 +518,60 @@ cdef inline double od_dirichlet(double phase, int count) noexcept nogil:
 
 
 cdef inline double od_hum_to_noise(const OdState* s, int harmonic, bint near_zero) noexcept nogil:
-    """Power of a harmonic against the variance of the differences, the worst of the channels.
+    """Power of a harmonic in the differences against their variance, the worst of the channels.
 
     Near zero frequency the fit costs dear: there it is the power that subtraction may have left over, elsewhere all.
     """
     cdef const OdChannel* ch
     cdef double worst = 0.0
-    cdef double power
+    cdef double power, gain
     cdef int i
     for i in range(MAX_CHANNELS):
         ch = &s.channel[i]
         if s.config.role[i] != OD_UNUSED and ch.scale.value > 0.0:
+            gain = 1.0
+            if ch.half_cycle > 1:
+                gain = chop_gain((harmonic + 1) * s.line.frequency_hz, 1e9 / ch.period_ns, ch.half_cycle)
             power = ch.mains.left[harmonic] if near_zero else ch.mains.power[harmonic]
-            power *= 2.0 / (ch.scale.value * ch.scale.value)
+            power *= gain * gain / (ch.scale.value * ch.scale.value)
             worst = power if power > worst else worst
     return worst
+
+
+cdef inline double od_null_prior(const OdState* s, int harmonic, int count) noexcept nogil:
+    """How strong a harmonic may be among `count` entries: power against the variance of the differences.
+
+    One whose alias lies within 1.5 / T of zero is fitted only as far as the tracker has seen it; the others at least as
+    far as they could hide below the noise (three standard errors).
+    """
+    cdef double turns = (harmonic + 1) * s.line.frequency_hz * s.spacing_ns * 1e-9
+    turns -= floor(turns + 0.5)
+    if fabs(turns) * count < 1.5:
+        return od_hum_to_noise(s, harmonic, True)
+    return od_hum_to_noise(s, harmonic, False) + 9.0 / count
+
+
+cdef inline bint od_nulls_hold(const OdState* s, int count) noexcept nogil:
+    """Whether the weights still fit: aliases within 1/20 of a turn over the window, hum within 30 %."""
+    cdef double drift, prior
+    cdef int h
+    if s.null_count != count:
+        return False
+    drift = fabs(s.line.frequency_hz / s.null_hz - 1.0) + fabs(s.spacing_ns / s.null_spacing_ns - 1.0)
+    if HARMONICS * drift * s.line.frequency_hz * count * s.spacing_ns * 1e-9 > 0.05:
+        return False
+    for h in range(HARMONICS):
+        prior = od_null_prior(s, h, count)
+        if prior > 1.3 * s.null_prior[h] or 1.3 * prior < s.null_prior[h]:
+            return False
+    return True
 
 
 cdef inline void od_design_nulls(OdState* s, int count) noexcept nogil:
     """Weights of `count` equally spaced entries: least variance of white noise plus mains of known power.
 
     The row of the least-squares fit (constant and harmonics, ridge 1 / prior power) that gives the constant; by
-    symmetry only the cosines about the window's middle matter. A harmonic whose alias lies within 1.5 / T of zero is
-    fitted only as far as the tracker has seen it; the others at least as far as they could hide below the noise.
+    symmetry only the cosines about the window's middle matter.
     """
     cdef double gram[HARMONICS * HARMONICS]
     cdef double beta[HARMONICS]
@@ -545,20 +581,18 @@ cdef inline void od_design_nulls(OdState* s, int count) noexcept nogil:
     cdef double tc[HARMONICS]
     cdef double ts[HARMONICS]
     cdef double cosine, sine
-    cdef double turns, prior, total
-    cdef bint near_zero
-    cdef int h, i, m, used
-    used = 0
+    cdef double turns, total
+    cdef int h, i, m
+    cdef int used = 0
+    s.null_hz = s.line.frequency_hz
+    s.null_spacing_ns = s.spacing_ns
+    s.null_count = count
     for h in range(HARMONICS):
-        turns = (h + 1) * s.line.frequency_hz * s.spacing_ns * 1e-9
-        turns -= floor(turns + 0.5)
-        near_zero = fabs(turns) * count < 1.5
-        prior = od_hum_to_noise(s, h, near_zero)
-        if not near_zero:
-            prior += 9.0 / count
-        if prior > 0.0:
-            phase[used] = 2.0 * M_PI * turns
-            gram[used * HARMONICS + used] = 1.0 / prior
+        s.null_prior[h] = od_null_prior(s, h, count)
+        if s.null_prior[h] > 0.0:
+            turns = (h + 1) * s.line.frequency_hz * s.spacing_ns * 1e-9
+            phase[used] = 2.0 * M_PI * (turns - floor(turns + 0.5))
+            gram[used * HARMONICS + used] = 1.0 / s.null_prior[h]
             used += 1
     for i in range(used):
         beta[i] = od_dirichlet(phase[i], count)
@@ -584,7 +618,6 @@ cdef inline void od_design_nulls(OdState* s, int count) noexcept nogil:
         total += s.null_weight[m]
     for m in range(count):
         s.null_weight[m] /= total
-    s.null_count = count
 
 
 cdef inline int od_available(const OdState* s, const OdChannel* ch, int wanted) noexcept nogil:
@@ -618,10 +651,10 @@ cdef inline double od_iterate(
     cdef double whole = 0.0
     cdef double weights = 0.0
     cdef double total, w, residual, move
-    cdef int i, turn
+    cdef int i, _turn
     for i in range(count):
         whole += weight[i]
-    for turn in range(OD_ITERATIONS):
+    for _turn in range(OD_ITERATIONS):
         total = 0.0
         weights = 0.0
         for i in range(count):
@@ -678,7 +711,7 @@ cdef inline int od_gather(
             weight[i] = 0.0
             continue
         w = s.null_weight[i] if nulls else 1.0
-        weight[i] = w if e.on_count >= ch.enough_count else w * e.on_count / ch.enough_count
+        weight[i] = w if e.on_inverse <= ch.enough_inverse else w * ch.enough_inverse / e.on_inverse
         weighing += 1
     window.ambient_v = ambient / n if n else NAN
     if weighing == 0:
@@ -711,24 +744,27 @@ cdef inline void od_account(
     cdef double on_variance = 0.0
     cdef double off_variance = 0.0
     cdef double before = 0.0
-    cdef double g, off_count
+    cdef double off_inverse = 0.0
+    cdef double g
+    cdef int off_count = 0
     cdef uint32_t on_total = 0
     cdef const OdEntry* e
     cdef int slot = ch.cursor - window.entries
     cdef int i
     if slot < 0:
         slot += OD_RING
-    off_count = 1.0
     for i in range(window.entries):
         e = &ch.entry[slot]
         slot = slot + 1 if slot + 1 < OD_RING else 0
         g = weight[i]
         weights += g
         squares += g * g
-        on_variance += g * g / e.on_count
+        on_variance += g * g * e.on_inverse
         if e.off_count:
-            off_count = e.off_count
-            off_variance += 0.25 * (before + g) * (before + g) / off_count
+            if e.off_count != off_count:
+                off_count = e.off_count
+                off_inverse = 0.25 / off_count
+            off_variance += (before + g) * (before + g) * off_inverse
         before = g
         if e.flags & ENTRY_STEP:
             continue
@@ -739,7 +775,7 @@ cdef inline void od_account(
             window.rejected += e.rejected
             window.used += e.used - e.rejected + e.off_count
     if off_variance > 0.0:
-        off_variance += 0.25 * before * before / off_count
+        off_variance += before * before * off_inverse
     if not weights > 0.0:
         window.se_v = NAN
         window.bandwidth_hz = NAN
@@ -960,7 +996,7 @@ cdef inline void od_emit(OdState* s, int64_t now_ns) noexcept nogil:
     s.taken = 0
     if s.spacing_ns <= 0.0:
         return
-    if s.scale_ns <= now_ns:
+    if s.scale_ns <= now_ns and not od_nulls_hold(s, od_window_entries(s)):
         od_design_nulls(s, od_window_entries(s))
     referred = od_refer(s, now_ns)
     od_watch_warming(s, now_ns)
@@ -998,10 +1034,14 @@ cdef inline int od_grid(OdState* s, int64_t now_ns) noexcept nogil:
 
 
 cdef inline void od_missed(OdChannel* ch, int32_t step, int phase) noexcept nogil:
-    """`step` conversions never came. What is longer than a chop period, or may hide one, breaks the half-cycles."""
+    """`step` conversions never came, or the converter counts anew (negative).
+
+    What is longer than a chop period, or may hide one, breaks the half-cycles.
+    """
     cdef int32_t most = 2 * ch.half_cycle if ch.half_cycle else OD_UNCHOPPED
-    ch.missing += step
-    if step >= most or (phase == ch.phase and 2 * step >= most):
+    if step > 0:
+        ch.missing += step
+    if step < 0 or step >= most or (phase == ch.phase and 2 * step >= most):
         od_drop_half(ch)
     ch.open_flags |= ENTRY_GAP
 
@@ -1022,7 +1062,8 @@ cdef inline int od_push(
 ) noexcept nogil:
     """One conversion. Returns how many readings wait for od_take (those that it made), 0 most of the time.
 
-    Conversions before the channel's first od_clock are ignored, as are repeated ones. A clipped conversion flags the
+    Conversions before the channel's first od_clock are ignored, as are repeated ones; an index that falls back far is a
+    converter that was started anew. A clipped conversion flags the
     readings that it is in.
     """
     cdef OdChannel* ch = &s.channel[channel]
@@ -1031,7 +1072,7 @@ cdef inline int od_push(
     if not ch.clocked or s.config.role[channel] == OD_UNUSED:
         return 0
     if step != 0 and ch.started:
-        if step < 0:
+        if -OD_RESTART < step < 0:
             ch.repeated += 1
             return 0
         od_missed(ch, step, phase)

@@ -31,7 +31,7 @@ def classify(
     """Phase of each conversion [start, end]. `edges_ns` (n, 2): before and after each write; `levels` (n,): 1 on."""
 
 def tukey_mean(values: ArrayLike, scale: float, start: float = ...) -> tuple[float, float]:
-    """Tukey's biweight (4.685) with a given scale, from `start` or the median: the mean, and the weight that is left."""
+    """Tukey's biweight (4.685) with a given scale, from `start` or the median: mean, share of weight left."""
 
 def median(values: ArrayLike) -> float: ...
 def winsorised_scale(values: ArrayLike, centre: float, start: float) -> float:

@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from stirbar.rt cimport chop, converter_clock, culture_noise, mains, od, robust
-from stirbar.rt.types cimport MAX_CHANNELS, SNAPSHOT_BYTES, Reading
+from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
 from stirbar.core.records import READING_DTYPE
 
@@ -223,11 +223,13 @@ cdef class OdChain:
 
     def push(self, channel, index, code, phase, clipped=None):
         cdef Py_ssize_t n = len(index)
-        cdef const uint8_t[::1] channels = np.ascontiguousarray(np.broadcast_to(channel, (n,)), dtype=np.uint8)
+        channel = np.broadcast_to(channel, (n,))
+        cdef const uint8_t[::1] channels = np.ascontiguousarray(channel, dtype=np.uint8)
         cdef const uint32_t[::1] number = np.ascontiguousarray(index, dtype=np.uint32)
         cdef const int32_t[::1] codes = np.ascontiguousarray(code, dtype=np.int32)
         cdef const uint8_t[::1] phases = np.ascontiguousarray(phase, dtype=np.uint8)
-        cdef const uint8_t[::1] clips = np.ascontiguousarray(np.zeros(n) if clipped is None else clipped, dtype=np.uint8)
+        clipped = np.zeros(n) if clipped is None else clipped
+        cdef const uint8_t[::1] clips = np.ascontiguousarray(clipped, dtype=np.uint8)
         cdef Py_ssize_t i
         cdef Py_ssize_t count = 0
         cdef Py_ssize_t room = 64
@@ -257,10 +259,10 @@ cdef class OdChain:
     def inspect(self, int channel=0):
         cdef od.OdChannel* ch = &self.chain.channel[channel]
         cdef int i
-        slots = [(ch.cursor - ch.entries + i) % od.OD_RING for i in range(ch.entries)]
+        slots = [(ch.cursor - ch.entries + i + od.OD_RING) % od.OD_RING for i in range(ch.entries)]
         return {
             "difference_v": np.array([ch.entry[i].difference_v for i in slots]),
-            "on_count": np.array([ch.entry[i].on_count for i in slots]),
+            "on_count": np.array([1.0 / ch.entry[i].on_inverse for i in slots]),
             "flags": np.array([ch.entry[i].flags for i in slots]),
             "null_weight": np.array([self.chain.null_weight[i] for i in range(self.chain.null_count)]),
             "spacing_s": self.chain.spacing_ns * 1e-9,

@@ -6,7 +6,8 @@ from libc.math cimport NAN, fabs
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
 from libc.string cimport memset
 
-from stirbar.rt.chop cimport LedTrack, choose_half_cycle, led_track_edge, led_track_init, led_track_phase
+from stirbar.rt.chop cimport (
+    HALF_CYCLE_HIGH, HALF_CYCLE_LOW, LedTrack, choose_half_cycle, led_track_edge, led_track_init, led_track_phase)
 from stirbar.rt.clock cimport Clock
 from stirbar.rt.converter_clock cimport (
     ConverterClock, converter_clock_init, converter_clock_next_ns, converter_clock_push, converter_clock_rate_hz)
@@ -76,6 +77,7 @@ cdef struct Sampler:
     int (*simulate)(void* context, int parameter, double value) noexcept nogil  # NULL on hardware
     void* simulated
     double rate_chosen_hz               # for which k was chosen
+    double mains_chosen_hz
     uint32_t toggled_index              # the master's conversion at the last change of light
     int master                          # its conversions pace the light
     int half_cycle
@@ -104,13 +106,28 @@ cdef inline void sampler_feed_float(Sampler* s, int kind, int channel, uint32_t 
     sampler_feed(s, &item)
 
 
+cdef inline double sampler_mains_hz(const Sampler* s) noexcept nogil:
+    """50 or 60 as configured or, once it is tracked, as found; 0 before."""
+    if s.config.mains_hz > 0 or not s.estimators.od.line.locked:
+        return s.config.mains_hz
+    return s.estimators.od.line.nominal_hz
+
+
+cdef inline bint sampler_has_moved(const Sampler* s) noexcept nogil:
+    """Whether k was chosen for another rate of the converter, or another mains; mains that fades changes nothing."""
+    cdef double rate_hz = converter_clock_rate_hz(&s.channel[s.master].clock)
+    cdef double mains = sampler_mains_hz(s)
+    return fabs(rate_hz / s.rate_chosen_hz - 1) > RATE_MOVED or (mains > 0 and mains != s.mains_chosen_hz)
+
+
 cdef inline void sampler_choose_half_cycle(Sampler* s, int64_t now_ns) noexcept nogil:
-    """k for the converter's rate as it is now known, unless the config names one."""
+    """k for the converter's rate and the mains as they are now known, unless the config names one."""
     cdef double rate_hz = converter_clock_rate_hz(&s.channel[s.master].clock)
     cdef int k = s.config.half_cycle
     s.rate_chosen_hz = rate_hz
+    s.mains_chosen_hz = sampler_mains_hz(s)
     if k == 0:
-        k = choose_half_cycle(rate_hz, s.config.mains_hz, s.config.rpm, 4, 9)
+        k = choose_half_cycle(rate_hz, s.mains_chosen_hz, s.config.rpm, HALF_CYCLE_LOW, HALF_CYCLE_HIGH)
     if k != s.half_cycle:
         s.half_cycle = k
         port_event(&s.port, now_ns, EVENT_HALF_CYCLE, k, STREAM_OD1 + s.master, rate_hz / (2 * k))
@@ -174,7 +191,7 @@ cdef inline void sampler_conversion(Sampler* s, int index, const Conversion* con
                    converter_clock_rate_hz(&channel.clock))
     if not channel.modelled or <int32_t>(number - channel.next_block) >= 0:
         sampler_model(s, index)
-        if index == s.master and fabs(converter_clock_rate_hz(&channel.clock) / s.rate_chosen_hz - 1) > RATE_MOVED:
+        if index == s.master and sampler_has_moved(s):
             sampler_choose_half_cycle(s, now_ns)
     end_ns = channel.clock.origin_ns + <int64_t>channel.clock.end_ns
     trace_int(&item, TRACE_CONVERSION, index,

@@ -6,6 +6,7 @@ them; the functions below it repeat the chain's formulas with whole arrays, as d
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -187,8 +188,14 @@ def periods(half: list[Half]) -> list[Period]:
         ambient = before.mean_v + share * (after.mean_v - before.mean_v)
         out.append(
             Period(
-                on.mean_v - ambient, on.middle_ns, float(np.float32(on.weight)), on.last - on.first + 1, on.rejected,
-                after.last - after.first + 1, after.last + 1, ambient,
+                on.mean_v - ambient,
+                on.middle_ns,
+                1 / float(np.float32(1 / on.weight)),
+                on.last - on.first + 1,
+                on.rejected,
+                after.last - after.first + 1,
+                after.last + 1,
+                ambient,
             )
         )
     return out
@@ -229,7 +236,7 @@ def smoothed_spacing_ns(period: list[Period]) -> list[float]:
     """From one chop period to the next, in ns, as known at each: stamps of 128 ns, smoothed over 32."""
     ticks = [p.middle_ns >> 7 for p in period]
     out, spacing = [0.0], None
-    for before, now in zip(ticks, ticks[1:], strict=False):
+    for before, now in itertools.pairwise(ticks):
         step = 128.0 * (now - before)
         spacing = step if spacing is None else spacing + (step - spacing) / 32
         out.append(spacing)
@@ -245,7 +252,7 @@ def readings(record: Record, window_s: float, mains_hz: float, scales, grid_s: f
     step = round(grid_s * 1e9)
     grid = (ends[0] // step + 1) * step
     level: float | None = None
-    nulls, design_ns = np.zeros(0), 0
+    nulls = np.zeros(0)
     out = []
     while grid <= ends[-1]:
         index = int(np.searchsorted(ends, grid))
@@ -256,9 +263,8 @@ def readings(record: Record, window_s: float, mains_hz: float, scales, grid_s: f
         gap_ns = spacing[known - 1]
         wanted = int(window_s * 1e9 / gap_ns + 0.5)
         part = period[max(0, known - wanted) : known]
-        if len(nulls) != wanted or ends[index] >= design_ns:  # anew each second
+        if len(nulls) != wanted:
             nulls = null_weights(wanted, gap_ns * 1e-9, mains_hz)
-            design_ns = (ends[index] // 10**9 + 1) * 10**9
         if len(part) < min(wanted, max(4, int(np.ceil(0.2e9 / gap_ns)))):
             continue
         difference_scale, on_scale, off_scale = scales(index)

@@ -131,7 +131,9 @@ def test_a_refused_target_leaves_the_one_in_force(tmp_path):
     twin = make_twin(tmp_path)
     list(twin.run(1))
     ask(twin, {"command": "set", "job": "stirring", "setting": "target_rpm", "value": 600})
-    answer, _ = ask(twin, {"command": "set", "job": "stirring", "setting": "target_rpm", "value": 10})  # below the floor
+    answer, _ = ask(
+        twin, {"command": "set", "job": "stirring", "setting": "target_rpm", "value": 10}
+    )  # below the floor
     assert answer["ok"] is False
     assert "60 to 1500 rpm" in answer["error"]["message"]
     assert twin.host.settings["stirring", "target_rpm"]["value"] == 600

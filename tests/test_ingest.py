@@ -308,6 +308,19 @@ def test_the_will_makes_a_unit_lost(leader):
     assert ("state", "vial1", {"state": "lost"}) in leader.heard
 
 
+def test_jobs_of_a_lost_unit_are_lost_in_the_dialect_too(leader):
+    unit = leader.unit("vial1", 1)
+    unit.describe(experiment="yeast")
+    jobs = {"od_reading": "ready", "stirring": "disconnected", "monitor": "ready"}
+    unit.say("live/status", {"jobs": jobs, "experiment": "yeast"}, qos=0)
+    wait_until(lambda: any(kind == "status" for kind, _, _ in leader.heard), "the status")
+    unit.say("state", {"state": "lost"}, True)
+    jobs = ("yeast/od_reading", "$experiment/monitor")
+    lost = {(f"pioreactor/vial1/{job}/$state", b"lost") for job in jobs}
+    wait_until(lambda: lost <= set(unit.heard), "the dialect's states")
+    assert not any(topic.endswith("stirring/$state") for topic, _ in unit.heard)
+
+
 def test_two_units_with_one_name_are_named(leader):
     first, second = leader.unit("vial1", 1), leader.unit("vial2", 2)
     second.name = "vial1"

@@ -7,7 +7,14 @@ import pytest
 from stirbar.core.records import FLAGS
 from stirbar.rt import od_arrays
 from stirbar.rt.od_arrays import (
-    ConverterClock, MainsTracker, OdChain, choose_half_cycle, chop_gain, classify, culture_density, tukey_mean,
+    ConverterClock,
+    MainsTracker,
+    OdChain,
+    choose_half_cycle,
+    chop_gain,
+    classify,
+    culture_density,
+    tukey_mean,
 )
 
 from . import od_twin as twin
@@ -250,6 +257,17 @@ def test_repeated_conversions_are_ignored():
     assert chain.inspect(0)["repeated"] > 500
 
 
+def test_a_converter_that_counts_anew():
+    """Stopped and started again: the index begins at 0, half a minute later."""
+    record, again = Bench(10).record(), Bench(10, start_s=140.0).record()
+    chain = OdChain(["signal"])
+    run(chain, [record])
+    out = run(chain, [again])
+    assert out["monotonic_ns"][0] < 140.4e9 and flagged(out[:3], "gap").all()
+    assert out["value"] == pytest.approx(0.1 * np.ones(len(out)), rel=2e-3)
+    assert chain.inspect(0)["repeated"] == 0
+
+
 def test_half_cycles_of_varying_length():
     """A late thread toggles late: the line through both off neighbours still takes drifting light away."""
     rng = np.random.default_rng(9)
@@ -380,8 +398,13 @@ def test_a_snapshot_goes_on_bit_by_bit():
 
 @pytest.mark.parametrize(
     "options",
-    [{"roles": ["reference"]}, {"roles": ["signal"], "window_s": 9.0}, {"roles": ["signal"], "readings_per_second": 0.0},
-     {"roles": ["signal"], "mains_hz": 400.0}, {"roles": ["signal"] * 5}],
+    [
+        {"roles": ["reference"]},
+        {"roles": ["signal"], "window_s": 9.0},
+        {"roles": ["signal"], "readings_per_second": 0.0},
+        {"roles": ["signal"], "mains_hz": 400.0},
+        {"roles": ["signal"] * 5},
+    ],
 )
 def test_bad_options_are_refused(options):
     with pytest.raises(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import struct
 
@@ -56,11 +57,14 @@ def record_twin(tmp_path, *, before_s, seconds, disturb=(), drop=()):
 
 def same_bits(replayed, live):
     """Whether a replayed reading is the live one in every field that the estimators know."""
-    return all(
-        struct.pack("<d", replayed[field]) == struct.pack("<d", live[field])
-        for field in records.READING_FIELDS
-        if field not in (*UNKNOWN_TO_ESTIMATORS, "flags")
-    ) and replayed["flags"] | records.FLAGS["simulated"] == live["flags"]
+    return (
+        all(
+            struct.pack("<d", replayed[field]) == struct.pack("<d", live[field])
+            for field in records.READING_FIELDS
+            if field not in (*UNKNOWN_TO_ESTIMATORS, "flags")
+        )
+        and replayed["flags"] | records.FLAGS["simulated"] == live["flags"]
+    )
 
 
 @pytest.mark.parametrize("before_s", [0, 70])
@@ -85,7 +89,7 @@ def test_after_a_hole_the_replay_goes_on_from_the_next_snapshot(tmp_path):
     for reading in replayed:
         assert same_bits(reading, live[reading["stream"], reading["monotonic_ns"]])
     times = [reading["monotonic_ns"] for reading in replayed if reading["stream"] == 2]
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(times)]
     assert max(gaps) > 1e9, "the hole is there"
     assert max(gaps) < 6e9, "and is no longer than to the next snapshot"
 
@@ -103,7 +107,7 @@ def test_a_recording_cut_mid_write_is_read_up_to_the_last_whole_frame(tmp_path, 
 
 
 def test_a_flipped_bit_is_found(tmp_path):
-    path, _, config = record_twin(tmp_path, before_s=1, seconds=16)
+    path, _, _ = record_twin(tmp_path, before_s=1, seconds=16)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     reader = Reader(io.BytesIO(bytes(data)), "x")

@@ -21,13 +21,32 @@ ROOT = pathlib.Path(__file__).parents[1]
 QUIET = {
     **dict.fromkeys(
         (
-            "adc_gain_spread_percent", "adc_noise_factor", "adc_offset_spread_lsb", "ambient_light_v",
-            "bubble_rate_hz", "culture_noise_percent", "edge_jitter_us", "edge_latency_us", "fan_spread_percent",
-            "fan_variation_percent", "flicker_percent", "growth_rate_maximum_per_hour", "hum_amplitude_v",
-            "led_ageing_percent_per_1000_h", "led_self_heating_degc",
-            "led_temperature_coefficient_percent_per_degc", "mains_wander_hz", "oscillator_drift_ppm_per_degc",
-            "oscillator_spread_percent", "particle_noise_percent", "pump_spread_percent", "ready_jitter_us",
-            "ready_latency_us", "reference_ambient_percent", "sensitivity_spread_percent", "temperature_noise_degc",
+            "adc_gain_spread_percent",
+            "adc_noise_factor",
+            "adc_offset_spread_lsb",
+            "ambient_light_v",
+            "bubble_rate_hz",
+            "culture_noise_percent",
+            "edge_jitter_us",
+            "edge_latency_us",
+            "fan_spread_percent",
+            "fan_variation_percent",
+            "flicker_percent",
+            "growth_rate_maximum_per_hour",
+            "hum_amplitude_v",
+            "led_ageing_percent_per_1000_h",
+            "led_self_heating_degc",
+            "led_temperature_coefficient_percent_per_degc",
+            "mains_wander_hz",
+            "oscillator_drift_ppm_per_degc",
+            "oscillator_spread_percent",
+            "particle_noise_percent",
+            "pump_spread_percent",
+            "ready_jitter_us",
+            "ready_latency_us",
+            "reference_ambient_percent",
+            "sensitivity_spread_percent",
+            "temperature_noise_degc",
             "vortex_percent",
         ),
         0.0,
@@ -259,8 +278,11 @@ def test_scatter_rises_and_folds_back(angle, slope, fold):
         change(vial, biomass_od=value)
         levels.append(vial.truth["level_v"][1])
     stray = simulation.BY_NAME[f"stray_{angle}_v"].default
-    np.testing.assert_allclose(np.array(levels) - stray, sim_arrays.scatter(
-        [0.0, 0.1, fold, 1.2 * fold, 4 * fold], slope, fold, 0.2), atol=1e-12)
+    np.testing.assert_allclose(
+        np.array(levels) - stray,
+        sim_arrays.scatter([0.0, 0.1, fold, 1.2 * fold, 4 * fold], slope, fold, 0.2),
+        atol=1e-12,
+    )
     assert levels[0] < levels[1] < levels[2] < levels[3] > levels[4]
 
 
@@ -294,8 +316,12 @@ def test_led_temperature_coefficient():
 
 
 def test_led_heats_itself_and_ages():
-    vial = make(ambient_temperature_degc=25, led_temperature_coefficient_percent_per_degc=-0.9,
-                led_self_heating_degc=12, led_heating_time_s=20)
+    vial = make(
+        ambient_temperature_degc=25,
+        led_temperature_coefficient_percent_per_degc=-0.9,
+        led_self_heating_degc=12,
+        led_heating_time_s=20,
+    )
     volts = lit(vial, channel=0, count=860 * 60)
     t = (np.arange(volts.size) + 3) / 860
     twin = 0.375 * (1 - 0.009 * 12 * (1 - np.exp(-t / 20)))
@@ -427,8 +453,14 @@ def test_mains_frequency_wanders_around_its_nominal():
 
 
 def test_hum_is_continuous_and_common_to_all_channels():
-    vial = make(angles=(0, 90, 90, -1), hum_amplitude_v=0.1, hum_second_harmonic_percent=0,
-                hum_third_harmonic_percent=0, hum_fifth_harmonic_percent=0, mains_wander_hz=0.05)
+    vial = make(
+        angles=(0, 90, 90, -1),
+        hum_amplitude_v=0.1,
+        hum_second_harmonic_percent=0,
+        hum_third_harmonic_percent=0,
+        hum_fifth_harmonic_percent=0,
+        mains_wander_hz=0.05,
+    )
     vial.adc_start(1)
     vial.adc_start(2)
     a, _ = vial.record(1, 1720, 0)

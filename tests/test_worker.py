@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -13,8 +15,7 @@ import time
 import numpy
 import pytest
 import zmq
-from running import stirbar_environment
-
+from running import stirbar_environment, wait_for
 from stirbar.core import records
 from stirbar.core.client import CommandRefused, Worker, WorkerUnreachable
 
@@ -22,16 +23,16 @@ from stirbar.core.client import CommandRefused, Worker, WorkerUnreachable
 def raw_request(worker: Worker, *frames: bytes) -> dict:
     """Send frames as they are, and return the parsed answer."""
     context = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    socket.linger = 0
+    dealer = context.socket(zmq.DEALER)
+    dealer.linger = 0
     try:
-        socket.connect(f"{worker.address}/command")
-        socket.send_multipart(frames)
-        assert socket.poll(5000), "no answer"
-        answer: dict = json.loads(socket.recv_multipart()[-1])
+        dealer.connect(f"{worker.address}/command")
+        dealer.send_multipart(frames)
+        assert dealer.poll(5000), "no answer"
+        answer: dict = json.loads(dealer.recv_multipart()[-1])
         return answer
     finally:
-        socket.close()
+        dealer.close()
         context.term()
 
 
@@ -71,12 +72,12 @@ def test_what_is_no_request_gets_an_answer_and_disturbs_nothing(worker, frames):
 
 def test_request_sockets_of_zeromq_work_too(worker):
     context = zmq.Context()
-    socket = context.socket(zmq.REQ)
-    socket.linger = 0
-    socket.connect(f"{worker.address}/command")
-    socket.send(b'{"id": 1, "command": "describe"}')
-    assert socket.poll(5000)
-    assert json.loads(socket.recv())["result"]["unit_id"] == worker.describe()["unit_id"]
+    asker = context.socket(zmq.REQ)
+    asker.linger = 0
+    asker.connect(f"{worker.address}/command")
+    asker.send(b'{"id": 1, "command": "describe"}')
+    assert asker.poll(5000)
+    assert json.loads(asker.recv())["result"]["unit_id"] == worker.describe()["unit_id"]
     context.destroy(linger=0)
 
 
@@ -160,3 +161,58 @@ def test_without_a_board_one_sentence_says_how_to_simulate(tmp_path):
     assert done.returncode == 1
     assert "--simulate" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def free_port_pair() -> int:
+    """A port of two free neighbours on loopback."""
+    for port in range(47_000, 48_000, 2):
+        with contextlib.ExitStack() as stack:
+            try:
+                for number in (port, port + 1):
+                    stack.enter_context(socket.create_server(("127.0.0.1", number)))
+            except OSError:
+                continue
+        return port
+    raise AssertionError("no free ports")
+
+
+def test_over_tcp_only_admitted_clients_come_in(tmp_path):
+    from stirbar.core import sockets
+
+    port = free_port_pair()
+    address = f"tcp://127.0.0.1:{port}"
+    settings = ["--set", f"unit.data_directory={tmp_path}", "--set", f"unit.runtime_directory={tmp_path}"]
+    settings += ["--set", f"worker.config.address={address}"]
+    command = [sys.executable, "-m", "stirbar.core.cli", "worker", "--simulate", *settings]
+    with subprocess.Popen(command, env=stirbar_environment(), stderr=subprocess.DEVNULL) as process:
+        try:
+            local = sockets.local_key_file(str(tmp_path))
+            wait_for(lambda: os.path.exists(local), 10, "the worker's keys")
+            with Worker(address, key_file=local, timeout_s=10) as worker:
+                assert worker.describe()["simulated"]
+                assert next(worker.stream("od", timeout_s=10))["angle"][0] == 90
+            admitted = subprocess.run(
+                [*command, "--admit", "notebook"], env=stirbar_environment(), capture_output=True, text=True, timeout=20
+            )
+            (tmp_path / "notebook.client").write_text(admitted.stdout)
+            with Worker(address, key_file=str(tmp_path / "notebook.client"), timeout_s=10) as worker:
+                assert worker.describe()["simulated"]
+            lines = dict(line.split() for line in admitted.stdout.splitlines())
+            public, secret = (key.decode() for key in zmq.curve_keypair())
+            (tmp_path / "stranger").write_text(f"server {lines['server']}\npublic {public}\nsecret {secret}\n")
+            for key_file in ("stranger", "nothing"):
+                with (
+                    pytest.raises((WorkerUnreachable, ValueError)),
+                    Worker(address, key_file=str(tmp_path / key_file), timeout_s=1) as worker,
+                ):
+                    worker.describe()
+            (tmp_path / "curve" / "clients" / "notebook.pub").unlink()
+            with (
+                Worker(address, key_file=str(tmp_path / "notebook.client"), timeout_s=1) as worker,
+                pytest.raises(WorkerUnreachable),
+            ):
+                worker.describe()
+        finally:
+            process.terminate()
+    for entry in (tmp_path / "curve").rglob("*"):
+        assert entry.is_dir() or stat.S_IMODE(entry.stat().st_mode) == 0o600

@@ -227,10 +227,12 @@ def _summary(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def units(site: Site) -> HTTPResponse:
+    """Every unit, with its latest readings."""
     return answer([_summary(entry) for entry in _units_now(site)])
 
 
 def unit_details(site: Site, unit: str) -> HTTPResponse:
+    """One unit, with its status, counters and lateness."""
     entry = _find(site, unit)
     about, status = entry.get("describe") or {}, entry.get("status") or {}
     details = {key: about.get(key) for key in ("run_id", "boot_id", "build_id", "normalisation", "limits")}
@@ -381,10 +383,12 @@ def _experiment(site: Site, name: str) -> dict[str, Any]:
 
 
 def experiments(site: Site) -> HTTPResponse:
+    """Every experiment."""
     return answer(site.store.experiments())
 
 
 def create_experiment(site: Site) -> HTTPResponse:
+    """Name a new experiment."""
     fields = body_fields({"name": str, "description": str})
     name, description = fields.get("name", "").strip(), fields.get("description", "").strip()
     if not name or len(name) > LONGEST_NAME or len(name.encode()) > LONGEST_NAME_BYTES:
@@ -451,6 +455,7 @@ def _csv(rows: Iterator[list[str]]) -> Iterator[bytes]:
 
 
 def events(site: Site) -> HTTPResponse:
+    """The log of events, newest first."""
     limit = int(_number("limit", 100, 1, MAXIMUM_EVENTS))
     before = _number("before", math.inf, 0.0, math.inf)
     unit = _text("unit")

@@ -39,8 +39,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def server_context(directory: Path, host: str) -> tuple[ssl.SSLContext, str]:
-    """A TLS context for a server bound to `host`, and the SHA-256 fingerprint of its certificate authority.
+def certificate_files(directory: Path, host: str) -> tuple[str, str, str]:
+    """Paths of the authority's certificate, the server's certificate and its key, made when they are not there or not
+    for `host`.
 
     Raises CertificateError when the `cryptography` package is missing or the directory cannot be written.
     """
@@ -48,7 +49,7 @@ def server_context(directory: Path, host: str) -> tuple[ssl.SSLContext, str]:
         import cryptography.x509  # noqa: F401
     except ImportError:
         raise CertificateError(
-            f"web.config bind = {host} needs HTTPS, and the package 'cryptography' that makes the certificate is not "
+            f"binding to {host} needs TLS, and the package 'cryptography' that makes the certificate is not "
             "installed: run `pip install stirbar[tls]`, or bind to 127.0.0.1"
         ) from None
     folder = directory / "tls"
@@ -58,10 +59,19 @@ def server_context(directory: Path, host: str) -> tuple[ssl.SSLContext, str]:
         _server_certificate(folder, authority, key, _names(host))
     except OSError as error:
         raise CertificateError(f"the certificate could not be written to {folder}: {error.strerror}") from None
+    return str(folder / "ca.pem"), str(folder / "server.pem"), str(folder / "server.key")
+
+
+def server_context(directory: Path, host: str) -> tuple[ssl.SSLContext, str]:
+    """A TLS context for a server bound to `host`, and the SHA-256 fingerprint of its certificate authority.
+
+    Raises CertificateError, as `certificate_files` does.
+    """
+    authority_file, certificate, key = certificate_files(directory, host)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(folder / "server.pem", folder / "server.key")
-    return context, _fingerprint(authority)
+    context.load_cert_chain(certificate, key)
+    return context, _fingerprint(Path(authority_file))
 
 
 def _names(host: str) -> tuple[list[str], list[str]]:
@@ -209,7 +219,8 @@ def _days_left(certificate: x509.Certificate) -> float:
     return left.total_seconds() / 86400
 
 
-def _fingerprint(certificate: x509.Certificate) -> str:
+def _fingerprint(path: Path) -> str:
+    from cryptography import x509
     from cryptography.hazmat.primitives import hashes
 
-    return certificate.fingerprint(hashes.SHA256()).hex(":").upper()
+    return x509.load_pem_x509_certificate(path.read_bytes()).fingerprint(hashes.SHA256()).hex(":").upper()

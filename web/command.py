@@ -26,7 +26,7 @@ from stirbar.core.config import Config, ConfigError, add_config_options, config_
 from stirbar.core.version import VERSION
 from stirbar.web.app import Site, link_address, make_app
 from stirbar.web.auth import LINK_LIFETIME_S, Links, Password, Sessions, write_secret
-from stirbar.web.certificate import CertificateError, is_loopback, server_context
+from stirbar.web.certificate import CertificateError, certificate_files, is_loopback, server_context
 from stirbar.web.live import Live
 from stirbar.web.server import Server
 
@@ -120,10 +120,13 @@ class Leader:
         """How ingest reaches the broker; starts our own if the config asks for it."""
         get = self.config.get
         if get("leader.config", "broker") == "own":
+            bind = get("leader.config", "broker_bind")
+            files = None if is_loopback(bind) else certificate_files(self.directory, bind)
             self.broker = Broker(
                 self.directory,
                 port=get("mqtt", "broker_port"),
-                bind=get("leader.config", "broker_bind"),
+                bind=bind,
+                tls=files,
                 topic_root=get("mqtt", "topic_root"),
                 data_root=get("mqtt", "data_root"),
                 log=say,
@@ -137,6 +140,7 @@ class Leader:
                 "port": self.broker.port,
                 "username": self.broker.username,
                 "password": self.broker.password,
+                "tls": files[0] if files else None,
             }
         host, port = get("mqtt", "broker_address"), get("mqtt", "broker_port")
         say(f"broker: {host}:{port}, not ours")
@@ -195,6 +199,7 @@ class Leader:
 
 
 def say(line: str) -> None:
+    """One line to whoever started the leader."""
     print(f"stirbar leader: {line}", file=sys.stderr, flush=True)
 
 

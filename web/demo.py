@@ -51,6 +51,7 @@ class DemoError(Exception):
 
 
 def say(line: str) -> None:
+    """One line to whoever started the demo."""
     print(f"stirbar demo: {line}", file=sys.stderr, flush=True)
 
 
@@ -63,6 +64,7 @@ def free_port() -> int:
 
 
 def is_free(port: int) -> bool:
+    """Whether nothing listens on a port of this machine."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,14 +1,13 @@
 """Plot a worker's optical density live, with its standard error.
 
-    python plot_live_od.py                         # the only worker on this machine
-    python plot_live_od.py ipc:///run/stirbar/vial1
+python plot_live_od.py                         # the only worker on this machine
+python plot_live_od.py ipc:///run/stirbar/vial1
 """
 
 import sys
 from collections import deque
 
 import matplotlib.pyplot as plt
-
 import stirbar
 
 SECONDS = 60
@@ -31,8 +30,8 @@ with stirbar.Worker(sys.argv[1] if len(sys.argv) > 1 else None) as worker:
         shifted = [t - times[-1] for t in times]
         axes.fill_between(
             shifted,
-            [v - 2 * e for v, e in zip(values, errors)],
-            [v + 2 * e for v, e in zip(values, errors)],
+            [v - 2 * e for v, e in zip(values, errors, strict=True)],
+            [v + 2 * e for v, e in zip(values, errors, strict=True)],
             alpha=0.3,
             color="tab:blue",
         )
