@@ -26,6 +26,9 @@ cdef struct ConverterClock:
     double period_ns
     double jitter_ns         # mean absolute residual
     double nominal_ns        # period that was asked for
+    double alpha             # gains of the line for its present memory
+    double beta
+    double fade              # of the jitter's mean
     int32_t count            # conversions in the memory
     int32_t disagreeing
     int32_t locked
@@ -66,7 +69,7 @@ cdef inline int converter_clock_push(ConverterClock* clock, uint32_t index, int6
     (at least 2 % of the period). CLOCK_RELOCK_COUNT such stamps in a row, or a stamp more than one period off for
     as long, start a new line.
     """
-    cdef double residual, cut, alpha, beta, n
+    cdef double residual, cut, n
     cdef int32_t step
     if clock.count == 0:
         clock.origin_ns = ready_ns
@@ -104,12 +107,13 @@ cdef inline int converter_clock_push(ConverterClock* clock, uint32_t index, int6
             clock.disagreeing = 0
     if clock.count < CLOCK_MEMORY:
         clock.count += 1
-    n = clock.count
-    alpha = 2.0 * (2.0 * n - 1.0) / (n * (n + 1.0))
-    beta = 6.0 / (n * (n + 1.0))
-    clock.end_ns += alpha * residual
-    clock.period_ns += beta * residual / step
-    clock.jitter_ns += (fabs(residual) - clock.jitter_ns) * (1.0 / 64 if n > 64.0 else 1.0 / n)
+        n = clock.count
+        clock.alpha = 2.0 * (2.0 * n - 1.0) / (n * (n + 1.0))
+        clock.beta = 6.0 / (n * (n + 1.0))
+        clock.fade = 1.0 / 64 if n > 64.0 else 1.0 / n
+    clock.end_ns += clock.alpha * residual
+    clock.period_ns += clock.beta * residual if step == 1 else clock.beta * residual / step
+    clock.jitter_ns += (fabs(residual) - clock.jitter_ns) * clock.fade
     if not clock.locked and clock.count >= CLOCK_LOCK_COUNT:
         clock.locked = clock.jitter_ns < CLOCK_LOCKED_JITTER * clock.period_ns
     if clock.end_ns > 1e12:

@@ -3,7 +3,7 @@
 # Units: nanoseconds of the loop's clock, volts, percent of LED intensity, conversions.
 
 from libc.math cimport NAN, fabs
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint16_t, uint32_t
 from libc.string cimport memset
 
 from stirbar.rt.chop cimport (
@@ -57,7 +57,8 @@ cdef struct Channel:
     uint32_t missed                     # conversions that were overwritten unread
     uint32_t conversions
     int64_t heard_ns                    # when the last conversion was fetched
-    int64_t retry_ns                    # while lost: when it is asked again
+    int64_t expected_ns                 # asking before would only keep the bus busy
+    int64_t due_ns                      # when it is to be asked at the latest
     uint32_t started                    # last_index is valid
     uint32_t modelled                   # the estimators have a clock model
     uint32_t lost
@@ -71,6 +72,9 @@ cdef struct Sampler:
     Port port
     const Clock* clock
     const Hal* hal
+    int64_t poll_ns                     # between two looks at a converter whose clock is not known yet
+    int active[MAX_CHANNELS]            # the channels that are connected
+    int active_count
     SleepPolicy* conversions            # of sampling_tick, to be woken by a command
     SleepPolicy* temperature
     const uint32_t* stirring_off        # written by the actuator thread
@@ -204,42 +208,55 @@ cdef inline void sampler_conversion(Sampler* s, int index, const Conversion* con
 
 
 cdef inline void sampler_lost(Sampler* s, int index, int64_t now_ns) noexcept nogil:
+    """A converter that fails or has fallen silent is asked again once a second."""
     cdef Channel* channel = &s.channel[index]
-    channel.retry_ns = now_ns + RETRY_NS
+    channel.expected_ns = channel.due_ns = now_ns + RETRY_NS
     if not channel.lost:
         channel.lost = 1
         port_event(&s.port, now_ns, EVENT_SENSOR_LOST, 0, STREAM_OD1 + index, 0)
 
 
+cdef inline int sampler_begin(Sampler* s, int index, int64_t now_ns) noexcept nogil:
+    """Start a converter anew; 0, or minus an errno."""
+    cdef Channel* channel = &s.channel[index]
+    cdef int status = s.hal.adc_start(s.hal.context, index, s.config.full_scale_v, s.config.rate_hz, now_ns)
+    converter_clock_init(&channel.clock, s.config.rate_hz)
+    channel.started = 0
+    channel.modelled = 0
+    channel.heard_ns = now_ns
+    channel.expected_ns = now_ns
+    channel.due_ns = now_ns + s.poll_ns
+    s.bus_errors += status != 0
+    return status
+
+
 cdef inline void sampler_fetch(Sampler* s, int index, int64_t now_ns) noexcept nogil:
-    """Read a converter; one that fails or has fallen silent is asked again once a second."""
+    """Read a converter whose next conversion should be ready, and say when it wants to be read again."""
     cdef Channel* channel = &s.channel[index]
     cdef Conversion conversion
     cdef int status
     if channel.lost:
-        if now_ns < channel.retry_ns:
-            return
-        status = s.hal.adc_start(s.hal.context, index, s.config.full_scale_v, s.config.rate_hz, now_ns)
-        if status:
-            s.bus_errors += 1
+        if sampler_begin(s, index, now_ns):
             sampler_lost(s, index, now_ns)
             return
         channel.lost = 0
-        channel.heard_ns = now_ns
-        channel.started = 0
-        channel.modelled = 0
-        converter_clock_init(&channel.clock, s.config.rate_hz)
         port_event(&s.port, now_ns, EVENT_SENSOR_BACK, 0, STREAM_OD1 + index, 0)
-    if channel.clock.locked and now_ns < converter_clock_next_ns(&channel.clock):
-        return  # another converter's turn: asking now would only keep the bus busy
     status = s.hal.adc_read(s.hal.context, index, now_ns, &conversion)
     if status == 1:
         sampler_conversion(s, index, &conversion, now_ns)
+        if channel.clock.locked:
+            channel.expected_ns = converter_clock_next_ns(&channel.clock)
+            channel.due_ns = channel.expected_ns + <int64_t>(READ_AFTER * channel.clock.period_ns)
+        else:
+            channel.expected_ns = now_ns
+            channel.due_ns = now_ns + s.poll_ns
     elif status < 0:
         s.bus_errors += 1
         sampler_lost(s, index, now_ns)
     elif now_ns - channel.heard_ns > SILENCE_NS:
         sampler_lost(s, index, now_ns)
+    else:
+        channel.due_ns = now_ns + s.poll_ns
 
 
 cdef inline void sampler_chop(Sampler* s) noexcept nogil:
@@ -250,64 +267,43 @@ cdef inline void sampler_chop(Sampler* s) noexcept nogil:
         sampler_light(s, not s.led.on)
 
 
-cdef inline int64_t sampler_next_ns(const Sampler* s, int64_t now_ns) noexcept nogil:
-    """When to wake: soon after the first converter will be ready; early for one whose clock is not known yet."""
-    cdef int64_t earliest_ns = now_ns + SILENCE_NS
-    cdef int64_t nominal_ns = <int64_t>(1e9 / s.config.rate_hz)
-    cdef int64_t wanted_ns
-    cdef const Channel* channel
-    cdef int i
-    for i in range(MAX_CHANNELS):
-        channel = &s.channel[i]
-        if s.config.angle[i] < 0:
-            continue
-        if channel.lost:
-            wanted_ns = channel.retry_ns
-        elif channel.clock.locked:
-            wanted_ns = converter_clock_next_ns(&channel.clock) + <int64_t>(READ_AFTER * channel.clock.period_ns)
-        else:
-            wanted_ns = now_ns + nominal_ns // 4
-        if wanted_ns < earliest_ns:
-            earliest_ns = wanted_ns
-    if earliest_ns < now_ns + nominal_ns // 8:
-        earliest_ns = now_ns + nominal_ns // 8
-    return earliest_ns
-
-
 cdef inline void sampling_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
-    """Fetch what the converters have finished, and keep the light in step with them."""
+    """Fetch what the converters have finished, keep the light in step, and wake for the next one."""
     cdef Sampler* s = <Sampler*>context
+    cdef Channel* channel
+    cdef int64_t earliest_ns = INT64_MAX
     cdef int i
     if not s.sampling:
         sleep_for_ever(policy)
         return
     port_trace_tend(&s.port, now_ns)
-    for i in range(MAX_CHANNELS):
-        if s.config.angle[i] >= 0:
-            sampler_fetch(s, i, now_ns)
+    for i in range(s.active_count):
+        channel = &s.channel[s.active[i]]
+        if now_ns >= channel.expected_ns:
+            sampler_fetch(s, s.active[i], now_ns)
+        if channel.due_ns < earliest_ns:
+            earliest_ns = channel.due_ns
     sampler_chop(s)
-    sleep_until(policy, sampler_next_ns(s, now_ns), now_ns)
+    # a converter that is long overdue must not turn the thread into a spin
+    sleep_until(policy, earliest_ns, now_ns + s.poll_ns // 2)
 
 
 cdef inline int sampler_start(Sampler* s, double intensity_percent, int64_t now_ns) noexcept nogil:
     """Start every converter, and the light; 0, or minus the errno of the first device that refused."""
-    cdef Channel* channel
     cdef int i, status
     s.config.intensity_percent = intensity_percent
     sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_LED, intensity_percent)
     led_track_init(&s.led, LED_GUARD_NS, 0)
+    s.poll_ns = <int64_t>(0.25e9 / s.config.rate_hz)
+    s.active_count = 0
     for i in range(MAX_CHANNELS):
-        channel = &s.channel[i]
         if s.config.angle[i] < 0:
             continue
-        converter_clock_init(&channel.clock, s.config.rate_hz)
-        channel.started = 0
-        channel.modelled = 0
-        channel.lost = 0
-        channel.heard_ns = now_ns
-        status = s.hal.adc_start(s.hal.context, i, s.config.full_scale_v, s.config.rate_hz, now_ns)
+        s.active[s.active_count] = i
+        s.active_count += 1
+        s.channel[i].lost = 0
+        status = sampler_begin(s, i, now_ns)
         if status:
-            s.bus_errors += 1
             return status
         sampler_feed_float(s, TRACE_GAIN, i, 0, s.config.full_scale_v / 32768.0)
     sampler_choose_half_cycle(s, now_ns)

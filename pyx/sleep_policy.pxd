@@ -29,9 +29,9 @@ cdef inline void sleep_next(SleepPolicy* policy, int64_t now_ns) noexcept nogil:
         policy.overruns += <uint32_t>skipped
 
 
-cdef inline void sleep_until(SleepPolicy* policy, int64_t wanted_ns, int64_t now_ns) noexcept nogil:
-    """Follow a clock that is not ours: the target is taken as it is, but never in the past."""
-    policy.target_ns = wanted_ns if wanted_ns > now_ns else now_ns
+cdef inline void sleep_until(SleepPolicy* policy, int64_t wanted_ns, int64_t earliest_ns) noexcept nogil:
+    """Follow a clock that is not ours: the target is taken as it is, but never before earliest_ns."""
+    policy.target_ns = wanted_ns if wanted_ns > earliest_ns else earliest_ns
 
 
 cdef inline void sleep_for_ever(SleepPolicy* policy) noexcept nogil:
