@@ -16,7 +16,7 @@ import zmq
 from stirbar.bridge.bench_cluster import Cluster, cpu_s, memory_mb, same_program, wait_for
 from stirbar.bridge.store import open_store
 from stirbar.core import records
-from stirbar.core.bench import BenchError, Result, Row, parser_for, positive
+from stirbar.core.bench import BenchError, Result, Row, child_environment, parser_for, positive
 from stirbar.core.bench_loop import (
     DISTURBED_RATIO,
     THREADS,
@@ -55,7 +55,7 @@ def make_environment(source: str, directory: str) -> str:
         [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", source],
     ]
     for step in steps:
-        done = subprocess.run(step, capture_output=True, text=True, cwd=directory if os.path.isdir(directory) else "/")
+        done = subprocess.run(step, capture_output=True, text=True, cwd="/", env=child_environment(step))
         if done.returncode:
             raise BenchError(f"{' '.join(step)} failed: {done.stderr.strip()[-300:]}")
     return python
