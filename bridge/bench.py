@@ -111,6 +111,7 @@ def bench_footprint(argv: list[str]) -> Result:
 
 
 def footprint_rows(usual: dict[str, Any], one: dict[str, Any]) -> list[Row]:
+    """Memory and CPU of worker and bridge against their budgets."""
     worker, bridge = usual["worker"], usual["bridge"]
     both = {key: worker[key] + bridge[key] for key in worker}
     rss_note = f"anonymous {worker['anonymous']:.1f} MB"
@@ -282,6 +283,7 @@ def bench_bridge(argv: list[str]) -> Result:
 
 
 def play(cluster: Cluster, worker: LoudWorker, pid: int, rate_hz: float, seconds: float) -> dict[str, float]:
+    """Let the worker publish at a rate, and return what the process `pid` spent on it."""
     begun, cpu, sent = time.monotonic(), cpu_s(pid), worker.sent
     worker.play(rate_hz, seconds)
     return {"seconds": time.monotonic() - begun, "cpu_s": cpu_s(pid) - cpu, "messages": worker.sent - sent}

@@ -35,6 +35,7 @@ UPPER_BENCHMARKS: dict[str, str] = {
     "ingest": "readings a second into the store, CPU and bytes of a reading",
     "stopped": "lateness of a worker while bridge and broker are stopped",
     "latency": "from the last conversion of a reading to the broker's subscriber",
+    "page": "from the last conversion of a reading to its point in the browser",
 }
 
 

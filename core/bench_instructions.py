@@ -137,6 +137,7 @@ def loaded_at(address: int) -> tuple[int, str]:
 
 
 def read_profile(path: str) -> Profile:
+    """The profile in a file that callgrind wrote."""
     with open(path, errors="replace") as file:
         return parse_callgrind(file)
 

@@ -279,9 +279,13 @@ def readings(record: Record, window_s: float, mains_hz: float, scales, grid_s: f
         variance += (shared**2 / np.append(off, off[-1])).sum() * off_scale**2
         out.append(
             Twin(
-                int(ends[part[-1].known - 1]), level, float(np.sqrt(TUKEY_LOSS * variance) / w.sum()),
-                float((w**2).sum() / w.sum() ** 2 / 2 / (gap_ns * 1e-9)), float(np.mean([p.ambient_v for p in part])),
-                sum(p.on_used - p.on_rejected + p.off_used for p in part), sum(p.on_rejected for p in part),
+                int(ends[part[-1].known - 1]),
+                level,
+                float(np.sqrt(TUKEY_LOSS * variance) / w.sum()),
+                float((w**2).sum() / w.sum() ** 2 / 2 / (gap_ns * 1e-9)),
+                float(np.mean([p.ambient_v for p in part])),
+                sum(p.on_used - p.on_rejected + p.off_used for p in part),
+                sum(p.on_rejected for p in part),
             )
         )
     return out
