@@ -36,6 +36,7 @@ COMMANDS = {
         "ingest",
         "latency",
         "stopped",
+        "page",
     ),
     True: (
         "instructions --seconds 2",
@@ -49,6 +50,7 @@ COMMANDS = {
         "ingest --seconds 5",
         "latency --seconds 5",
         "stopped --rounds 1 --slice 1",
+        "page --seconds 10",
     ),
 }
 KERNELS = ("bench_ring", "bench_od", "bench_tick", "bench_codec")
