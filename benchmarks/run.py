@@ -36,6 +36,7 @@ COMMANDS = {
         "ingest",
         "latency",
         "stopped",
+        "page",
     ),
     True: (
         "instructions --seconds 2",
@@ -49,6 +50,7 @@ COMMANDS = {
         "ingest --seconds 5",
         "latency --seconds 5",
         "stopped --rounds 1 --slice 1",
+        "page --seconds 10",
     ),
 }
 KERNELS = ("bench_ring", "bench_od", "bench_tick", "bench_codec")
@@ -111,13 +113,32 @@ def kernel_rows() -> list[str]:
     return rows
 
 
-def write(section: str, title: str) -> None:
-    """Put a machine's section in its place."""
+def grouped(lines: list[str]) -> dict[str, list[str]]:
+    """Rows of a table by the command that stands in the first of them."""
+    groups: dict[str, list[str]] = {}
+    name = ""
+    for line in lines:
+        first = line.split("|")[1].strip()
+        name = first or name
+        groups.setdefault(name, []).append(line)
+    return groups
+
+
+def write(lines: list[str], title: str, keep: bool) -> None:
+    """Put a machine's rows in its section; `keep` leaves those of other commands as they are."""
     parts = RESULTS.read_text(encoding="utf-8").split("\n## ")[1:] if RESULTS.exists() else []
-    kept = [part.rstrip("\n") for part in parts if part.split("\n", 1)[0] != title]
-    RESULTS.write_text(
-        "\n## ".join([INTRODUCTION, *kept, f"{title}\n\n{section}"]).rstrip("\n") + "\n", encoding="utf-8"
+    sections = {part.split("\n", 1)[0]: part.split("\n", 1)[1].strip("\n") for part in parts}
+    groups = grouped(lines)
+    if keep and title in sections:
+        before = [line for line in sections[title].splitlines() if line.startswith(("| `", "|  |"))]
+        groups = {**grouped(before), **groups}
+    today = datetime.date.today().isoformat()
+    text = (
+        f"{today}. Load of the machine is part of the figures of wall time; the others do not depend on it.\n\n{HEADER}"
     )
+    sections[title] = text + "\n".join(line for group in groups.values() for line in group)
+    body = [f"{name}\n\n{section}" for name, section in sections.items()]
+    RESULTS.write_text("\n## ".join([INTRODUCTION, *body]) + "\n", encoding="utf-8")
 
 
 def main() -> int:
@@ -126,7 +147,7 @@ def main() -> int:
     )
     parser.add_argument("--quick", action="store_true", help="short runs, printed and not written")
     parser.add_argument(
-        "--only", metavar="NAME", action="append", help="only this system benchmark, or `kernels`; printed"
+        "--only", metavar="NAME", action="append", help="only this system benchmark, or `kernels`; others' rows stay"
     )
     arguments = parser.parse_args()
     lines: list[str] = []
@@ -137,13 +158,10 @@ def main() -> int:
     if not arguments.only or "kernels" in arguments.only:
         print("kernels", file=sys.stderr, flush=True)
         lines += kernel_rows()
-    today = datetime.date.today().isoformat()
-    section = f"{today}. Load of the machine is part of the figures of wall time; the others do not depend on it.\n\n"
-    section += HEADER + "\n".join(lines)
-    if arguments.quick or arguments.only:
-        print(section)
+    if arguments.quick:
+        print(HEADER + "\n".join(lines))
     else:
-        write(section, machine())
+        write(lines, machine(), bool(arguments.only))
     return 0
 
 

@@ -53,6 +53,7 @@ cdef enum:
     HOUSEKEEPING_NS = 20000000
     SAMPLING_TRACE_ROOM = 8192      # 4 s of two photodiodes at 950 conversions a second
     ACTUATORS_TRACE_ROOM = 1024     # 9 s of ticks
+    ACTUATORS_READING_ROOM = 256    # four minutes of rpm
     SNAPSHOT_COPY_TRIES = 3
 
 # Where virtual time begins: not 0, which some state takes for "never"; and the date that it shows.
@@ -200,14 +201,14 @@ cdef class Loop:
         cdef LoopState* state = self.state
         cdef uint32_t flags = FLAG_SIMULATED if self.is_simulated else 0
         self.port_memory[SAMPLING] = <char*>calloc(
-            1, port_memory_bytes(SAMPLING_TRACE_ROOM, sizeof(state.sampler.estimators)))
+            1, port_memory_bytes(READING_ROOM, SAMPLING_TRACE_ROOM, sizeof(state.sampler.estimators)))
         self.port_memory[ACTUATORS] = <char*>calloc(
-            1, port_memory_bytes(ACTUATORS_TRACE_ROOM, sizeof(state.actuators.stirring)))
+            1, port_memory_bytes(ACTUATORS_READING_ROOM, ACTUATORS_TRACE_ROOM, sizeof(state.actuators.stirring)))
         if self.port_memory[SAMPLING] == NULL or self.port_memory[ACTUATORS] == NULL:
             raise MemoryError()
-        port_init(&state.sampler.port, self.port_memory[SAMPLING], SAMPLING_TRACE_ROOM,
+        port_init(&state.sampler.port, self.port_memory[SAMPLING], READING_ROOM, SAMPLING_TRACE_ROOM,
                   &state.sampler.estimators, sizeof(state.sampler.estimators), flags)
-        port_init(&state.actuators.port, self.port_memory[ACTUATORS], ACTUATORS_TRACE_ROOM,
+        port_init(&state.actuators.port, self.port_memory[ACTUATORS], ACTUATORS_READING_ROOM, ACTUATORS_TRACE_ROOM,
                   &state.actuators.stirring, sizeof(state.actuators.stirring), flags)
 
     def _make_tasks(self, config):

@@ -12,7 +12,7 @@ from stirbar.rt.types cimport (
 
 cdef enum:
     COMMAND_ROOM = 64
-    READING_ROOM = 1024      # 50 s of two photodiodes at 10 readings a second
+    READING_ROOM = 1024      # at most, of one port: 50 s of two photodiodes at 10 readings a second
     EVENT_ROOM = 64
     STREAM_COUNT = STREAM_STATUS
     SNAPSHOT_PERIOD_S = 5    # a recording can begin, and go on after a hole, at each of these
@@ -34,27 +34,28 @@ cdef struct Port:
     uint32_t flags           # set in every reading
 
 
-cdef inline size_t port_memory_bytes(uint32_t trace_room, uint32_t state_bytes) noexcept nogil:
+cdef inline size_t port_memory_bytes(uint32_t reading_room, uint32_t trace_room, uint32_t state_bytes) noexcept nogil:
     """Memory that port_init wants."""
     return (
-        COMMAND_ROOM * sizeof(Command) + READING_ROOM * sizeof(Reading) + EVENT_ROOM * sizeof(Event)
+        COMMAND_ROOM * sizeof(Command) + reading_room * sizeof(Reading) + EVENT_ROOM * sizeof(Event)
         + trace_room * sizeof(TraceItem) + 2 * <size_t>state_bytes
     )
 
 
 cdef inline void port_init(
-    Port* port, char* memory, uint32_t trace_room, const void* state, uint32_t state_bytes, uint32_t flags
+    Port* port, char* memory, uint32_t reading_room, uint32_t trace_room,
+    const void* state, uint32_t state_bytes, uint32_t flags
 ) noexcept nogil:
     """Empty rings in the memory given, all of which is touched, so that no page fault is left for later.
 
-    trace_room is a power of two.
+    reading_room (at most READING_ROOM) and trace_room are powers of two.
     """
     memset(port, 0, sizeof(Port))
-    memset(memory, 0, port_memory_bytes(trace_room, state_bytes))
+    memset(memory, 0, port_memory_bytes(reading_room, trace_room, state_bytes))
     ring_init(&port.trace, memory, sizeof(TraceItem), trace_room)
     memory += trace_room * sizeof(TraceItem)
-    ring_init(&port.readings, memory, sizeof(Reading), READING_ROOM)
-    memory += READING_ROOM * sizeof(Reading)
+    ring_init(&port.readings, memory, sizeof(Reading), reading_room)
+    memory += reading_room * sizeof(Reading)
     ring_init(&port.commands, memory, sizeof(Command), COMMAND_ROOM)
     memory += COMMAND_ROOM * sizeof(Command)
     ring_init(&port.events, memory, sizeof(Event), EVENT_ROOM)
