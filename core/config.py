@@ -12,8 +12,7 @@ import os
 
 from stirbar.core import schema
 from stirbar.core.ini import IniFile
-from stirbar.core.pioreactor_keys import FOREIGN
-from stirbar.core.schema_rules import RULES
+from stirbar.core.schema_rules import FOREIGN, RULES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -249,11 +248,11 @@ class _Builder:
         """Set one value; returns what is wrong with it."""
         where = f"{source}:{line}: [{section}] {name}" if line else f"{source} {section}.{name}={text}:"
         entry = f"{where} = {text}:" if line else where
-        reason = schema.ignored(section, name)
+        key = schema.find(section, name)
+        reason = schema.ignored(section, name) if key is None else None
         if reason:
             self.config.ignored.append(f"{where.removesuffix(':')} is not used: {reason}")
             return None
-        key = schema.find(section, name)
         if key is None:
             return f"{entry} there is no key '{name}' in [{section}]{nearest(name, schema.key_names(section))}"
         text = self._translate(key, text, where)

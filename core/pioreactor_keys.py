@@ -64,13 +64,3 @@ IGNORED: tuple[tuple[str, str, str], ...] = (
     ("local_access_point", "*", "the operating system's network settings make an access point"),
     ("ui_basic_auth", "*", "the page has a login of its own"),
 )
-
-# Values of Pioreactor that have another meaning here: (section, ((key, value), ...), reason). When a file gives all of
-# them, the defaults are taken.
-FOREIGN: tuple[tuple[str, tuple[tuple[str, float], ...], str], ...] = (
-    (
-        "stirring.pid",
-        (("Kp", 0.005), ("Ki", 0.0), ("Kd", 0.0)),
-        "Pioreactor's gains are of a controller that adds to the duty every 23 s: the defaults are taken",
-    ),
-)

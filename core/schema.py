@@ -6,7 +6,6 @@ The checks of `stirbar.core.config`, the example file and `docs/configuration.md
 
 from __future__ import annotations
 
-from stirbar.core.pioreactor_keys import IGNORED
 from stirbar.core.simulation import PARAMETERS
 
 TYPE_CHECKING = False
@@ -429,9 +428,16 @@ def _named() -> dict[tuple[str, str], Key]:
 
 _KEYS: dict[tuple[str, str], Key] = _named()
 KEYS: tuple[Key, ...] = tuple(_KEYS.values())
-_IGNORED: dict[tuple[str, str], str] = {
-    (section, name): reason for section, names, reason in IGNORED for name in names.split()
-}
+_IGNORED: dict[tuple[str, str], str] = {}
+
+
+def _ignored() -> dict[tuple[str, str], str]:
+    """Pioreactor's keys that are not used; loaded when a file has a key that is not ours."""
+    if not _IGNORED:
+        from stirbar.core.pioreactor_keys import IGNORED
+
+        _IGNORED.update(((section, name), reason) for section, names, reason in IGNORED for name in names.split())
+    return _IGNORED
 
 
 def find(section: str, name: str) -> Key | None:
@@ -442,19 +448,19 @@ def find(section: str, name: str) -> Key | None:
 
 def ignored(section: str, name: str) -> str | None:
     """Why this key of Pioreactor is not used; None for every other key."""
-    return _IGNORED.get((section, name)) or _IGNORED.get((section, "*"))
+    return _ignored().get((section, name)) or _ignored().get((section, "*"))
 
 
 def is_known(section: str) -> bool:
     """Whether a section is ours, or one of Pioreactor that is ignored."""
-    return section in SECTIONS or any(section == name for name, _ in _IGNORED)
+    return section in SECTIONS or any(section == name for name, _ in _ignored())
 
 
 def key_names(section: str) -> list[str]:
     """The keys of a section, used and ignored."""
-    return [name for other, name in (*_KEYS, *_IGNORED) if other == section and name != "*"]
+    return [name for other, name in (*_KEYS, *_ignored()) if other == section and name != "*"]
 
 
 def section_names() -> list[str]:
     """All sections, used and ignored."""
-    return list(dict.fromkeys([*SECTIONS, *(section for section, _ in _IGNORED)]))
+    return list(dict.fromkeys([*SECTIONS, *(section for section, _ in _ignored())]))

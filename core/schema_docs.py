@@ -11,8 +11,8 @@ import textwrap
 
 from stirbar.core import schema
 from stirbar.core.ini import write_atomically
-from stirbar.core.pioreactor_keys import FOREIGN, IGNORED
-from stirbar.core.schema_rules import RULES
+from stirbar.core.pioreactor_keys import IGNORED
+from stirbar.core.schema_rules import FOREIGN, RULES
 
 WIDTH = 118
 

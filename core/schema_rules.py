@@ -119,3 +119,13 @@ RULES: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[Get], str | None]
         _ports_differ,
     ),
 )
+
+# Values of Pioreactor that have another meaning here: (section, ((key, value), ...), reason). When a file gives all of
+# them, the defaults are taken.
+FOREIGN: tuple[tuple[str, tuple[tuple[str, float], ...], str], ...] = (
+    (
+        "stirring.pid",
+        (("Kp", 0.005), ("Ki", 0.0), ("Kd", 0.0)),
+        "Pioreactor's gains are of a controller that adds to the duty every 23 s: the defaults are taken",
+    ),
+)

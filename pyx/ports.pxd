@@ -12,7 +12,7 @@ from stirbar.rt.types cimport (
 
 cdef enum:
     COMMAND_ROOM = 64
-    READING_ROOM = 1024      # at most, of one port: 50 s of two photodiodes at 10 readings a second
+    READING_ROOM = 512       # at most, of one port: 25 s of two photodiodes at 10 readings a second
     EVENT_ROOM = 64
     STREAM_COUNT = STREAM_STATUS
     SNAPSHOT_PERIOD_S = 5    # a recording can begin, and go on after a hole, at each of these

@@ -260,14 +260,14 @@ def test_counters_add_up() -> None:
 
 
 def test_a_full_ring_drops_the_newest_and_counts_them() -> None:
-    """Nobody drains for three minutes: the ring holds 1024 readings, the rest are counted and leave a hole."""
+    """Nobody drains for three minutes: the ring holds 512 readings, the rest are counted and leave a hole."""
     loop = virtual_loop()
     loop.push(SAMPLING, 1, events.COMMAND_OD_START, 0, 0, 80.0)
     loop.run_until(loop.now_ns() + 180 * SECOND)
     drained = [batch for batch in loop.drain_readings() if batch[0] == records.STREAM_IDS["od2"]]
-    assert [(count, first) for _, _, count, first, _ in drained] == [(1024, 0)]
+    assert [(count, first) for _, _, count, first, _ in drained] == [(512, 0)]
     made = loop.sequences()[records.STREAM_IDS["od2"]]
-    assert loop.counters()["ring_drops"] == made - 1024 > 0
+    assert loop.counters()["ring_drops"] == made - 512 > 0
     loop.run_until(loop.now_ns() + SECOND)
     assert loop.drain_readings()[0][3] == made
 
