@@ -45,7 +45,7 @@ $(BIN)/python: | system-tools
 # One stamp per set of extras: installing is repeated only when the build changed.
 $(VENV)/.installed-%: $(SOURCES) | system-tools $(BIN)/python
 	@echo "building stirbar and installing what '$*' needs"
-	@$(BIN)/python -m pip install -q -e ".[$*]"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q -e ".[$*]"
 	@touch $@
 
 build: $(VENV)/.installed-tls ## compile and install into .venv
