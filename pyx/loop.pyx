@@ -18,7 +18,8 @@ from stirbar.rt.ports cimport READING_ROOM, Port, port_init, port_memory_bytes
 from stirbar.rt.realtime cimport (
     pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start)
 from stirbar.rt.ring cimport (
-    ring_count, ring_pop, ring_pop_many, ring_push, stirbar_store_relaxed)
+    ring_count, ring_pop, ring_pop_many, ring_push, stirbar_fence, stirbar_load_relaxed,
+    stirbar_store_relaxed)
 from stirbar.rt.sampling cimport (
     Sampler, housekeeping_tick, sampler_light, sampling_tick, temperature_tick)
 from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
@@ -51,7 +52,7 @@ cdef enum:
     TASKS = 4
     FIRST_ACTUATOR_TASK = TASK_ACTUATORS
     HOUSEKEEPING_NS = 20000000
-    SAMPLING_TRACE_ROOM = 8192      # 4 s of two photodiodes at 950 conversions a second
+    SAMPLING_TRACE_ROOM = 4096      # 2 s of two photodiodes at 950 conversions a second
     ACTUATORS_TRACE_ROOM = 1024     # 9 s of ticks
     ACTUATORS_READING_ROOM = 256    # four minutes of rpm
     SNAPSHOT_COPY_TRIES = 3
@@ -401,9 +402,10 @@ cdef class Loop:
         snapshots = []
         for i in range(count):
             if items[i].kind == TRACE_SNAPSHOT:
-                state = PyBytes_FromStringAndSize(port.snapshots[items[i].index & 1], port.state_bytes)
-                # the buffer is reused by the next snapshot but one: a late copy may be torn
-                if port.snapshot_number - items[i].index < 2:
+                state = PyBytes_FromStringAndSize(port.snapshot, port.state_bytes)
+                stirbar_fence()
+                # the next snapshot, seconds later, is made in the same place: a copy that came too late may be torn
+                if stirbar_load_relaxed(&port.snapshot_number) == items[i].index:
                     snapshots.append((items[i].index, first + i, state))
         return first, data, snapshots
 

@@ -6,7 +6,8 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from stirbar.rt.ring cimport Ring, ring_count, ring_init, ring_pop, ring_push
+from stirbar.rt.ring cimport (
+    Ring, ring_count, ring_init, ring_pop, ring_push, stirbar_fence, stirbar_store_relaxed)
 from stirbar.rt.types cimport (
     STREAM_STATUS, TRACE_SNAPSHOT, Command, Event, Reading, TraceItem)
 
@@ -22,7 +23,7 @@ cdef struct Port:
     Ring readings
     Ring events
     Ring trace
-    char* snapshots[2]
+    char* snapshot           # of `state`, by the number snapshot_number
     uint64_t sequences[STREAM_COUNT]
     int64_t trace_until_ns   # 0: no trace
     int64_t snapshot_at_ns
@@ -38,7 +39,7 @@ cdef inline size_t port_memory_bytes(uint32_t reading_room, uint32_t trace_room,
     """Memory that port_init wants."""
     return (
         COMMAND_ROOM * sizeof(Command) + reading_room * sizeof(Reading) + EVENT_ROOM * sizeof(Event)
-        + trace_room * sizeof(TraceItem) + 2 * <size_t>state_bytes
+        + trace_room * sizeof(TraceItem) + state_bytes
     )
 
 
@@ -60,8 +61,7 @@ cdef inline void port_init(
     memory += COMMAND_ROOM * sizeof(Command)
     ring_init(&port.events, memory, sizeof(Event), EVENT_ROOM)
     memory += EVENT_ROOM * sizeof(Event)
-    port.snapshots[0] = memory
-    port.snapshots[1] = memory + state_bytes
+    port.snapshot = memory
     port.state = state
     port.state_bytes = state_bytes
     port.flags = flags
@@ -124,8 +124,9 @@ cdef inline void port_snapshot(Port* port, int64_t now_ns) noexcept nogil:
     if broken and ring_count(&port.trace) > port.trace.capacity // 2:
         return
     port.trace_broken = 0
-    port.snapshot_number += 1
-    memcpy(port.snapshots[port.snapshot_number & 1], port.state, port.state_bytes)
+    stirbar_store_relaxed(&port.snapshot_number, port.snapshot_number + 1)
+    stirbar_fence()  # a host that is late enough to see the copy change sees the number change too
+    memcpy(port.snapshot, port.state, port.state_bytes)
     trace_int(&item, TRACE_SNAPSHOT, 0, 0, 1 if broken else 0, port.snapshot_number, now_ns)
     port_trace(port, &item)
     port.snapshot_at_ns = now_ns + <int64_t>SNAPSHOT_PERIOD_S * 1000000000

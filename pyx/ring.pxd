@@ -12,11 +12,13 @@ cdef extern from *:
     static inline unsigned stirbar_load_relaxed(const unsigned *p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
     static inline void stirbar_store_release(unsigned *p, unsigned v) { __atomic_store_n(p, v, __ATOMIC_RELEASE); }
     static inline void stirbar_store_relaxed(unsigned *p, unsigned v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+    static inline void stirbar_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
     """
     uint32_t stirbar_load_acquire(const uint32_t* p) noexcept nogil
     uint32_t stirbar_load_relaxed(const uint32_t* p) noexcept nogil
     void stirbar_store_release(uint32_t* p, uint32_t value) noexcept nogil
     void stirbar_store_relaxed(uint32_t* p, uint32_t value) noexcept nogil
+    void stirbar_fence() noexcept nogil
 
 cdef struct Ring:
     char* items

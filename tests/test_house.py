@@ -490,7 +490,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
     code = "from setuptools import build_meta as b; print(b.build_sdist({!r}))"
     name = run(sys.executable, "-c", code.format(str(top)), cwd=source, env=environment).split()[-1]
     with tarfile.open(top / name) as archive:
-        archive.extractall(top / "unpacked", filter="data")
+        checked = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # from 3.11.4 on
+        archive.extractall(top / "unpacked", **checked)
     code = "from setuptools import build_meta as b; print(b.build_wheel({!r}))"
     unpacked = next((top / "unpacked").iterdir())
     wheel = run(sys.executable, "-c", code.format(str(top)), cwd=unpacked, env=environment).split()[-1]
