@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import os
 
+from stirbar.core.ini import write_atomically
+
 
 class Blanks:
     """The blanks of each experiment, in `<directory>/blanks.json`: {experiment: {channel: value}}."""
@@ -39,22 +41,14 @@ class Blanks:
 
     def put(self, experiment: str, channel: int, value: float | None) -> None:
         """Remember a blank, or forget it with None; on disk before this returns."""
-        channels = self._values.setdefault(experiment, {})
+        values = {name: dict(channels) for name, channels in self._values.items()}
+        channels = values.setdefault(experiment, {})
         if value is None:
             channels.pop(str(channel), None)
         else:
             channels[str(channel)] = value
-        write_atomically(self._path, json.dumps(self._values, indent=1))
-
-
-def write_atomically(path: str, text: str) -> None:
-    """Replace a small file so that a power cut leaves the old one or the new one."""
-    temporary = f"{path}.new"
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+        write_atomically(self._path, json.dumps(values, indent=1))
+        self._values = values
 
 
 class BlankTaking:

@@ -76,6 +76,11 @@ class Commands:
         except CommandError as error:
             self.refused += 1
             reply(_refusal(identifier, error), [])
+        except OSError as error:
+            self.refused += 1
+            reason = CommandError(f"the unit could not write: {error}", remedy="free space on its disk, then try again")
+            self.host.event("error", "monitor", reason.message, code="write_failed")
+            reply(_refusal(identifier, reason), [])
 
     def _remember(self, unique: str) -> Reply:
         def reply(answer: dict[str, object], frames: list[bytes]) -> None:

@@ -13,8 +13,9 @@ import os
 import zlib
 
 from stirbar.core import events, records
-from stirbar.core.blanks import Blanks, BlankTaking, write_atomically
+from stirbar.core.blanks import Blanks, BlankTaking
 from stirbar.core.history import History
+from stirbar.core.ini import write_atomically
 from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs
 from stirbar.core.records import Header
 

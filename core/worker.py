@@ -17,6 +17,7 @@ from stirbar.core import identity, paths, sockets
 from stirbar.core.commands import Commands
 from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options
 from stirbar.core.host import Host
+from stirbar.core.version import VERSION
 from stirbar.core.vitals import Vitals
 from stirbar.rt.loop import HardwareError, Loop
 
@@ -105,7 +106,7 @@ class WorkerProcess:
             run_id=identity.run_id(),
             boot_id=identity.boot_id(),
             directory=directory,
-            version=_version(),
+            version=VERSION,
         )
         self.commands = Commands(self.host)
         self.vitals = Vitals(directory)
@@ -192,13 +193,6 @@ class WorkerProcess:
         os.close(self._lock)
 
 
-def _version() -> str:
-    """The package's version without importlib.metadata, which would cost the worker megabytes."""
-    from stirbar.core.version import VERSION
-
-    return VERSION
-
-
 def parse_options(argv: list[str]) -> tuple[Namespace | PlainOptions, str]:
     """The options of `stirbar worker`, and the client to admit; argparse is loaded only where they are unusual."""
     client = ""
@@ -228,6 +222,8 @@ def main(argv: list[str]) -> int:
             directory = sockets.key_directory(paths.data_directory(config))
             print(sockets.make_client_key(directory, client), end="")
             return 0
+        for warning in config.warnings:
+            print(f"stirbar worker: {warning}", file=sys.stderr)
         process = WorkerProcess(config)
     except (ConfigError, WorkerError, HardwareError, ValueError, OSError) as error:
         print(f"stirbar worker: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import pytest
@@ -197,6 +198,24 @@ def test_unreadable_blanks_are_refused_not_replaced(tmp_path):
     with pytest.raises(ValueError, match=r"blanks\.json"):
         make_twin(tmp_path)
     assert (tmp_path / "blanks.json").read_text() == "{broken"
+
+
+def test_a_full_disk_is_an_answer_and_changes_nothing(tmp_path, monkeypatch):
+    twin = make_twin(tmp_path)
+    list(twin.run(1))
+
+    def full(path, text):
+        raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    monkeypatch.setattr("stirbar.core.host.write_atomically", full)
+    monkeypatch.setattr("stirbar.core.blanks.write_atomically", full)
+    for request in ({"command": "experiment", "name": "x"}, {"command": "blank", "value": 0.01}):
+        answer, _ = ask(twin, request)
+        assert answer["ok"] is False
+        assert "No space left" in answer["error"]["message"]
+    assert twin.host.experiment == NO_EXPERIMENT
+    assert not readings(list(twin.run(2)), b"reading/od2")[-1]["flags"] & records.FLAGS["blanked"]
+    assert twin.host.blanks.of(NO_EXPERIMENT) == {}
 
 
 def test_a_lost_sensor_says_so_and_comes_back(tmp_path):

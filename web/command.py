@@ -222,6 +222,8 @@ def run(config: Config) -> int:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    for warning in config.warnings:
+        say(warning)
     leader = Leader(config)
     leader.start()
     if sys.stdout.isatty():
@@ -229,9 +231,8 @@ def run(config: Config) -> int:
         say(f"log in within {LINK_LIFETIME_S / 60:.0f} minutes, once, at:")
         print(link_address(leader.address, token), flush=True)
     else:
-        say(
-            "log in: `stirbar leader link` prints a one-time link"
-        )  # standard output may be a log: no secret goes there
+        # standard output may be a log: no secret goes there
+        say("log in: `stirbar leader link` prints a one-time link")
     ended.wait()
     leader.stop()
     say("stopped")
