@@ -26,7 +26,7 @@ COMMANDS = {
     False: (
         "instructions --seconds 10 --worst 2",
         "loop --rate 1000 --seconds 120",
-        "loop --rate 10000 --seconds 60",
+        "loop --rate 10000 --seconds 140",
         "start",
         f"footprint --install {SOURCE}",
         "twin --hours 24",
