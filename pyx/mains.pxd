@@ -14,6 +14,8 @@ from libc.math cimport M_PI, atan2, cos, fabs, floor, log, sin, sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memset
 
+from stirbar.rt.cholesky cimport solve_cholesky
+
 cdef enum:
     HARMONICS = 6
     MAINS_UNKNOWNS = 13      # a constant, and cosine and sine of each harmonic
@@ -302,31 +304,6 @@ cdef inline void mains_normal_equations(
                 gram[i * MAINS_UNKNOWNS + j] = 0.5 * (channel.n_sine[a + b - 1] + sd)
             else:
                 gram[i * MAINS_UNKNOWNS + j] = 0.5 * (cd - channel.n_cosine[a + b - 1])
-
-
-cdef inline void solve_cholesky(double* gram, double* right, int unknowns, int stride, double floor_) noexcept nogil:
-    """Solve in place; an unknown whose pivot falls below `floor_` (seen already in the others) becomes 0."""
-    cdef int i, j, k
-    cdef double total
-    for i in range(unknowns):
-        for j in range(i + 1):
-            total = gram[i * stride + j]
-            for k in range(j):
-                total -= gram[i * stride + k] * gram[j * stride + k]
-            if j < i:
-                gram[i * stride + j] = total * gram[j * stride + j]
-            else:
-                gram[i * stride + i] = 1.0 / sqrt(total) if total > floor_ else 0.0
-    for i in range(unknowns):
-        total = right[i]
-        for k in range(i):
-            total -= gram[i * stride + k] * right[k]
-        right[i] = total * gram[i * stride + i]
-    for i in range(unknowns - 1, -1, -1):
-        total = right[i]
-        for k in range(i + 1, unknowns):
-            total -= gram[k * stride + i] * right[k]
-        right[i] = total * gram[i * stride + i]
 
 
 cdef inline void mains_line_unlock(MainsLine* line) noexcept nogil:

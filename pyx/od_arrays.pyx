@@ -7,14 +7,14 @@ import numpy as np
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from stirbar.rt cimport chop, converter_clock, culture_noise, mains, od, robust
+from stirbar.rt cimport chop, converter_clock, culture_noise, mains, od, od_state, od_window, robust
 from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
 from stirbar.core.records import READING_DTYPE
 
-ROLES = {"unused": od.OD_UNUSED, "signal": od.OD_SIGNAL, "reference": od.OD_REFERENCE}
-NORMALIZATIONS = {"unity": od.OD_UNITY, "classic": od.OD_CLASSIC}
-STATE_BYTES = sizeof(od.OdState)
+ROLES = {"unused": od_state.OD_UNUSED, "signal": od_state.OD_SIGNAL, "reference": od_state.OD_REFERENCE}
+NORMALIZATIONS = {"unity": od_state.OD_UNITY, "classic": od_state.OD_CLASSIC}
+STATE_BYTES = sizeof(od_state.OdState)
 
 
 def choose_half_cycle(double rate_hz, double mains_hz=0.0, double rpm=0.0, int low=chop.HALF_CYCLE_LOW,
@@ -59,7 +59,7 @@ def tukey_mean(values, double scale, double start=float("nan")):
         raise ValueError(f"tukey_mean needs values and a scale above 0, got {x.shape[0]} values and scale {scale}")
     if level != level:
         level = np.median(values)
-    kept = od.od_iterate(&x[0], &weight[0], <int>x.shape[0], scale, &level, &final[0])
+    kept = od_window.od_iterate(&x[0], &weight[0], <int>x.shape[0], scale, &level, &final[0])
     return level, kept
 
 
@@ -190,11 +190,11 @@ cdef class MainsTracker:
 
 
 cdef class OdChain:
-    cdef od.OdState chain
+    cdef od_state.OdState chain
 
     def __cinit__(self, roles, angles=(0, 0, 0, 0), double window_s=1.0, double readings_per_second=10.0,
                   double mains_hz=0.0, normalization="unity"):
-        cdef od.OdConfig config
+        cdef od_state.OdConfig config
         cdef int i
         if len(roles) > MAX_CHANNELS:
             raise ValueError(f"{len(roles)} roles, there are {MAX_CHANNELS} channels")
@@ -203,7 +203,7 @@ cdef class OdChain:
         config.mains_hz = mains_hz
         config.normalization = NORMALIZATIONS[normalization]
         for i in range(MAX_CHANNELS):
-            config.role[i] = ROLES[roles[i]] if i < len(roles) else od.OD_UNUSED
+            config.role[i] = ROLES[roles[i]] if i < len(roles) else od_state.OD_UNUSED
             config.angle[i] = angles[i] if i < len(angles) else 0
         if od.od_init(&self.chain, &config) != 0:
             raise ValueError("OdChain needs a signal channel, window_s 0.1..5, readings_per_second 0.01..50, "
@@ -249,17 +249,17 @@ cdef class OdChain:
         return readings[:count].copy()
 
     def state(self):
-        return (<char*>&self.chain)[:sizeof(od.OdState)]
+        return (<char*>&self.chain)[:sizeof(od_state.OdState)]
 
     def restore(self, bytes state):
-        if len(state) != sizeof(od.OdState):
-            raise ValueError(f"state of {len(state)} bytes, this build has {sizeof(od.OdState)}")
-        memcpy(&self.chain, <const char*>state, sizeof(od.OdState))
+        if len(state) != sizeof(od_state.OdState):
+            raise ValueError(f"state of {len(state)} bytes, this build has {sizeof(od_state.OdState)}")
+        memcpy(&self.chain, <const char*>state, sizeof(od_state.OdState))
 
     def inspect(self, int channel=0):
-        cdef od.OdChannel* ch = &self.chain.channel[channel]
+        cdef od_state.OdChannel* ch = &self.chain.channel[channel]
         cdef int i
-        slots = [(ch.cursor - ch.entries + i + od.OD_RING) % od.OD_RING for i in range(ch.entries)]
+        slots = [(ch.cursor - ch.entries + i + od_state.OD_RING) % od_state.OD_RING for i in range(ch.entries)]
         return {
             "difference_v": np.array([ch.entry[i].difference_v for i in slots]),
             "on_count": np.array([1.0 / ch.entry[i].on_inverse for i in slots]),
