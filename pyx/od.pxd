@@ -13,13 +13,14 @@ from libc.string cimport memset
 from stirbar.rt.culture_noise cimport (
     CULTURE_BLOCKS, CultureNoise, culture_noise_clear, culture_noise_push, culture_noise_se,
 )
-from stirbar.rt.mains cimport mains_channel_init, mains_line_init, mains_resync
+from stirbar.rt.mains cimport mains_channel_init, mains_line_init
+from stirbar.rt.mains_run cimport mains_resync
 from stirbar.rt.od_half cimport od_clear_culture, od_close, od_drop_half, od_forget_past, od_limit_count
 from stirbar.rt.od_nulls cimport od_design_nulls, od_nulls_hold, od_window_entries
 from stirbar.rt.od_state cimport (
-    ENTRY_CLIPPED, ENTRY_GAP, OD_CLASSIC, OD_REFERENCE, OD_RESTART, OD_SIGNAL, OD_STALL_NS, OD_UNCHOPPED,
-    OD_UNUSED, OD_WARM_S, OD_WARM_SLOPE, OdChannel, OdConfig, OdState, OdWindow, od_end_ns, od_newest_ns,
-    od_next_middle_ns,
+    DUE_NULLS, DUE_READING, DUE_SCALES, ENTRY_CLIPPED, ENTRY_GAP, OD_CLASSIC, OD_REFERENCE, OD_RESTART, OD_SIGNAL,
+    OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S, OD_WARM_SLOPE, OdChannel, OdConfig, OdState, OdWindow, od_end_ns,
+    od_newest_ns, od_next_middle_ns,
 )
 from stirbar.rt.od_window cimport od_update_scales, od_window
 from stirbar.rt.types cimport (
@@ -168,8 +169,6 @@ cdef inline int od_refer(OdState* s, int64_t now_ns) noexcept nogil:
     s.reference_se = window.se_v
     s.reference_ns = now_ns
     od_push_culture(s, ch, window.value_v, &window, ch.closed_ns)
-    if s.scale_ns <= now_ns:
-        od_update_scales(s, ch, &window)
     if s.reference_first_v == 0.0 and window.full and not window.flags & (FLAG_AMBIENT_STEP | FLAG_SATURATED):
         s.reference_first_v = window.value_v
     return 1
@@ -191,7 +190,7 @@ cdef inline void od_divide(OdState* s, Reading* r, const OdWindow* window) noexc
     r.se_instrument = <float>sqrt(window.se_v * factor * window.se_v * factor + relative_se * relative_se)
 
 
-cdef inline int od_read(OdState* s, int channel, int64_t now_ns, bint referred, Reading* r) noexcept nogil:
+cdef inline int od_read(OdState* s, int channel, Reading* r) noexcept nogil:
     """Make the reading of one signal channel. Returns 0, or -1 when there is none."""
     cdef OdChannel* ch = &s.channel[channel]
     cdef OdWindow window
@@ -203,8 +202,6 @@ cdef inline int od_read(OdState* s, int channel, int64_t now_ns, bint referred, 
     od_push_culture(s, ch, r.value, &window, ch.closed_ns)
     culture = culture_noise_se(&ch.culture, 0.5 / window.bandwidth_hz)
     r.se_culture = <float>culture if not culture < r.se_instrument else r.se_instrument
-    if s.scale_ns <= now_ns:
-        od_update_scales(s, ch, &window)
     r.monotonic_ns = ch.closed_ns
     r.window_s = <float>window.window_s
     r.noise_bandwidth_hz = <float>window.bandwidth_hz
@@ -218,7 +215,7 @@ cdef inline int od_read(OdState* s, int channel, int64_t now_ns, bint referred, 
         r.blank = <float>ch.blank
         r.value -= ch.blank
         r.flags |= FLAG_BLANKED
-    if not referred:
+    if not s.referred:
         r.flags |= FLAG_STALE_REFERENCE
     if not s.line.locked:
         r.flags |= FLAG_MAINS_UNLOCKED
@@ -233,30 +230,56 @@ cdef inline int od_read(OdState* s, int channel, int64_t now_ns, bint referred, 
     return 0
 
 
-cdef inline void od_emit(OdState* s, int64_t now_ns) noexcept nogil:
-    """Make the readings of this grid time, of all signal channels that are alive."""
+cdef inline int od_work(OdState* s) noexcept nogil:
+    """One piece of what is due: a reading, a channel's scales, or the nulls. Returns how many readings it made."""
     cdef int i
-    cdef int referred
+    for i in range(MAX_CHANNELS):
+        if s.due & (DUE_READING << i):
+            s.due &= ~<uint32_t>(DUE_READING << i)
+            if od_read(s, i, &s.out[s.pending]) != 0:
+                s.due &= ~<uint32_t>(DUE_SCALES << i)
+                return 0
+            s.pending += 1
+            return 1
+    for i in range(MAX_CHANNELS):
+        if s.due & (DUE_SCALES << i):
+            s.due &= ~<uint32_t>(DUE_SCALES << i)
+            od_update_scales(s, &s.channel[i])
+            return 0
+    s.due = 0
+    if not od_nulls_hold(s, od_window_entries(s)):
+        od_design_nulls(s, od_window_entries(s))
+    return 0
+
+
+cdef inline int od_emit(OdState* s, int64_t now_ns) noexcept nogil:
+    """Read the reference, and begin the readings of this grid time, of all signal channels that are alive.
+
+    One is made at each conversion from here on, then the scales, so that no conversion costs much more than another.
+    """
+    cdef int i
     s.untaken += s.pending - s.taken
     s.pending = 0
     s.taken = 0
     if s.spacing_ns <= 0.0:
-        return
-    if s.scale_ns <= now_ns and not od_nulls_hold(s, od_window_entries(s)):
-        od_design_nulls(s, od_window_entries(s))
-    referred = od_refer(s, now_ns)
-    od_watch_warming(s, now_ns)
+        return 0
     for i in range(MAX_CHANNELS):
         if s.config.role[i] == OD_SIGNAL and s.channel[i].started and od_newest_ns(&s.channel[i]) >= s.grid_ns:
-            if od_read(s, i, now_ns, referred, &s.out[s.pending]) == 0:
-                s.pending += 1
+            s.due |= DUE_READING << i
+    s.referred = od_refer(s, now_ns)
+    od_watch_warming(s, now_ns)
     if s.scale_ns <= now_ns:
         s.scale_ns = (now_ns // 1000000000 + 1) * 1000000000
+        s.due |= s.due * DUE_SCALES | DUE_NULLS
+        if s.referred:
+            s.due |= DUE_SCALES << s.reference
+    return od_work(s) if s.reference < 0 else 0
 
 
 cdef inline int od_grid(OdState* s, int64_t now_ns) noexcept nogil:
     """A conversion ended at or behind the grid time: emit once every channel that is alive has got there."""
     cdef int i
+    cdef int made = 0
     cdef int64_t steps, newest_ns
     if s.grid_ns == 0:
         s.scale_ns = (now_ns // 1000000000 + 1) * 1000000000
@@ -269,14 +292,14 @@ cdef inline int od_grid(OdState* s, int64_t now_ns) noexcept nogil:
             newest_ns = od_newest_ns(&s.channel[i])
             if newest_ns < s.grid_ns and now_ns - newest_ns <= OD_STALL_NS + <int64_t>(3.0 * s.channel[i].period_ns):
                 return 0
-        od_emit(s, now_ns)
+        made = od_emit(s, now_ns)
         steps = (now_ns - s.grid_ns) // s.interval_ns
     s.grid_misses += <uint32_t>steps
     s.grid_ns += (steps + 1) * s.interval_ns
     for i in range(MAX_CHANNELS):
         if s.channel[i].clocked:
             od_schedule(s, &s.channel[i])
-    return s.pending
+    return made
 
 
 cdef inline void od_missed(OdChannel* ch, int32_t step, int phase) noexcept nogil:
@@ -309,12 +332,13 @@ cdef inline int od_push(
     """One conversion. Returns how many readings wait for od_take (those that it made), 0 most of the time.
 
     Conversions before the channel's first od_clock are ignored, as are repeated ones; an index that falls back far is a
-    converter that was started anew. A clipped conversion flags the
-    readings that it is in.
+    converter that was started anew. A clipped conversion flags the readings that it is in.
     """
     cdef OdChannel* ch = &s.channel[channel]
     cdef int32_t step = <int32_t>(index - ch.next_index)
     cdef int64_t now_ns
+    cdef int made
+    cdef bint due
     if not ch.clocked or s.config.role[channel] == OD_UNUSED:
         return 0
     if step != 0 and ch.started:
@@ -334,7 +358,12 @@ cdef inline int od_push(
         ch.open_flags |= clipped & ENTRY_CLIPPED
         if ch.count >= ch.most_count:
             od_close(s, ch, False)
-    if <int32_t>(index - ch.due_index) >= 0:
+    due = <int32_t>(index - ch.due_index) >= 0
+    while s.due:
+        made = od_work(s)
+        if made or not due:
+            return made
+    if due:
         now_ns = od_end_ns(ch, index)
         if now_ns >= s.grid_ns:
             return od_grid(s, now_ns)

@@ -9,7 +9,8 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memset
 
 from stirbar.rt.culture_noise cimport culture_noise_clear
-from stirbar.rt.mains cimport mains_end_block, mains_run
+from stirbar.rt.mains cimport mains_end_block
+from stirbar.rt.mains_run cimport mains_run
 from stirbar.rt.od_state cimport (
     ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, OD_BUFFER, OD_CHOP_LIMIT_NS, OD_LEAST_COUNT, OD_LEAST_NOISE,
     OD_RING, OD_SIGNAL, OD_STEP_SIGMAS, OD_UNCHOPPED, OdChannel, OdEntry, OdHalf, OdState, od_end_ns, od_newest_ns,
@@ -47,9 +48,27 @@ cdef inline void od_forget_past(OdChannel* ch) noexcept nogil:
     od_drop_half(ch)
 
 
+cdef inline double od_sample_median(const double* sample, int n) noexcept nogil:
+    """Median of the `n` >= 3 conversions of a half-cycle; of three or four without sorting."""
+    cdef double work[OD_BUFFER]
+    cdef double total, least, most
+    cdef int i
+    if n > 4:
+        for i in range(n):
+            work[i] = sample[i]
+        return median_in_place(work, n)
+    total = sample[0]
+    least = sample[0]
+    most = sample[0]
+    for i in range(1, n):
+        total += sample[i]
+        least = sample[i] if sample[i] < least else least
+        most = sample[i] if sample[i] > most else most
+    return (total - least - most) / (n - 2)
+
+
 cdef inline void od_reduce(OdChannel* ch, OdHalf* half) noexcept nogil:
     """Mean of the open half-cycle; with the LED on, two Tukey steps from its median where there are three or more."""
-    cdef double work[OD_BUFFER]
     cdef int n = ch.count
     cdef int i, _step
     cdef double total = 0.0
@@ -78,18 +97,17 @@ cdef inline void od_reduce(OdChannel* ch, OdHalf* half) noexcept nogil:
         ch.off_square += square
         ch.off_pairs += pairs
     if on and n >= 3 and scale > 0.0:
-        for i in range(n):
-            work[i] = ch.sample[i]
-        centre = median_in_place(work, n)
+        centre = od_sample_median(ch.sample, n)
         inverse_cut = 1.0 / (TUKEY_C * scale)
         for _step in range(2):
             total = 0.0
             weights = 0.0
             half.rejected = 0
             for i in range(n):
-                w = tukey_weight(ch.sample[i] - centre, inverse_cut)
+                difference = ch.sample[i] - centre
+                w = tukey_weight(difference, inverse_cut)
                 weights += w
-                total += w * (ch.sample[i] - centre)
+                total += w * difference
                 if w == 0.0:
                     half.rejected += 1
             if weights > 0.0:

@@ -8,7 +8,7 @@ from libc.math cimport M_PI, cos, fabs, floor, sin
 
 from stirbar.rt.cholesky cimport solve_cholesky
 from stirbar.rt.chop cimport chop_gain
-from stirbar.rt.mains cimport HARMONICS
+from stirbar.rt.mains_run cimport HARMONICS
 from stirbar.rt.od_state cimport OD_RING, OD_UNUSED, OdChannel, OdState
 from stirbar.rt.types cimport MAX_CHANNELS
 

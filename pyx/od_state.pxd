@@ -6,7 +6,8 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 
 from stirbar.rt.culture_noise cimport CultureNoise
-from stirbar.rt.mains cimport HARMONICS, MainsChannel, MainsLine
+from stirbar.rt.mains cimport MainsLine
+from stirbar.rt.mains_run cimport HARMONICS, MainsChannel
 from stirbar.rt.robust cimport CarriedScale
 from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
@@ -33,6 +34,11 @@ cdef enum:                   # OdEntry.flags
     ENTRY_STEP = 4           # a step of ambient light: not used
     ENTRY_UNCHOPPED = 8
     ENTRY_DARK = 16
+
+cdef enum:                   # OdState.due, the first two shifted by the channel
+    DUE_READING = 1
+    DUE_SCALES = 16
+    DUE_NULLS = 256
 
 cdef extern from *:
     """
@@ -121,11 +127,12 @@ cdef struct OdChannel:
     int32_t on_pairs, off_pairs
     int32_t cycle                    # conversions in the last whole chop period
     int32_t half_cycle               # k, once two chop periods agree
-    int32_t unchopped
-    int32_t clocked
-    int32_t started
-    int32_t leveled
     int32_t culture_count
+    uint8_t trusted                  # the last window rejected a tenth at most
+    uint8_t leveled
+    uint8_t started
+    uint8_t clocked
+    uint8_t unchopped
     uint8_t open_flags
 
 cdef struct OdState:
@@ -155,6 +162,8 @@ cdef struct OdState:
     int32_t taken
     int32_t warming
     int32_t reference                # channel, -1: none
+    int32_t referred                 # the reference is fresh
+    uint32_t due                     # by channel, DUE_READING and DUE_SCALES; DUE_NULLS
 
 # What a window of one channel says.
 cdef struct OdWindow:
@@ -163,13 +172,28 @@ cdef struct OdWindow:
     double ambient_v
     double bandwidth_hz
     double window_s
-    double rejected_share            # of the differences, by weight
     uint32_t used
     uint32_t rejected
     uint32_t flags
     int32_t entries
     int32_t full                     # as long as was asked for
     int32_t restarted                # the level moved by more than the window could reject
+
+
+# Sums over a window's entries, with weights.
+cdef struct OdSums:
+    double weights
+    double whole                     # without Tukey's part
+    double moment                    # of residuals
+    double slope                     # of the moment, by the level
+    double squares                   # of weights
+    double on_variance               # of the level: times the variance of a single conversion, over weights^2
+    double off_variance
+    double ambient_v                 # total
+    uint32_t lit                     # conversions
+    uint32_t used
+    uint32_t rejected
+    uint32_t flags                   # of the entries
 
 
 cdef inline int64_t od_end_ns(const OdChannel* ch, uint32_t index) noexcept nogil:
