@@ -243,7 +243,7 @@ cdef inline void mains_update_phasors(
         channel.applied_cosine[h] = rc * channel.level_cosine[h]
         channel.applied_sine[h] = rc * channel.level_sine[h]
         if rc > 0.0:
-            channel.applying = 1
+            channel.applying = h + 1
 
 
 cdef inline void mains_solve_block(MainsChannel* channel, MainsLine* line, int64_t now_ns) noexcept nogil:

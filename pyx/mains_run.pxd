@@ -5,7 +5,7 @@
 # Conversions come in runs of one level of the light, in equal steps of the phase: about a run's middle, cosines see the
 # sums of symmetric pairs and sines their differences, and only the middle's phase turns from run to run.
 
-from libc.math cimport M_PI, cos, floor, sin
+from libc.math cimport M_PI, cos, fabs, floor, sin
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memcpy
 
@@ -13,6 +13,12 @@ cdef enum:
     HARMONICS = 6
     MAINS_RUN = 6            # conversions that are treated at once; longer runs come in pieces
     MAINS_PAIRS = 3          # in them
+
+cdef extern from *:
+    """
+    #define STIRBAR_MAINS_SAME_TURNS 1e-6     /* of a step: 1e-5 turns from one clock model to the next */
+    """
+    const double MAINS_SAME_TURNS "STIRBAR_MAINS_SAME_TURNS"
 
 cdef struct MainsChannel:
     double frequency_hz       # in force for this block
@@ -53,7 +59,7 @@ cdef struct MainsChannel:
     int32_t count
     int32_t blocks            # since the phasors started anew
     int32_t spoiled           # a step of ambient light fell into the block
-    int32_t applying
+    int32_t applying          # the highest harmonic that is subtracted
     int32_t harmonics         # below half the converter's rate
     int32_t candidate         # 0: 50 Hz, 1: 60 Hz, while undecided
 
@@ -82,7 +88,7 @@ cdef inline void mains_resync(
     channel.cosine = cos(2.0 * M_PI * turns)
     channel.sine = sin(2.0 * M_PI * turns)
     turns = channel.frequency_hz * 1e-9 * period_ns
-    if turns == channel.turns:
+    if fabs(turns - channel.turns) <= MAINS_SAME_TURNS * turns:
         return
     channel.turns = turns
     channel.stride = 0
@@ -130,7 +136,9 @@ cdef inline void mains_learn(
     """Add a run to the block's sums; `cosine` and `sine` are of 1..12 times the phase of its middle."""
     cdef double even[MAINS_PAIRS]
     cdef double odd[MAINS_PAIRS]
-    cdef double low, high, real, imaginary
+    cdef double real[HARMONICS]
+    cdef double imaginary[HARMONICS]
+    cdef double low, high
     cdef double middle = 0.0
     cdef int pairs = count >> 1
     cdef int h, j, m
@@ -149,15 +157,17 @@ cdef inline void mains_learn(
         channel.total += middle
         channel.total_square += middle * middle
     for h in range(HARMONICS):
-        real = middle
-        imaginary = 0.0
-        m = count - 1
-        for j in range(pairs):
-            real += even[j] * channel.half_cosine[m - 1][h]
-            imaginary += odd[j] * channel.half_sine[m - 1][h]
-            m -= 2
-        channel.y_cosine[h] += real * cosine[h] - imaginary * sine[h]
-        channel.y_sine[h] += real * sine[h] + imaginary * cosine[h]
+        real[h] = middle
+        imaginary[h] = 0.0
+    m = count - 2
+    for j in range(pairs):
+        for h in range(HARMONICS):
+            real[h] += even[j] * channel.half_cosine[m][h]
+            imaginary[h] += odd[j] * channel.half_sine[m][h]
+        m -= 2
+    for h in range(HARMONICS):
+        channel.y_cosine[h] += real[h] * cosine[h] - imaginary[h] * sine[h]
+        channel.y_sine[h] += real[h] * sine[h] + imaginary[h] * cosine[h]
     for h in range(2 * HARMONICS):
         channel.n_cosine[h] += channel.gate[h] * cosine[h]
         channel.n_sine[h] += channel.gate[h] * sine[h]
@@ -171,20 +181,21 @@ cdef inline void mains_subtract(
     cdef double imaginary[HARMONICS]
     cdef double even, odd
     cdef int h, j
-    cdef int m = count - 1
+    cdef int m = count - 2
     even = 0.0
-    for h in range(channel.harmonics):
+    for h in range(HARMONICS):
         real[h] = channel.applied_cosine[h] * cosine[h] + channel.applied_sine[h] * sine[h]
         imaginary[h] = channel.applied_sine[h] * cosine[h] - channel.applied_cosine[h] * sine[h]
-        even += real[h]
     if count & 1:
+        for h in range(HARMONICS):
+            even += real[h]
         sample[count >> 1] -= even
     for j in range(count >> 1):
         even = 0.0
         odd = 0.0
-        for h in range(channel.harmonics):
-            even += real[h] * channel.half_cosine[m - 1][h]
-            odd += imaginary[h] * channel.half_sine[m - 1][h]
+        for h in range(channel.applying):
+            even += real[h] * channel.half_cosine[m][h]
+            odd += imaginary[h] * channel.half_sine[m][h]
         m -= 2
         sample[j] -= even - odd
         sample[count - 1 - j] -= even + odd

@@ -21,12 +21,20 @@ cdef inline int od_window_entries(const OdState* s) noexcept nogil:
     return <int>n if n > 1.0 else 1
 
 
-cdef inline double od_dirichlet(double phase, int count) noexcept nogil:
-    """Sum of cos(phase x) over x = -(count-1)/2 .. (count-1)/2."""
-    cdef double half = sin(0.5 * phase)
-    if fabs(half) < 1e-9:
-        return count * cos(0.5 * count * phase) / cos(0.5 * phase)
-    return sin(0.5 * count * phase) / half
+cdef struct NullAngles:
+    double sine              # of half a phase
+    double cosine
+    double count_sine        # of `count` times that
+    double count_cosine
+
+
+cdef inline double od_dirichlet(const NullAngles* a, const NullAngles* b, double sign, int count) noexcept nogil:
+    """Sum of cos((a + sign b) x) over x = -(count-1)/2 .. (count-1)/2."""
+    cdef double half = a.sine * b.cosine + sign * a.cosine * b.sine
+    if fabs(half) > 1e-9:
+        return (a.count_sine * b.count_cosine + sign * a.count_cosine * b.count_sine) / half
+    half = a.cosine * b.cosine - sign * a.sine * b.sine
+    return count * (a.count_cosine * b.count_cosine - sign * a.count_sine * b.count_sine) / half
 
 
 cdef inline double od_hum_to_noise(const OdState* s, int harmonic, bint near_zero) noexcept nogil:
@@ -87,13 +95,12 @@ cdef inline void od_design_nulls(OdState* s, int count) noexcept nogil:
     """
     cdef double gram[HARMONICS * HARMONICS]
     cdef double beta[HARMONICS]
-    cdef double phase[HARMONICS]
-    cdef double c[HARMONICS]
-    cdef double sn[HARMONICS]
-    cdef double tc[HARMONICS]
-    cdef double ts[HARMONICS]
-    cdef double cosine, sine
-    cdef double turns, total
+    cdef double now[HARMONICS]
+    cdef double before[HARMONICS]
+    cdef double twice[HARMONICS]
+    cdef NullAngles angle[HARMONICS]
+    cdef NullAngles zero
+    cdef double turns, total, weight
     cdef int h, i, m
     cdef int used = 0
     s.null_hz = s.line.frequency_hz
@@ -103,30 +110,43 @@ cdef inline void od_design_nulls(OdState* s, int count) noexcept nogil:
         s.null_prior[h] = od_null_prior(s, h, count)
         if s.null_prior[h] > 0.0:
             turns = (h + 1) * s.line.frequency_hz * s.spacing_ns * 1e-9
-            phase[used] = 2.0 * M_PI * (turns - floor(turns + 0.5))
+            turns = M_PI * (turns - floor(turns + 0.5))
+            angle[used].sine = sin(turns)
+            angle[used].cosine = cos(turns)
+            angle[used].count_sine = sin(count * turns)
+            angle[used].count_cosine = cos(count * turns)
             gram[used * HARMONICS + used] = 1.0 / s.null_prior[h]
             used += 1
+    zero.sine = 0.0
+    zero.cosine = 1.0
+    zero.count_sine = 0.0
+    zero.count_cosine = 1.0
     for i in range(used):
-        beta[i] = od_dirichlet(phase[i], count)
+        beta[i] = od_dirichlet(&angle[i], &zero, 1.0, count)
         for h in range(i + 1):
-            total = 0.5 * (od_dirichlet(phase[i] - phase[h], count) + od_dirichlet(phase[i] + phase[h], count))
+            total = 0.5 * od_dirichlet(&angle[i], &angle[h], -1.0, count)
+            total += 0.5 * od_dirichlet(&angle[i], &angle[h], 1.0, count)
             if h == i:
                 total += gram[i * HARMONICS + i]
             gram[i * HARMONICS + h] = total
-        tc[i] = cos(phase[i])
-        ts[i] = sin(phase[i])
-        c[i] = cos(0.5 * (count - 1) * phase[i])
-        sn[i] = -sin(0.5 * (count - 1) * phase[i])
+        # cos((m - (count - 1) / 2) phase) for m = 0 and -1
+        now[i] = angle[i].count_cosine * angle[i].cosine + angle[i].count_sine * angle[i].sine
+        turns = 2.0 * angle[i].sine * angle[i].cosine
+        twice[i] = 2.0 * (1.0 - 2.0 * angle[i].sine * angle[i].sine)
+        before[i] = 0.5 * twice[i] * now[i] - turns * (
+            angle[i].count_sine * angle[i].cosine - angle[i].count_cosine * angle[i].sine)
     solve_cholesky(gram, beta, used, HARMONICS, 1e-9 * count)
     total = 0.0
-    for m in range(count):
-        s.null_weight[m] = 1.0
+    for m in range((count + 1) // 2):
+        weight = 1.0
         for i in range(used):
-            s.null_weight[m] -= beta[i] * c[i]
-            cosine = c[i] * tc[i] - sn[i] * ts[i]
-            sine = c[i] * ts[i] + sn[i] * tc[i]
-            c[i] = cosine
-            sn[i] = sine
-        total += s.null_weight[m]
+            weight -= beta[i] * now[i]
+            turns = twice[i] * now[i] - before[i]
+            before[i] = now[i]
+            now[i] = turns
+        s.null_weight[m] = weight
+        s.null_weight[count - 1 - m] = weight
+        total += weight if 2 * m == count - 1 else 2.0 * weight
+    total = 1.0 / total
     for m in range(count):
-        s.null_weight[m] /= total
+        s.null_weight[m] *= total

@@ -109,8 +109,8 @@ cdef inline void od_weigh(
 cdef inline double od_iterate(
     const OdState* s, const OdChannel* ch, int count, double scale, double* level, OdSums* sums
 ) noexcept nogil:
-    """Tukey's biweight from *level*: Newton's steps, until one is below a standard error (its own error is then a few
-    hundredths of that); where the slope is too flat for them, reweighting until a step is below a twentieth.
+    """Tukey's biweight from *level*: Newton's steps, until one is below two standard errors (what is left is then a few
+    hundredths of one); where the slope is too flat for them, reweighting until a step is below a twentieth.
 
     `sums` are those of the last step. Returns the share of the weight that is left.
     """
@@ -125,7 +125,7 @@ cdef inline double od_iterate(
         steep = sums.slope > 0.5 * sums.weights
         move = sums.moment / (sums.slope if steep else sums.weights)
         level[0] += move
-        if fabs(move) < (enough if steep else 0.05 * enough):
+        if fabs(move) < (2.0 * enough if steep else 0.05 * enough):
             break
     return sums.weights / sums.whole
 
