@@ -109,12 +109,12 @@ cdef inline void od_weigh(
 cdef inline double od_iterate(
     const OdState* s, const OdChannel* ch, int count, double scale, double* level, OdSums* sums
 ) noexcept nogil:
-    """Tukey's biweight from *level*: Newton's steps, until one is below two standard errors (what is left is then a few
-    hundredths of one); where the slope is too flat for them, reweighting until a step is below a twentieth.
+    """Tukey's biweight from *level*: Newton's steps, until one is below a fifth of the scale (what is left is then a
+    twentieth of a standard error at most, whatever the count: it goes with the step's square, and as the error does
+    with the count); where the slope is too flat for them, reweighting until a step is below that twentieth.
 
     `sums` are those of the last step. Returns the share of the weight that is left.
     """
-    cdef double enough = scale / sqrt(<double>count)
     cdef double move
     cdef int _turn
     cdef bint steep
@@ -125,7 +125,7 @@ cdef inline double od_iterate(
         steep = sums.slope > 0.5 * sums.weights
         move = sums.moment / (sums.slope if steep else sums.weights)
         level[0] += move
-        if fabs(move) < (2.0 * enough if steep else 0.05 * enough):
+        if fabs(move) < (0.2 * scale if steep else 0.05 * scale / sqrt(<double>count)):
             break
     return sums.weights / sums.whole
 

@@ -215,7 +215,7 @@ def null_weights(count: int, spacing_s: float, mains_hz: float) -> np.ndarray:
 
 
 def biweight(values: np.ndarray, weights: np.ndarray, scale: float, start: float) -> tuple[float, np.ndarray]:
-    """Tukey's location by Newton's steps until one is below two standard errors; by reweighting where it is flat."""
+    """Tukey's location by Newton's steps until one is below a fifth of the scale; by reweighting where it is flat."""
     level = start
     for _ in range(8):
         w = weights * tukey_weights(values - level, scale)
@@ -226,7 +226,7 @@ def biweight(values: np.ndarray, weights: np.ndarray, scale: float, start: float
         steep = slope > 0.5 * w.sum()
         move = (w * (values - level)).sum() / (slope if steep else w.sum())
         level += move
-        if abs(move) < (2.0 if steep else 0.05) * scale / np.sqrt(len(values)):
+        if abs(move) < scale * (0.2 if steep else 0.05 / np.sqrt(len(values))):
             break
     return level, w
 
