@@ -5,7 +5,7 @@
 from libc.stdint cimport int32_t, uint16_t
 from libc.string cimport memset
 
-from stirbar.rt.od cimport OD_CLASSIC, OD_REFERENCE, OD_SIGNAL, OD_UNITY, OD_UNUSED, OdConfig
+from stirbar.rt.od_state cimport OD_CLASSIC, OD_REFERENCE, OD_SIGNAL, OD_UNITY, OD_UNUSED, OdConfig
 from stirbar.rt.stirring cimport StirConfig, stir_config_default
 from stirbar.rt.types cimport MAX_CHANNELS
 

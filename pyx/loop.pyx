@@ -13,7 +13,8 @@ from stirbar.rt.clock cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, Clock, VirtualTime, clock_real, clock_virtual, read_clock_ns)
 from stirbar.rt.hal cimport Hal
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
-from stirbar.rt.od cimport OdConfig, od_init
+from stirbar.rt.od cimport od_init
+from stirbar.rt.od_state cimport OdConfig
 from stirbar.rt.ports cimport READING_ROOM, Port, port_init, port_memory_bytes
 from stirbar.rt.realtime cimport (
     pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start)

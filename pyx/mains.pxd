@@ -1,21 +1,21 @@
-# Why compiled: mains hum is tracked and subtracted at every conversion.
+# Why compiled: mains hum is tracked within the loop, for every photodiode.
 # Thread rule: pure; the sampling thread runs it on state that it owns.
 # Units: volts, hertz, nanoseconds; phases in turns.
 #
 # One MainsLine for the site (its frequency), one MainsChannel for each photodiode (its phasors). Only conversions with
 # the LED off are learnt from, so that the culture cannot disturb the hum, nor the hum's model the culture. In blocks of
-# a quarter or half a second the sums of y cos(h p), y sin(h p), cos(n p), sin(n p) give the least-squares phasors of
-# harmonics 1..6 over a constant; the turn of the phasors from block to block gives the frequency (a scalar Kalman
-# filter that all channels feed). Conversions come in runs of one level of the light: within a run the phase advances by
-# equal steps, so Goertzel's recurrence gives the sums of y, a geometric series those of the phase, and a two-term
-# recurrence each harmonic to subtract.
+# a quarter or half a second the sums of y cos(h p), y sin(h p), cos(n p), sin(n p) (mains_run.pxd) give the
+# least-squares phasors of harmonics 1..6 over a constant; the turn of the phasors from block to block gives the
+# frequency (a scalar Kalman filter that all channels feed).
 
-from libc.math cimport M_PI, atan2, cos, fabs, floor, log, sin, sqrt
+from libc.math cimport M_PI, atan2, fabs, floor, log, sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memset
 
+from stirbar.rt.cholesky cimport solve_cholesky
+from stirbar.rt.mains_run cimport HARMONICS, MainsChannel, mains_resync
+
 cdef enum:
-    HARMONICS = 6
     MAINS_UNKNOWNS = 13      # a constant, and cosine and sine of each harmonic
 
 cdef extern from *:
@@ -55,50 +55,6 @@ cdef struct MainsLine:
     int32_t locked
     int32_t tested            # blocks that spoke for or against
 
-cdef struct MainsChannel:
-    double frequency_hz       # in force for this block
-    double cosine             # of the phase at the middle of conversion `index`
-    double sine
-    double stride_cosine      # of the phase over `stride` conversions
-    double stride_sine
-    double turns              # phase from one conversion to the next
-    double step_cosine[2 * HARMONICS]  # of its multiples
-    double step_sine[2 * HARMONICS]
-    double gate_cosine[2 * HARMONICS]  # sums over a run of `gate` conversions, from phase 0
-    double gate_sine[2 * HARMONICS]
-    double reference_turns    # phase at reference_ns
-    int64_t reference_ns
-    int64_t block_start_ns
-    double offset             # the block's first value, taken away from all
-    double total              # sums over the block: of y, y^2,
-    double total_square
-    double y_cosine[HARMONICS]
-    double y_sine[HARMONICS]
-    double n_cosine[2 * HARMONICS]  # of cos(n p), n = 1..12
-    double n_sine[2 * HARMONICS]
-    double level_cosine[HARMONICS]  # the smoothed phasors
-    double level_sine[HARMONICS]
-    double applied_cosine[HARMONICS]  # what is subtracted
-    double applied_sine[HARMONICS]
-    double last_cosine[HARMONICS]   # phasors of the block before
-    double last_sine[HARMONICS]
-    double power[HARMONICS]   # amplitude squared, 0 where it is not significant
-    double left[HARMONICS]    # of it, what may be left after subtraction
-    double last_hz            # mean frequency of the frame of the block before
-    double last_variance      # of its phasors' components; 0: there is none
-    int64_t last_middle_ns
-    double noise_variance     # of one conversion
-    uint32_t index
-    int32_t stride
-    int32_t gate
-    int32_t count
-    int32_t blocks            # since the phasors started anew
-    int32_t spoiled           # a step of ambient light fell into the block
-    int32_t applying
-    int32_t harmonics         # below half the converter's rate
-    int32_t candidate         # 0: 50 Hz, 1: 60 Hz, while undecided
-
-
 cdef inline void mains_line_init(MainsLine* line, double forced_hz) noexcept nogil:
     """`forced_hz` 0: find out whether it is 50 or 60."""
     memset(line, 0, sizeof(MainsLine))
@@ -107,40 +63,6 @@ cdef inline void mains_line_init(MainsLine* line, double forced_hz) noexcept nog
     line.variance = MAINS_START_VARIANCE
     line.forced = forced_hz > 0.0
     line.decided = line.forced
-
-
-cdef inline void mains_multiples(double c1, double s1, int count, double* cosine, double* sine) noexcept nogil:
-    """cos and sin of 1..count times an angle, by Chebyshev's recurrence."""
-    cdef double twice = 2.0 * c1
-    cdef int n
-    cosine[0] = c1
-    sine[0] = s1
-    cosine[1] = twice * c1 - 1.0
-    sine[1] = twice * s1
-    for n in range(2, count):
-        cosine[n] = twice * cosine[n - 1] - cosine[n - 2]
-        sine[n] = twice * sine[n - 1] - sine[n - 2]
-
-
-cdef inline void mains_resync(
-    MainsChannel* channel, uint32_t index, int64_t middle_ns, double period_ns
-) noexcept nogil:
-    """Set the phase of conversion `index`, whose middle is at `middle_ns`, exactly."""
-    cdef double turns = channel.reference_turns + channel.frequency_hz * 1e-9 * <double>(
-        middle_ns - channel.reference_ns)
-    turns -= floor(turns)
-    channel.index = index
-    channel.cosine = cos(2.0 * M_PI * turns)
-    channel.sine = sin(2.0 * M_PI * turns)
-    turns = channel.frequency_hz * 1e-9 * period_ns
-    if turns == channel.turns:
-        return
-    channel.turns = turns
-    channel.stride = 0
-    channel.gate = 0
-    channel.harmonics = <int32_t>(0.47 / turns) if turns * HARMONICS > 0.47 else HARMONICS
-    mains_multiples(
-        cos(2.0 * M_PI * turns), sin(2.0 * M_PI * turns), 2 * HARMONICS, channel.step_cosine, channel.step_sine)
 
 
 cdef inline void mains_start_block(MainsChannel* channel, int64_t now_ns) noexcept nogil:
@@ -176,103 +98,6 @@ cdef inline void mains_channel_init(MainsChannel* channel, const MainsLine* line
     channel.candidate = line.nominal_hz > 55.0
 
 
-cdef inline void mains_move(MainsChannel* channel, uint32_t index) noexcept nogil:
-    """Advance the phase to conversion `index`."""
-    cdef int32_t stride = <int32_t>(index - channel.index)
-    cdef double c = channel.cosine
-    if stride == 0:
-        return
-    if stride != channel.stride:
-        channel.stride = stride
-        channel.stride_cosine = cos(2.0 * M_PI * channel.turns * stride)
-        channel.stride_sine = sin(2.0 * M_PI * channel.turns * stride)
-    channel.index = index
-    channel.cosine = c * channel.stride_cosine - channel.sine * channel.stride_sine
-    channel.sine = c * channel.stride_sine + channel.sine * channel.stride_cosine
-
-
-cdef inline void mains_open_gate(MainsChannel* channel, int count) noexcept nogil:
-    """Sums of cos and sin of n phase steps over `count` conversions, from phase 0 (a geometric series)."""
-    cdef double half, size
-    cdef int n
-    channel.gate = count
-    for n in range(2 * HARMONICS):
-        half = M_PI * channel.turns * (n + 1)
-        size = sin(half)
-        size = sin(count * half) / size if fabs(size) > 1e-9 else <double>count
-        channel.gate_cosine[n] = size * cos((count - 1) * half)
-        channel.gate_sine[n] = size * sin((count - 1) * half)
-
-
-cdef inline void mains_learn(
-    MainsChannel* channel, const double* sample, int count, const double* cosine, const double* sine
-) noexcept nogil:
-    """Add a run to the block's sums; `cosine` and `sine` are of 1..12 times the phase of its first conversion."""
-    cdef double twice, b0, b1, b2, real, imaginary
-    cdef int h, j
-    if channel.count == 0:
-        channel.offset = sample[0]
-    if channel.gate != count:
-        mains_open_gate(channel, count)
-    channel.count += count
-    for j in range(count):
-        real = sample[j] - channel.offset
-        channel.total += real
-        channel.total_square += real * real
-    for h in range(HARMONICS):
-        twice = 2.0 * channel.step_cosine[h]
-        b1 = 0.0
-        b2 = 0.0
-        for j in range(count - 1, 0, -1):
-            b0 = sample[j] - channel.offset + twice * b1 - b2
-            b2 = b1
-            b1 = b0
-        real = sample[0] - channel.offset + channel.step_cosine[h] * b1 - b2
-        imaginary = channel.step_sine[h] * b1
-        channel.y_cosine[h] += real * cosine[h] - imaginary * sine[h]
-        channel.y_sine[h] += real * sine[h] + imaginary * cosine[h]
-    for h in range(2 * HARMONICS):
-        channel.n_cosine[h] += channel.gate_cosine[h] * cosine[h] - channel.gate_sine[h] * sine[h]
-        channel.n_sine[h] += channel.gate_cosine[h] * sine[h] + channel.gate_sine[h] * cosine[h]
-
-
-cdef inline void mains_subtract(
-    const MainsChannel* channel, double* sample, int count, const double* cosine, const double* sine
-) noexcept nogil:
-    """Take the hum away from a run, in place."""
-    cdef double twice, x0, x1, x2, c, s
-    cdef int h, j
-    for h in range(channel.harmonics):
-        if channel.applied_cosine[h] == 0.0 and channel.applied_sine[h] == 0.0:
-            continue
-        twice = 2.0 * channel.step_cosine[h]
-        x0 = channel.applied_cosine[h] * cosine[h] + channel.applied_sine[h] * sine[h]
-        c = cosine[h] * channel.step_cosine[h] - sine[h] * channel.step_sine[h]
-        s = sine[h] * channel.step_cosine[h] + cosine[h] * channel.step_sine[h]
-        x1 = channel.applied_cosine[h] * c + channel.applied_sine[h] * s
-        for j in range(count):
-            sample[j] -= x0
-            x2 = twice * x1 - x0
-            x0 = x1
-            x1 = x2
-
-
-cdef inline void mains_run(
-    MainsChannel* channel, double* sample, int count, uint32_t first_index, bint learn
-) noexcept nogil:
-    """A run of conversions under one level of the light: subtract the hum; `learn` from it when the LED was off."""
-    cdef double cosine[2 * HARMONICS]
-    cdef double sine[2 * HARMONICS]
-    mains_move(channel, first_index)
-    if not (learn or channel.applying):
-        return
-    mains_multiples(channel.cosine, channel.sine, 2 * HARMONICS if learn else HARMONICS, cosine, sine)
-    if channel.applying:
-        mains_subtract(channel, sample, count, cosine, sine)
-    if learn:
-        mains_learn(channel, sample, count, cosine, sine)
-
-
 cdef inline void mains_normal_equations(
     const MainsChannel* channel, int unknowns, double* gram, double* right
 ) noexcept nogil:
@@ -302,31 +127,6 @@ cdef inline void mains_normal_equations(
                 gram[i * MAINS_UNKNOWNS + j] = 0.5 * (channel.n_sine[a + b - 1] + sd)
             else:
                 gram[i * MAINS_UNKNOWNS + j] = 0.5 * (cd - channel.n_cosine[a + b - 1])
-
-
-cdef inline void solve_cholesky(double* gram, double* right, int unknowns, int stride, double floor_) noexcept nogil:
-    """Solve in place; an unknown whose pivot falls below `floor_` (seen already in the others) becomes 0."""
-    cdef int i, j, k
-    cdef double total
-    for i in range(unknowns):
-        for j in range(i + 1):
-            total = gram[i * stride + j]
-            for k in range(j):
-                total -= gram[i * stride + k] * gram[j * stride + k]
-            if j < i:
-                gram[i * stride + j] = total * gram[j * stride + j]
-            else:
-                gram[i * stride + i] = 1.0 / sqrt(total) if total > floor_ else 0.0
-    for i in range(unknowns):
-        total = right[i]
-        for k in range(i):
-            total -= gram[i * stride + k] * right[k]
-        right[i] = total * gram[i * stride + i]
-    for i in range(unknowns - 1, -1, -1):
-        total = right[i]
-        for k in range(i + 1, unknowns):
-            total -= gram[k * stride + i] * right[k]
-        right[i] = total * gram[i * stride + i]
 
 
 cdef inline void mains_line_unlock(MainsLine* line) noexcept nogil:
@@ -443,7 +243,7 @@ cdef inline void mains_update_phasors(
         channel.applied_cosine[h] = rc * channel.level_cosine[h]
         channel.applied_sine[h] = rc * channel.level_sine[h]
         if rc > 0.0:
-            channel.applying = 1
+            channel.applying = h + 1
 
 
 cdef inline void mains_solve_block(MainsChannel* channel, MainsLine* line, int64_t now_ns) noexcept nogil:

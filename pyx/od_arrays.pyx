@@ -7,14 +7,14 @@ import numpy as np
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from stirbar.rt cimport chop, converter_clock, culture_noise, mains, od, robust
+from stirbar.rt cimport chop, converter_clock, culture_noise, mains, mains_run, od, od_state, od_window, robust
 from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
 from stirbar.core.records import READING_DTYPE
 
-ROLES = {"unused": od.OD_UNUSED, "signal": od.OD_SIGNAL, "reference": od.OD_REFERENCE}
-NORMALIZATIONS = {"unity": od.OD_UNITY, "classic": od.OD_CLASSIC}
-STATE_BYTES = sizeof(od.OdState)
+ROLES = {"unused": od_state.OD_UNUSED, "signal": od_state.OD_SIGNAL, "reference": od_state.OD_REFERENCE}
+NORMALIZATIONS = {"unity": od_state.OD_UNITY, "classic": od_state.OD_CLASSIC}
+STATE_BYTES = sizeof(od_state.OdState)
 
 
 def choose_half_cycle(double rate_hz, double mains_hz=0.0, double rpm=0.0, int low=chop.HALF_CYCLE_LOW,
@@ -23,7 +23,11 @@ def choose_half_cycle(double rate_hz, double mains_hz=0.0, double rpm=0.0, int l
 
 
 def chop_cost(double rate_hz, int k, double mains_hz=0.0, double rpm=0.0):
-    return chop.chop_cost(rate_hz, mains_hz, rpm, k)
+    cdef double cost
+    if k < 2:
+        raise ValueError(f"half-cycle of {k} conversions, expected at least 2")
+    chop.chop_costs(rate_hz, mains_hz, rpm, k, 1, &cost)
+    return cost
 
 
 def chop_gain(double frequency_hz, double rate_hz, int k):
@@ -51,15 +55,22 @@ def classify(edges_ns, levels, starts_ns, ends_ns, int64_t guard_ns=30000, int64
 
 def tukey_mean(values, double scale, double start=float("nan")):
     cdef const double[::1] x = np.ascontiguousarray(values, dtype=np.float64)
-    cdef double[::1] weight = np.ones(x.shape[0])
+    cdef OdChain window = OdChain(["signal"])
+    cdef od_state.OdChannel* ch = &window.chain.channel[0]
+    cdef od_state.OdSums sums
     cdef double level = start
-    cdef double[::1] final = np.ones(x.shape[0])
     cdef double kept
-    if x.shape[0] == 0 or not scale > 0.0:
-        raise ValueError(f"tukey_mean needs values and a scale above 0, got {x.shape[0]} values and scale {scale}")
+    cdef int i
+    if not 0 < x.shape[0] <= od_state.OD_RING or not scale > 0.0:
+        raise ValueError(f"tukey_mean needs 1 to {od_state.OD_RING} values and a scale above 0, "
+                         f"got {x.shape[0]} values and scale {scale}")
     if level != level:
         level = np.median(values)
-    kept = od.od_iterate(&x[0], &weight[0], <int>x.shape[0], scale, &level, &final[0])
+    for i in range(<int>x.shape[0]):
+        ch.entry[i].difference_v = x[i]
+    ch.cursor = <int>(x.shape[0] % od_state.OD_RING)
+    ch.entries = <int>x.shape[0]
+    kept = od_window.od_iterate(&window.chain, ch, ch.entries, scale, &level, &sums)
     return level, kept
 
 
@@ -132,7 +143,7 @@ cdef class ConverterClock:
 
 cdef class MainsTracker:
     cdef mains.MainsLine line
-    cdef mains.MainsChannel channel
+    cdef mains_run.MainsChannel channel
     cdef double time_ns
     cdef uint32_t index
 
@@ -151,12 +162,12 @@ cdef class MainsTracker:
         cleaned = np.array(values, dtype=np.float64)
         cdef double[::1] out = cleaned
         if self.index == 0:
-            mains.mains_resync(&self.channel, 0, 0, period_ns)
+            mains_run.mains_resync(&self.channel, 0, 0, period_ns)
         while begin < n:
             end = begin + 1
             while end < n and end - begin < 64 and off[end] == off[begin]:
                 end += 1
-            mains.mains_run(&self.channel, &out[begin], <int>(end - begin), self.index, off[begin])
+            mains_run.mains_run(&self.channel, &out[begin], <int>(end - begin), self.index, off[begin])
             self.index += <uint32_t>(end - begin)
             self.time_ns += (end - begin) * period_ns
             begin = end
@@ -186,15 +197,15 @@ cdef class MainsTracker:
     @property
     def amplitudes(self):
         return [(self.channel.level_cosine[h] ** 2 + self.channel.level_sine[h] ** 2) ** 0.5
-                for h in range(mains.HARMONICS)]
+                for h in range(mains_run.HARMONICS)]
 
 
 cdef class OdChain:
-    cdef od.OdState chain
+    cdef od_state.OdState chain
 
     def __cinit__(self, roles, angles=(0, 0, 0, 0), double window_s=1.0, double readings_per_second=10.0,
                   double mains_hz=0.0, normalization="unity"):
-        cdef od.OdConfig config
+        cdef od_state.OdConfig config
         cdef int i
         if len(roles) > MAX_CHANNELS:
             raise ValueError(f"{len(roles)} roles, there are {MAX_CHANNELS} channels")
@@ -203,7 +214,7 @@ cdef class OdChain:
         config.mains_hz = mains_hz
         config.normalization = NORMALIZATIONS[normalization]
         for i in range(MAX_CHANNELS):
-            config.role[i] = ROLES[roles[i]] if i < len(roles) else od.OD_UNUSED
+            config.role[i] = ROLES[roles[i]] if i < len(roles) else od_state.OD_UNUSED
             config.angle[i] = angles[i] if i < len(angles) else 0
         if od.od_init(&self.chain, &config) != 0:
             raise ValueError("OdChain needs a signal channel, window_s 0.1..5, readings_per_second 0.01..50, "
@@ -249,17 +260,17 @@ cdef class OdChain:
         return readings[:count].copy()
 
     def state(self):
-        return (<char*>&self.chain)[:sizeof(od.OdState)]
+        return (<char*>&self.chain)[:sizeof(od_state.OdState)]
 
     def restore(self, bytes state):
-        if len(state) != sizeof(od.OdState):
-            raise ValueError(f"state of {len(state)} bytes, this build has {sizeof(od.OdState)}")
-        memcpy(&self.chain, <const char*>state, sizeof(od.OdState))
+        if len(state) != sizeof(od_state.OdState):
+            raise ValueError(f"state of {len(state)} bytes, this build has {sizeof(od_state.OdState)}")
+        memcpy(&self.chain, <const char*>state, sizeof(od_state.OdState))
 
     def inspect(self, int channel=0):
-        cdef od.OdChannel* ch = &self.chain.channel[channel]
+        cdef od_state.OdChannel* ch = &self.chain.channel[channel]
         cdef int i
-        slots = [(ch.cursor - ch.entries + i + od.OD_RING) % od.OD_RING for i in range(ch.entries)]
+        slots = [(ch.cursor - ch.entries + i + od_state.OD_RING) % od_state.OD_RING for i in range(ch.entries)]
         return {
             "difference_v": np.array([ch.entry[i].difference_v for i in slots]),
             "on_count": np.array([1.0 / ch.entry[i].on_inverse for i in slots]),
@@ -275,7 +286,7 @@ cdef class OdChain:
             "unchopped": bool(ch.unchopped),
             "mains_hz": self.chain.line.frequency_hz,
             "mains_locked": bool(self.chain.line.locked),
-            "mains_power": np.array([ch.mains.power[i] for i in range(mains.HARMONICS)]),
+            "mains_power": np.array([ch.mains.power[i] for i in range(mains_run.HARMONICS)]),
             "reference_first_v": self.chain.reference_first_v,
             "grid_misses": self.chain.grid_misses,
             "untaken": self.chain.untaken,

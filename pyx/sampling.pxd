@@ -285,7 +285,7 @@ cdef inline void sampling_tick(void* context, SleepPolicy* policy, int64_t now_n
             earliest_ns = channel.due_ns
     sampler_chop(s)
     # a converter that is long overdue must not turn the thread into a spin
-    sleep_until(policy, earliest_ns, now_ns + s.poll_ns // 2)
+    sleep_until(policy, earliest_ns, now_ns + (s.poll_ns >> 1))
 
 
 cdef inline int sampler_start(Sampler* s, double intensity_percent, int64_t now_ns) noexcept nogil:

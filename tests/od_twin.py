@@ -215,15 +215,18 @@ def null_weights(count: int, spacing_s: float, mains_hz: float) -> np.ndarray:
 
 
 def biweight(values: np.ndarray, weights: np.ndarray, scale: float, start: float) -> tuple[float, np.ndarray]:
-    """Tukey's location by reweighting; stops after a step of less than a twentieth of a standard error."""
+    """Tukey's location by Newton's steps until one is below a fifth of the scale; by reweighting where it is flat."""
     level = start
     for _ in range(8):
         w = weights * tukey_weights(values - level, scale)
         if w.sum() <= 0.05 * weights.sum():
             break
-        move = (w * (values - level)).sum() / w.sum()
+        u = (values - level) / (4.685 * scale)
+        slope = (weights * np.where(np.abs(u) < 1.0, (1.0 - u**2) * (1.0 - 5.0 * u**2), 0.0)).sum()
+        steep = slope > 0.5 * w.sum()
+        move = (w * (values - level)).sum() / (slope if steep else w.sum())
         level += move
-        if abs(move) < 0.05 * scale / np.sqrt(len(values)):
+        if abs(move) < scale * (0.2 if steep else 0.05 / np.sqrt(len(values))):
             break
     return level, w
 

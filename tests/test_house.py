@@ -365,8 +365,6 @@ def test_ceilings_in_python_are_those_that_are_compiled_in() -> None:
 LINES_MAXIMUM = 500
 # A longer file, and why it is one.
 LONGER = {
-    "pyx/od.pxd": "one estimator: its state, its windows and its errors share every definition",
-    "pyx/mains.pxd": "one estimator: the fit of mains and its harmonics, its tracking and its bounds",
     "pyx/loop.pyx": "the loop's state and the host's view of it: one extension type",
     "bridge/sqlite_store.py": "one class behind one interface (store.py)",
     "bridge/spool.py": "one file format: its writer, reader and recovery check each other",

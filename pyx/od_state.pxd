@@ -1,0 +1,209 @@
+# Why compiled: the state of the chain from conversions to readings, for the loop, its snapshots and its replays.
+# Thread rule: belongs to the sampling thread, or to a replay. It is flat: copy it with memcpy, go on from the copy, and
+#   every later reading is the same bit by bit.
+# Units: volts, nanoseconds, seconds, hertz; values in AU (docs/optical-density.md).
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+
+from stirbar.rt.culture_noise cimport CultureNoise
+from stirbar.rt.mains cimport MainsLine
+from stirbar.rt.mains_run cimport HARMONICS, MainsChannel
+from stirbar.rt.robust cimport CarriedScale
+from stirbar.rt.types cimport MAX_CHANNELS, Reading
+
+cdef enum:
+    OD_RING = 480            # chop periods that are kept: 5 s at 96 Hz
+    OD_BUFFER = 64           # conversions of a half-cycle; more without a change of the light: it is not chopped
+    OD_UNCHOPPED = 8         # conversions that make one entry where the light is not chopped
+    OD_ITERATIONS = 8
+    OD_RESTART = 256         # an index that falls back by more: the converter was started anew
+    OD_FEWEST = 4            # chop periods that make the first reading of a run
+
+cdef enum:                   # OdConfig.role
+    OD_UNUSED = 0
+    OD_SIGNAL = 1
+    OD_REFERENCE = 2
+
+cdef enum:                   # OdConfig.normalization
+    OD_UNITY = 0             # by the reference relative to its first settled value of the run
+    OD_CLASSIC = 1           # by the reference
+
+cdef enum:                   # OdEntry.flags
+    ENTRY_CLIPPED = 1
+    ENTRY_GAP = 2
+    ENTRY_STEP = 4           # a step of ambient light: not used
+    ENTRY_UNCHOPPED = 8
+    ENTRY_DARK = 16
+
+cdef enum:                   # OdState.due, the first two shifted by the channel
+    DUE_READING = 1
+    DUE_SCALES = 16
+    DUE_NULLS = 256
+
+cdef extern from *:
+    """
+    #define STIRBAR_OD_STALL_NS 500000000     /* a channel that is silent for longer is not waited for */
+    #define STIRBAR_OD_CHOP_LIMIT_NS 2.5e9    /* one level of the light for longer: it is not chopped */
+    #define STIRBAR_OD_STEP_SIGMAS 8.0        /* off half-cycles that differ by more: a step of ambient light */
+    #define STIRBAR_OD_LEAST_NOISE 0.35       /* codes: below, neighbours' differences are 0 or 1 */
+    #define STIRBAR_OD_LEAST_COUNT 0.25       /* weight of a half-cycle whose conversions disagree altogether */
+    #define STIRBAR_OD_FIRST_READING_S 0.2
+    #define STIRBAR_OD_WARM_SLOPE 1.67e-6     /* of the reference, per second: 0.01 % a minute */
+    #define STIRBAR_OD_WARM_S 60.0            /* LED is taken as warm after that where there is no reference */
+    #define STIRBAR_OD_TUKEY_LOSS 1.05        /* variance of the biweight against the mean, over the weights' own */
+    """
+    const int64_t OD_STALL_NS "STIRBAR_OD_STALL_NS"
+    const double OD_CHOP_LIMIT_NS "STIRBAR_OD_CHOP_LIMIT_NS"
+    const double OD_STEP_SIGMAS "STIRBAR_OD_STEP_SIGMAS"
+    const double OD_LEAST_NOISE "STIRBAR_OD_LEAST_NOISE"
+    const double OD_LEAST_COUNT "STIRBAR_OD_LEAST_COUNT"
+    const double OD_FIRST_READING_S "STIRBAR_OD_FIRST_READING_S"
+    const double OD_WARM_SLOPE "STIRBAR_OD_WARM_SLOPE"
+    const double OD_WARM_S "STIRBAR_OD_WARM_S"
+    const double OD_TUKEY_LOSS "STIRBAR_OD_TUKEY_LOSS"
+
+cdef struct OdConfig:
+    double window_s                  # 0.1..5
+    double readings_per_second       # 0.01..50
+    double mains_hz                  # 50, 60, or 0: find out
+    int32_t normalization            # OD_UNITY, OD_CLASSIC
+    uint8_t role[MAX_CHANNELS]
+    uint16_t angle[MAX_CHANNELS]
+
+# One chop period: an on half-cycle against its two off neighbours.
+cdef struct OdEntry:
+    double difference_v
+    uint32_t tick                    # middle of the on half-cycle, in 128 ns
+    float on_inverse                 # 1 / conversions in it, by weight
+    float ambient_v
+    uint8_t off_count                # conversions in the off half-cycle after it
+    uint8_t used
+    uint8_t rejected
+    uint8_t flags
+
+# The light of one half-cycle.
+cdef struct OdHalf:
+    double mean_v
+    double count                     # by weight
+    int64_t middle_ns
+    int32_t used
+    int32_t rejected
+    uint32_t first_index
+    uint8_t flags
+    uint8_t valid
+
+cdef struct OdChannel:
+    OdEntry entry[OD_RING]
+    MainsChannel mains
+    CarriedScale scale               # of the differences, about the window's value
+    CarriedScale on_scale            # of single conversions, from neighbours
+    CarriedScale off_scale
+    CultureNoise culture
+    double sample[OD_BUFFER]         # of the half-cycle that is open
+    OdHalf off                       # the last off half-cycle
+    OdHalf on                        # the on half-cycle after it
+    double volts_per_code
+    double period_ns
+    double on_square, off_square     # of neighbours' differences, this second
+    double step_square               # mean square of the change from one off half-cycle to the next
+    double enough_inverse            # 1 / conversions by weight that give an on half-cycle its full weight
+    double level_v                   # the last window's value
+    double blank
+    int64_t t0_ns
+    int64_t closed_ns                # end of the newest entry
+    double culture_total             # of the readings of the block that is open
+    int64_t culture_block            # its number
+    uint32_t index0
+    uint32_t next_index
+    uint32_t first_index
+    uint32_t due_index               # at the earliest, the conversion that ends behind the grid's time
+    uint32_t missing                 # conversions that never came
+    uint32_t repeated                # conversions that came twice, or late: ignored
+    int32_t entries
+    int32_t cursor
+    int32_t count                    # of sample
+    int32_t most_count
+    int32_t phase
+    int32_t on_pairs, off_pairs
+    int32_t cycle                    # conversions in the last whole chop period
+    int32_t half_cycle               # k, once two chop periods agree
+    int32_t culture_count
+    uint8_t trusted                  # the last window rejected a tenth at most
+    uint8_t leveled
+    uint8_t started
+    uint8_t clocked
+    uint8_t unchopped
+    uint8_t open_flags
+
+cdef struct OdState:
+    OdConfig config
+    MainsLine line
+    OdChannel channel[MAX_CHANNELS]
+    double null_weight[OD_RING]      # of the window's entries, sum 1
+    Reading out[MAX_CHANNELS]
+    double spacing_ns                # from one chop period to the next
+    double led_percent
+    double reference_first_v         # R0; 0: not yet
+    double reference_v
+    double reference_se
+    int64_t reference_ns
+    int64_t interval_ns
+    int64_t grid_ns                  # next reading
+    int64_t scale_ns                 # next update of the scales
+    int64_t warm_from_ns
+    uint32_t grid_misses             # readings that were due while nothing came
+    uint32_t untaken                 # readings that were overwritten before od_take
+    double null_hz                   # what null_weight is for
+    double null_spacing_ns
+    double null_prior[HARMONICS]
+    int32_t null_count
+    int32_t spaced
+    int32_t pending
+    int32_t taken
+    int32_t warming
+    int32_t reference                # channel, -1: none
+    int32_t referred                 # the reference is fresh
+    uint32_t due                     # by channel, DUE_READING and DUE_SCALES; DUE_NULLS
+
+# What a window of one channel says.
+cdef struct OdWindow:
+    double value_v
+    double se_v
+    double ambient_v
+    double bandwidth_hz
+    double window_s
+    uint32_t used
+    uint32_t rejected
+    uint32_t flags
+    int32_t entries
+    int32_t full                     # as long as was asked for
+    int32_t restarted                # the level moved by more than the window could reject
+
+
+# Sums over a window's entries, with weights.
+cdef struct OdSums:
+    double weights
+    double whole                     # without Tukey's part
+    double moment                    # of residuals
+    double slope                     # of the moment, by the level
+    double squares                   # of weights
+    double on_variance               # of the level: times the variance of a single conversion, over weights^2
+    double off_variance
+    double ambient_v                 # total
+    uint32_t lit                     # conversions
+    uint32_t used
+    uint32_t rejected
+    uint32_t flags                   # of the entries
+
+
+cdef inline int64_t od_end_ns(const OdChannel* ch, uint32_t index) noexcept nogil:
+    return ch.t0_ns + <int64_t>(<int32_t>(index - ch.index0) * ch.period_ns)
+
+
+cdef inline int64_t od_newest_ns(const OdChannel* ch) noexcept nogil:
+    """End of the newest conversion."""
+    return od_end_ns(ch, ch.next_index - 1)
+
+
+cdef inline int64_t od_next_middle_ns(const OdChannel* ch) noexcept nogil:
+    return od_end_ns(ch, ch.next_index) - <int64_t>(0.5 * ch.period_ns)

@@ -1,0 +1,252 @@
+# Why compiled: the newest chop periods become a value with its error, ten times a second for every photodiode.
+# Thread rule: pure; the sampling thread (or a replay) runs it on state that it owns.
+# Units: volts, hertz, nanoseconds.
+
+from libc.math cimport NAN, ceil, fabs, sqrt
+from libc.stdint cimport int32_t, uint32_t
+from libc.string cimport memset
+
+from stirbar.rt.od_nulls cimport od_design_nulls, od_window_entries
+from stirbar.rt.od_state cimport (
+    ENTRY_CLIPPED, ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, OD_FEWEST, OD_FIRST_READING_S, OD_ITERATIONS,
+    OD_RING, OD_TUKEY_LOSS, OdChannel, OdEntry, OdState, OdSums, OdWindow,
+)
+from stirbar.rt.robust cimport (
+    TUKEY_C, CarriedScale, carried_scale_push, mad_scale, median_in_place, winsorised_scale,
+)
+from stirbar.rt.types cimport (
+    FLAG_AMBIENT_STEP, FLAG_BUBBLES, FLAG_DARK, FLAG_GAP, FLAG_SATURATED, FLAG_UNCHOPPED,
+)
+
+
+cdef inline double od_scale_now(const CarriedScale* carried, double square, int32_t pairs) noexcept nogil:
+    """The carried scale; in the first second, what there is of it; 0 before."""
+    if carried.count:
+        return carried.value
+    return sqrt(square / pairs) if pairs >= 16 else 0.0
+
+
+cdef inline int od_available(const OdState* s, const OdChannel* ch, int wanted) noexcept nogil:
+    """How many of the newest entries, at most `wanted`, lie within a window that ends with the newest one."""
+    cdef int n = wanted if wanted < ch.entries else ch.entries
+    cdef int slot
+    cdef uint32_t newest, limit
+    if n == 0:
+        return 0
+    newest = ch.entry[ch.cursor - 1 if ch.cursor else OD_RING - 1].tick
+    limit = <uint32_t>((1.25e9 * s.config.window_s + 2.0 * s.spacing_ns) / 128.0)
+    while n > 1:
+        slot = ch.cursor - n
+        if slot < 0:
+            slot += OD_RING
+        if <uint32_t>(newest - ch.entry[slot].tick) <= limit:
+            break
+        n -= 1
+    return n
+
+
+cdef inline void od_weigh(
+    const OdState* s, const OdChannel* ch, int count, double level, double inverse_cut, OdSums* result
+) noexcept nogil:
+    """All sums over the newest `count` entries with Tukey's weights about `level` (`inverse_cut` 0: without).
+
+    Weights of the nulls, less for entries of few conversions, none for steps of ambient light. Noise of single
+    conversions is carried through: entry m has the weight g_m, its on half-cycle g_m and each off half-cycle half the
+    sum of its neighbours' weights.
+    """
+    cdef OdSums sums
+    cdef const OdEntry* e
+    cdef const OdEntry* end = &ch.entry[0] + OD_RING
+    cdef const double* null_weight = &s.null_weight[0] if s.null_count == count else NULL
+    cdef double before = 0.0
+    cdef double enough_inverse = ch.enough_inverse
+    cdef double off_inverse = 0.0
+    cdef double g, u, v, w
+    cdef int off_count = 0
+    cdef int slot = ch.cursor - count
+    cdef int i
+    memset(&sums, 0, sizeof(OdSums))
+    e = &ch.entry[slot if slot >= 0 else slot + OD_RING]
+    for i in range(count):
+        sums.ambient_v += e.ambient_v
+        sums.flags |= e.flags
+        w = 0.0
+        if not e.flags & ENTRY_STEP:
+            g = null_weight[i] if null_weight else 1.0
+            if e.on_inverse > enough_inverse:
+                g *= enough_inverse / e.on_inverse
+            sums.whole += g
+            sums.lit += e.used
+            v = e.difference_v - level
+            u = v * inverse_cut
+            u = 1.0 - u * u
+            if u > 0.0:
+                g *= u
+                w = g * u
+                sums.weights += w
+                sums.moment += w * v
+                sums.slope += g * (5.0 * u - 4.0)
+                sums.squares += w * w
+                sums.on_variance += w * w * e.on_inverse
+                sums.used += e.used - e.rejected + e.off_count
+                sums.rejected += e.rejected
+            else:
+                sums.rejected += e.used
+        if e.off_count:
+            if e.off_count != off_count:
+                off_count = e.off_count
+                off_inverse = 0.25 / off_count
+            sums.off_variance += (before + w) * (before + w) * off_inverse
+        before = w
+        e += 1
+        if e == end:
+            e = &ch.entry[0]
+    if sums.off_variance > 0.0:
+        sums.off_variance += before * before * off_inverse
+    result[0] = sums
+
+
+cdef inline double od_iterate(
+    const OdState* s, const OdChannel* ch, int count, double scale, double* level, OdSums* sums
+) noexcept nogil:
+    """Tukey's biweight from *level*: Newton's steps, until one is below a fifth of the scale (what is left is then a
+    twentieth of a standard error at most, whatever the count: it goes with the step's square, and as the error does
+    with the count); where the slope is too flat for them, reweighting until a step is below that twentieth.
+
+    `sums` are those of the last step. Returns the share of the weight that is left.
+    """
+    cdef double move
+    cdef int _turn
+    cdef bint steep
+    for _turn in range(OD_ITERATIONS):
+        od_weigh(s, ch, count, level[0], 1.0 / (TUKEY_C * scale), sums)
+        if not sums.weights > 0.05 * sums.whole:
+            break
+        steep = sums.slope > 0.5 * sums.weights
+        move = sums.moment / (sums.slope if steep else sums.weights)
+        level[0] += move
+        if fabs(move) < (0.2 * scale if steep else 0.05 * scale / sqrt(<double>count)):
+            break
+    return sums.weights / sums.whole
+
+
+cdef inline int od_copy(const OdChannel* ch, int count, double* values) noexcept nogil:
+    """Copy the differences of the newest `count` entries but those of ambient steps; returns how many."""
+    cdef int slot = ch.cursor - count
+    cdef int n = 0
+    cdef int _i
+    if slot < 0:
+        slot += OD_RING
+    for _i in range(count):
+        if not ch.entry[slot].flags & ENTRY_STEP:
+            values[n] = ch.entry[slot].difference_v
+            n += 1
+        slot = slot + 1 if slot + 1 < OD_RING else 0
+    return n
+
+
+cdef inline void od_account(
+    const OdState* s, const OdChannel* ch, double scale, const OdSums* sums, OdWindow* window
+) noexcept nogil:
+    """Standard error, bandwidth, counts and flags, from the sums with the final weights."""
+    cdef double on = od_scale_now(&ch.on_scale, ch.on_square, ch.on_pairs)
+    cdef double off = od_scale_now(&ch.off_scale, ch.off_square, ch.off_pairs)
+    window.ambient_v = sums.ambient_v / window.entries
+    window.used = sums.used
+    window.rejected = sums.rejected
+    if sums.flags & ENTRY_CLIPPED:
+        window.flags |= FLAG_SATURATED
+    if sums.flags & ENTRY_GAP:
+        window.flags |= FLAG_GAP
+    if sums.flags & ENTRY_STEP:
+        window.flags |= FLAG_AMBIENT_STEP
+    if sums.flags & ENTRY_UNCHOPPED:
+        window.flags |= FLAG_UNCHOPPED
+    if sums.flags & ENTRY_DARK:
+        window.flags |= FLAG_DARK
+    if not sums.weights > 0.0:
+        window.se_v = NAN
+        window.bandwidth_hz = NAN
+        return
+    if on > 0.0:
+        window.se_v = sqrt(sums.on_variance * on * on + sums.off_variance * off * off) / sums.weights
+    else:
+        window.se_v = sqrt(sums.squares) * scale / sums.weights
+    window.se_v *= sqrt(OD_TUKEY_LOSS) if scale > 0.0 else 1.0
+    window.bandwidth_hz = sums.squares / (sums.weights * sums.weights) * 0.5e9 / s.spacing_ns
+    if 4 * window.rejected > sums.lit:
+        window.flags |= FLAG_BUBBLES
+
+
+cdef inline int od_window(OdState* s, OdChannel* ch, OdWindow* window) noexcept nogil:
+    """Value of the newest window of a channel. Returns 0, or -1 when there is not enough of it."""
+    cdef double work[OD_RING]
+    cdef OdSums sums
+    cdef int wanted = od_window_entries(s)
+    cdef int fewest = <int>ceil(OD_FIRST_READING_S * 1e9 / s.spacing_ns)
+    cdef int n = 0
+    cdef double scale = ch.scale.value
+    cdef double kept = 1.0
+    cdef double centre
+    memset(window, 0, sizeof(OdWindow))
+    if s.null_count != wanted:
+        od_design_nulls(s, wanted)
+    fewest = fewest if fewest > OD_FEWEST else OD_FEWEST
+    window.entries = od_available(s, ch, wanted)
+    window.full = window.entries == wanted
+    if window.entries < (fewest if fewest < wanted else wanted):
+        return -1
+    window.window_s = window.entries * s.spacing_ns * 1e-9
+    window.value_v = ch.level_v
+    if not ch.leveled or ch.scale.count == 0:
+        n = od_copy(ch, window.entries, work)
+        if n == 0:
+            return -1
+        centre = median_in_place(work, n)
+        window.value_v = centre
+        if ch.scale.count == 0:
+            scale = mad_scale(work, n, centre)
+    if scale > 0.0:
+        kept = od_iterate(s, ch, window.entries, scale, &window.value_v, &sums)
+        if kept < 0.6 and ch.leveled:
+            centre = median_in_place(work, od_copy(ch, window.entries, work))
+            window.restarted = fabs(centre - ch.level_v) > TUKEY_C * scale
+            window.value_v = centre
+            kept = od_iterate(s, ch, window.entries, scale, &window.value_v, &sums)
+    else:
+        od_weigh(s, ch, window.entries, window.value_v, 0.0, &sums)
+    if sums.lit == 0:
+        return -1
+    od_account(s, ch, scale, &sums, window)
+    ch.level_v = window.value_v
+    ch.leveled = 1
+    ch.trusted = 10 * window.rejected <= window.used
+    return 0
+
+
+cdef inline void od_update_scales(OdState* s, OdChannel* ch) noexcept nogil:
+    """Once a second: scales of the differences of the last second, and of single conversions."""
+    cdef double work[OD_RING]
+    cdef double centre, start
+    cdef int n = <int>(1e9 / s.spacing_ns + 0.5)
+    cdef bint trusted = ch.trusted
+    n = od_copy(ch, od_available(s, ch, OD_RING if n > OD_RING else n), work)
+    if n < 8:
+        return
+    centre = median_in_place(work, n)
+    start = ch.scale.value
+    if trusted and start > 0.0:
+        carried_scale_push(&ch.scale, winsorised_scale(work, n, centre, start), trusted)
+    else:
+        carried_scale_push(&ch.scale, mad_scale(work, n, centre), trusted)
+    if ch.off_pairs >= 32:
+        carried_scale_push(&ch.off_scale, sqrt(ch.off_square / ch.off_pairs), True)
+    if ch.on_pairs >= 32:
+        start = sqrt(ch.on_square / ch.on_pairs)
+        if ch.on_scale.count == 0 and 0.0 < 1.5 * ch.off_scale.value < start:
+            start = 1.5 * ch.off_scale.value  # whether light's own noise or bubbles: grows from here if it must
+        carried_scale_push(&ch.on_scale, start, trusted)
+    ch.on_square = 0.0
+    ch.off_square = 0.0
+    ch.on_pairs = 0
+    ch.off_pairs = 0
