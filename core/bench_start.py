@@ -102,4 +102,4 @@ def bench_start(argv: list[str]) -> Result:
         ),
         Row("process start to first reading of anything", median(run["any"] for run in runs), "s"),
     ]
-    return Result("start", rows, f"median of {arguments.runs} starts, {arguments.python}", {"runs": runs})
+    return Result("start", rows, f"median of {arguments.runs} starts, {os.path.basename(arguments.python)}", {"runs": runs})
