@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -102,4 +103,5 @@ def bench_start(argv: list[str]) -> Result:
         ),
         Row("process start to first reading of anything", median(run["any"] for run in runs), "s"),
     ]
-    return Result("start", rows, f"median of {arguments.runs} starts, {os.path.basename(arguments.python)}", {"runs": runs})
+    interpreter = os.path.basename(arguments.python)
+    return Result("start", rows, f"median of {arguments.runs} starts, {interpreter}", {"runs": runs})
