@@ -208,8 +208,11 @@ cdef inline void sampler_conversion(Sampler* s, int index, const Conversion* con
 
 
 cdef inline void sampler_lost(Sampler* s, int index, int64_t now_ns) noexcept nogil:
-    """A converter that fails or has fallen silent is asked again once a second."""
+    """A converter that fails or has fallen silent is asked again once a second; without the master there is no pace for
+    the light, which is switched off."""
     cdef Channel* channel = &s.channel[index]
+    if index == s.master and s.led.on:
+        sampler_light(s, 0)
     channel.expected_ns = channel.due_ns = now_ns + RETRY_NS
     if not channel.lost:
         channel.lost = 1

@@ -235,6 +235,27 @@ def test_a_lost_sensor_says_so_and_comes_back(tmp_path):
     assert twin.loop.counters()["bus_errors"] > 0
 
 
+def test_the_light_goes_off_with_the_converter_that_paces_it(tmp_path):
+    twin = make_twin(tmp_path)
+    list(twin.run(2))
+
+    def phases():
+        ask(twin, {"command": "raw", "seconds": 2})
+        items = b"".join(payload for _, payload in batches(list(twin.run(3)), b"trace/raw"))
+        conversions = [item for item in records.TRACE.iter_unpack(items) if item[0] == records.TRACE_CONVERSION]
+        return {item[2] for item in conversions if item[1] == 0}  # of the reference, which goes on
+
+    assert ask(twin, {"command": "simulate", "set": {"adc2_fault": 1}})[0]["ok"]
+    list(twin.run(1))
+    assert phases() == {0}
+    ask(twin, {"command": "simulate", "set": {"adc2_fault": 0}})
+    list(twin.run(2))
+    assert phases() == {0, 1, 2}
+    last = readings(list(twin.run(2)), b"reading/od2")[-1]
+    assert last["value"] > 0
+    assert not last["flags"] & records.FLAGS["sensor_lost"]
+
+
 def test_a_request_with_a_unique_id_is_done_once_and_answered_again(tmp_path):
     twin = make_twin(tmp_path)
     list(twin.run(2))
