@@ -10,7 +10,7 @@ from libc.stdint cimport int16_t, int32_t, int64_t, uint32_t, uint64_t
 from stirbar.rt.ads1115 cimport ADC_GARBAGE, ADC_LOST, Ads1115, ads1115_code, ads1115_init, ads1115_start
 from stirbar.rt.culture cimport culture_init, culture_start_lag
 from stirbar.rt.fan cimport fan_advance, fan_edges, fan_init, fan_write
-from stirbar.rt.hal cimport Conversion, Hal
+from stirbar.rt.hal cimport PACE_READY, AdcPlan, Conversion, Hal
 from stirbar.rt.optics cimport BUBBLES, bubbles_make, lamp_set, led_init, led_set_output, led_switch
 from stirbar.rt.pump cimport PUMPS, pumps_advance, pumps_init, pumps_set
 from stirbar.rt.rng cimport Rng, rng_next, rng_normal, rng_seed, rng_uniform, ziggurat_init
@@ -47,6 +47,18 @@ cdef inline double sim_time_s(const Sim* sim, int64_t now_ns) noexcept nogil:
 
 
 # --- hardware interface: sampling thread ---
+
+cdef inline int sim_adc_plan(void* context, int channel, AdcPlan* plan) noexcept nogil:
+    """0; -ENODEV: no photodiode on that channel."""
+    cdef Sim* sim = <Sim*>context
+    if channel < 0 or channel >= MAX_CHANNELS or sim.beam[channel].angle < 0:
+        return -ENODEV
+    plan.pace = PACE_READY
+    plan.converter = channel
+    plan.rate_hz = plan.conversion_hz = 860.0
+    plan.read_ns = plan.light_ns = plan.settle_ns = 0
+    return 0
+
 
 cdef inline int sim_adc_start(
         void* context, int channel, double full_scale_v, double rate_hz, int64_t now_ns) noexcept nogil:
@@ -91,6 +103,7 @@ cdef inline int sim_adc_read(void* context, int channel, int64_t now_ns, Convers
         adc.last_code = ads1115_code(adc, v, &conversion.clipped)
     elif fault == ADC_GARBAGE:
         adc.last_code = <int16_t>(rng_next(&adc.rng) >> 48)
+    conversion.begin_ns = 0
     conversion.code = adc.last_code
     conversion.index = adc.index + skipped
     late_us = sim.parameter[PARAM_READY_LATENCY_US] + sim.parameter[PARAM_READY_JITTER_US] * (
@@ -100,6 +113,22 @@ cdef inline int sim_adc_read(void* context, int channel, int64_t now_ns, Convers
     adc.index += skipped + 1
     adc.next_s = end_s + adc.period_s
     return 1
+
+
+cdef inline int sim_adc_gain(void* context, int channel, double full_scale_v, int64_t now_ns) noexcept nogil:
+    """As sim_adc_start, at the rate in force."""
+    cdef Sim* sim = <Sim*>context
+    if channel < 0 or channel >= MAX_CHANNELS:
+        return -ENODEV
+    return sim_adc_start(context, channel, full_scale_v, sim.adc[channel].nominal_hz, now_ns)
+
+
+cdef inline int sim_adc_convert(void* context, int channel, int64_t now_ns) noexcept nogil:
+    return -ENODEV
+
+
+cdef inline int sim_rail_read(void* context, int64_t now_ns, double* volts) noexcept nogil:
+    return -ENODEV
 
 
 cdef inline int sim_led_write(void* context, double intensity_percent, int64_t now_ns) noexcept nogil:
@@ -147,6 +176,10 @@ cdef inline int sim_stirrer_write(void* context, double duty_percent, int64_t no
     cdef double time_s = sim_time_s(sim, now_ns)
     sim_actuators_advance(sim, time_s)
     return fan_write(&sim.fan, sim.parameter, &sim.ziggurat, duty_percent, time_s)
+
+
+cdef inline int sim_stirrer_period(void* context, int64_t period_ns, int64_t now_ns) noexcept nogil:
+    return 0
 
 
 cdef inline int sim_pump(Sim* sim, int pump, double ml_per_s, int64_t now_ns) noexcept nogil:
@@ -271,9 +304,16 @@ cdef inline int sim_init(Sim* sim, const SimConfig* config, int64_t start_ns) no
 cdef inline void sim_hal(Sim* sim, Hal* hal) noexcept nogil:
     """Put the vial behind the hardware interface; `sim` must outlive it."""
     hal.context = sim
+    hal.counters = NULL
+    hal.adc_plan = sim_adc_plan
     hal.adc_start = sim_adc_start
+    hal.adc_gain = sim_adc_gain
+    hal.adc_convert = sim_adc_convert
     hal.adc_read = sim_adc_read
     hal.led_write = sim_led_write
     hal.temperature_read = sim_temperature_read
+    hal.rail_read = sim_rail_read
     hal.edges_read = sim_edges_read
     hal.stirrer_write = sim_stirrer_write
+    hal.pulse = NULL
+    hal.stirrer_period = sim_stirrer_period
