@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from stirbar.core.config import Config
+    from stirbar.core.guard import Guard
 
 # The host steps this long after each grid point, when the readings of that point are in the ring.
 STEP_OFFSET_NS = 12_000_000
@@ -86,6 +87,18 @@ def bind(
     return telemetry, command
 
 
+def take_outputs(config: Config) -> tuple[Guard | None, str]:
+    """The outputs of a real board from its guard, or why there are none; a simulated vial needs no guard."""
+    if config.get("unit", "simulate"):
+        return None, ""
+    from stirbar.core import guard
+
+    try:
+        return guard.connect(guard.socket_path(config)), ""
+    except guard.GuardError as error:
+        return None, str(error)
+
+
 class WorkerProcess:
     """Owns loop, host and sockets; `run()` returns when `stop()` was called (a signal handler may)."""
 
@@ -97,7 +110,10 @@ class WorkerProcess:
         self.replies_dropped = 0
         self._lock = take_lock(self.address, paths.runtime_directory(config), self.unit)
         directory = paths.data_directory(config)
-        self.loop = Loop(config)
+        self.guard, without = take_outputs(config)
+        self.loop = Loop(config, guard=self.guard)
+        if without:
+            print(f"stirbar worker: no stirring: {without}", file=sys.stderr)
         self.host = Host(
             self.loop,
             config,
@@ -107,6 +123,7 @@ class WorkerProcess:
             boot_id=identity.boot_id(),
             directory=directory,
             version=VERSION,
+            without_outputs=without,
         )
         self.commands = Commands(self.host)
         self.vitals = Vitals(directory)
@@ -182,8 +199,10 @@ class WorkerProcess:
             self.commands.handle(request, reply)
 
     def close(self) -> None:
-        """Stop the loop (LED and stirrer off), publish what is left, release sockets and lock."""
+        """Stop the loop (LED and stirrer off), publish what is left, release outputs, sockets and lock."""
         self.loop.stop()
+        if self.guard is not None:
+            self.guard.close()
         self._publish()
         self.telemetry.close()
         self.command.close()

@@ -105,7 +105,8 @@ class HardwareError(Exception):
 cdef class Loop:
     """The loop with its hardware (`[unit] simulate` chooses the simulated vial) and its two threads.
 
-    `virtual` gives it a clock of its own that only `run_until` moves.
+    `virtual` gives it a clock of its own that only `run_until` moves. `guard` (core/guard.py) is what gave the outputs
+    of a real board; without one the board's stirrer stays off.
 
     Synchronization: all methods are for one thread, the host thread.
     """
@@ -123,14 +124,14 @@ cdef class Loop:
     cdef tuple simulation_names
     cdef unsigned long long trace_sequences[THREADS]
 
-    def __cinit__(self, config, *, bint virtual=False):
+    def __cinit__(self, config, *, bint virtual=False, guard=None):
         self.latency_fd = -1
         self.is_virtual = virtual
         self.state = <LoopState*>calloc(1, sizeof(LoopState))
         if self.state == NULL:
             raise MemoryError()
 
-    def __init__(self, config, *, bint virtual=False):
+    def __init__(self, config, *, bint virtual=False, guard=None):
         self.is_simulated = bool(config.get("unit", "simulate"))
         if not self.is_simulated:
             raise HardwareError(
@@ -150,6 +151,8 @@ cdef class Loop:
         self._configure_simulation(config)
         self._make_ports()
         self._make_tasks(config)
+        if guard is not None:
+            self._beat_into(guard.heartbeat)
 
     def __dealloc__(self):
         if self.state == NULL:
@@ -258,8 +261,8 @@ cdef class Loop:
         state.thread_run[SAMPLING].clock = state.thread_run[ACTUATORS].clock = state.together.clock = &state.clock
         state.thread_run[SAMPLING].running = state.thread_run[ACTUATORS].running = &state.running
 
-    def beat_into(self, int fd):
-        """Let the actuator thread count its ticks into the guard's page; before start(). Raises OSError."""
+    def _beat_into(self, int fd):
+        """Let the actuator thread count its ticks into the guard's page."""
         cdef Actuators* a = &self.state.actuators
         a.heartbeat = stirbar_heartbeat_map(fd)
         if a.heartbeat == NULL:
