@@ -211,6 +211,16 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         ),
     ),
     (
+        "recorder.config",
+        "Raw conversions on disk: `stirbar record --continuous`.",
+        (
+            _text("directory", "path", "", "Where they are kept; empty takes <data_directory>/raw."),
+            _integer(
+                "keep_mb", 2000, "MB", 16, 10_000_000, "Then the oldest are dropped. Two photodiodes: 180 MB a day."
+            ),
+        ),
+    ),
+    (
         "loop.config",
         "The real-time loop; see docs/determinism.md.",
         (

@@ -422,10 +422,11 @@ def test_units_run_commands_that_exist_with_what_the_loop_needs() -> None:
 
     config = load_config()
     highest = max(config.get("loop.config", f"priority_{thread}") for thread in ("sampling", "actuators"))
-    for name in ("worker", "bridge", "leader"):
+    starts = {"worker": "worker", "bridge": "bridge", "leader": "leader", "recorder": "record --continuous"}
+    for name, start in starts.items():
         text = (ROOT / "core" / "deploy" / f"stirbar-{name}.service").read_text()
-        command = re.search(r"^ExecStart=/opt/stirbar/bin/stirbar (\w+)$", text, re.MULTILINE)
-        assert command and command[1] == name and name in {**COMMANDS, **UPPER_COMMANDS}
+        command = re.search(r"^ExecStart=/opt/stirbar/bin/stirbar (.+)$", text, re.MULTILINE)
+        assert command and command[1] == start and start.split()[0] in {**COMMANDS, **UPPER_COMMANDS}
         assert "NoNewPrivileges=yes" in text and "CapabilityBoundingSet=\n" in text and "User=stirbar" in text
         rtprio = re.search(r"^LimitRTPRIO=(\d+)$", text, re.MULTILINE)
         if name == "worker":
