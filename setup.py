@@ -69,7 +69,7 @@ setup(
     include_package_data=False,
     package_data={
         NAME: ["py.typed"],
-        f"{NAME}.core": ["config.example.ini", "deploy/*"],
+        f"{NAME}.core": ["config.example.ini", "deploy/*", "hardware/*.ini"],
         f"{NAME}.rt": ["*.pxd", "*.pyi"],
         f"{NAME}.bridge": ["migrations/*.sql"],
         f"{NAME}.web": ["static/*", "static/vendor/*", "templates/*"],
