@@ -275,8 +275,8 @@ cdef inline int ads111x_take_edges(Ads111x* chip, int64_t early_ns, int64_t late
 cdef inline int ads111x_read_ready(Ads111x* chip, int64_t now_ns, Conversion* conversion) noexcept nogil:
     """The newest conversion and its edge's stamp: 1; 0 where there is none that was not fetched before.
 
-    Between the edge and the read the next conversion may have ended. Where the next edge can have come before the chip
-    latched its answer, the edges say whose code it is; where they cannot, the conversion is given up.
+    Between the edge and the read the next conversion may have ended. Where the next edge can have come before the end of
+    the answer, the edges say whose code it is; where they cannot, the conversion is given up.
     """
     cdef ReadyTrack owner
     cdef uint32_t lost = chip.ready.lost
@@ -294,7 +294,7 @@ cdef inline int ads111x_read_ready(Ads111x* chip, int64_t now_ns, Conversion* co
     owner = chip.track
     chip.waiting = 0
     early_ns = chip.device.bus.began_ns + 10 * chip.device.bus.bit_ns
-    late_ns = chip.device.bus.ended_ns - 18 * chip.device.bus.bit_ns
+    late_ns = chip.device.bus.ended_ns  # the data sheet does not say when within its answer the chip latches it
     if late_ns > owner.stamp_ns + <int64_t>(0.9 * chip.track.period_ns):
         lost = chip.ready.lost
         status = ads111x_take_edges(chip, early_ns, late_ns, &owner)

@@ -7,7 +7,7 @@ from libc.errno cimport EBUSY, EINVAL, EIO, ENODEV
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from stirbar.rt.ads111x cimport (
-    ADS_SLOWEST, ADS_WAKE_NS, Ads111x, ads111x_convert, ads111x_gain, ads111x_gain_bits, ads111x_rate_bits,
+    ADS_SINGLE, ADS_SLOWEST, ADS_WAKE_NS, Ads111x, ads111x_convert, ads111x_gain, ads111x_gain_bits, ads111x_rate_bits,
     ads111x_read_ready, ads111x_read_silent, ads111x_read_single, ads111x_set_single, ads111x_start_free)
 from stirbar.rt.clock cimport CLOCK_MONOTONIC, read_clock_ns, real_sleep_until_ns
 from stirbar.rt.dac43608 cimport Dac43608, dac43608_check, dac43608_off, dac43608_on
@@ -255,7 +255,8 @@ cdef inline int board_sense(Board* board, const Source* source, int64_t now_ns, 
         volts[0] = raw * rp2040_volts_per_raw(&board.mcu)
         return 0
     chip = &board.ads[source.converter]
-    if chip.began_ns or (chip.known and not chip.config & 0x0100):
+    conversion.code = 0
+    if chip.began_ns or (chip.known and not chip.config & ADS_SINGLE):
         return -EBUSY
     status = 0 if chip.known else ads111x_set_single(chip, 4.096, 860.0)
     if status == 0:
