@@ -51,15 +51,22 @@ def bus_share(profile: Profile, clock_spread: float = 0.0) -> float:
     return float(share + chops * led_write_s(profile))
 
 
+def _slowest_conversion_s(profile: Profile, section: str) -> float:
+    return (1.0 + CLOCK_SPREAD) / float(profile.get(section, "conversion_hz")) + WAKE_S
+
+
+def _sharing(profile: Profile, section: str) -> int:
+    """Photodiodes that take turns at the converter of this one, itself counted."""
+    converter = profile.get(section, "converter")
+    return sum(profile.get(f"photodiode.{n}", "converter") == converter for n in profile.channels())
+
+
 def shared_rate_limit(profile: Profile, section: str) -> float | None:
     """Highest rate of a photodiode that is converted one at a time, with the slowest oscillator; None: free-running."""
     if profile.get(section, "pace") != "host":
         return None
-    sharing = sum(
-        profile.get(f"photodiode.{n}", "converter") == profile.get(section, "converter") for n in profile.channels()
-    )
-    conversion_s = (1.0 + CLOCK_SPREAD) / profile.get(section, "conversion_hz") + WAKE_S
-    return 1.0 / ((conversion_s + read_s(profile, section)) * sharing)
+    turn_s = _slowest_conversion_s(profile, section) + read_s(profile, section)
+    return 1.0 / (turn_s * _sharing(profile, section))
 
 
 def discarded(profile: Profile, section: str) -> int:
@@ -70,18 +77,12 @@ def discarded(profile: Profile, section: str) -> int:
     """
     rate = float(profile.get(section, "rate_hz"))
     settle_s = 1e-3 * float(profile.get(section, "settle_ms"))
-    if profile.get(section, "pace") == "host":
-        sharing = round(sum(1 for n in profile.channels() if _same_converter(profile, section, f"photodiode.{n}")))
-        conversion_s = (1.0 + CLOCK_SPREAD) / profile.get(section, "conversion_hz") + WAKE_S
-        gap_s = 1.0 / (rate * sharing) - conversion_s
+    pace = profile.get(section, "pace")
+    if pace == "host":
+        gap_s = 1.0 / (rate * _sharing(profile, section)) - _slowest_conversion_s(profile, section)
         return max(0, math.ceil((settle_s + led_write_s(profile) - gap_s) * rate))
-    if profile.get(section, "pace") == "smoothed":
-        return math.ceil(settle_s * rate)
-    return max(1, math.ceil(settle_s * rate))
-
-
-def _same_converter(profile: Profile, one: str, other: str) -> bool:
-    return bool(profile.get(one, "converter") == profile.get(other, "converter"))
+    lost = math.ceil(settle_s * rate)
+    return lost if pace == "smoothed" else max(1, lost)
 
 
 def noise_over_b0(half_cycle: int, lost: int) -> float:
