@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # name: (module:function, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("stirbar.core.worker:main", "run the controller of one vial"),
+    "guard": ("stirbar.core.guard_command:main", "hold the lines of heater, pumps and stirrer for the worker"),
     "status": ("stirbar.core.status:main", "what a worker is doing now"),
     "config": ("stirbar.core.config_command:main", "check, show and change the configuration"),
     "record": ("stirbar.core.recorder:main", "write a worker's raw conversions to disk"),

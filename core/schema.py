@@ -189,6 +189,13 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 " $XDG_RUNTIME_DIR/stirbar, else /tmp/stirbar-<uid>.",
             ),
             _switch("simulate", False, "Run the simulated vial of [simulation] instead of the hardware."),
+            _text(
+                "hardware",
+                "path",
+                "auto",
+                "Hardware profile: auto looks which board is there (or takes simulated), else a name that `stirbar"
+                " hardware list` prints, or the path of a file.",
+            ),
         ),
     ),
     (
