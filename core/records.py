@@ -15,6 +15,7 @@ STREAMS: dict[int, str] = {
     2: "od2",
     3: "od3",
     4: "od4",
+    5: "od_fused",
     8: "rpm",
     9: "temperature",
     16: "event",
@@ -23,8 +24,8 @@ STREAMS: dict[int, str] = {
     19: "edges",
 }
 STREAM_IDS: dict[str, int] = {name: number for number, name in STREAMS.items()}
-READING_STREAMS: tuple[int, ...] = (1, 2, 3, 4, 8, 9)
-STREAM_UNITS: dict[int, str] = {1: "AU", 2: "AU", 3: "AU", 4: "AU", 8: "rpm", 9: "°C"}
+READING_STREAMS: tuple[int, ...] = (1, 2, 3, 4, 5, 8, 9)
+STREAM_UNITS: dict[int, str] = {1: "AU", 2: "AU", 3: "AU", 4: "AU", 5: "AU", 8: "rpm", 9: "°C"}
 
 FLAGS: dict[str, int] = {
     name: 1 << bit
@@ -46,6 +47,8 @@ FLAGS: dict[str, int] = {
             "simulated",
             "blanked",
             "mains_unlocked",
+            "below_curve",
+            "above_curve",
         )
     )
 }
@@ -86,7 +89,7 @@ TRACE_DTYPE: list[tuple[str, str]] = [
 TRACE = struct.Struct("<BBBBIq")
 
 TRACE_CONVERSION, TRACE_CLOCK, TRACE_PERIOD, TRACE_GAIN = 1, 2, 3, 4
-TRACE_EDGE, TRACE_COMMAND, TRACE_TICK, TRACE_SNAPSHOT = 5, 6, 7, 8
+TRACE_EDGE, TRACE_COMMAND, TRACE_TICK, TRACE_SNAPSHOT, TRACE_CURVE = 5, 6, 7, 8, 9
 
 KIND_READINGS, KIND_TRACE, KIND_SNAPSHOT, KIND_JSON, KIND_RAW_CHUNK, KIND_GAP = 1, 2, 3, 4, 5, 6
 
