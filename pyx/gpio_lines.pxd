@@ -109,6 +109,13 @@ cdef inline int gpio_is_header(int chip) noexcept nogil:
     return strncmp(info.label, "pinctrl-bcm", 11) == 0 or strncmp(info.label, "pinctrl-rp", 10) == 0
 
 
+cdef inline int gpio_is_bcm(int chip) noexcept nogil:
+    """Whether it is the chip of a Pi before the fifth, whose register file is that of the BCM2835."""
+    cdef gpiochip_info info
+    memset(&info, 0, sizeof(info))
+    return ioctl(chip, GPIO_GET_CHIPINFO_IOCTL, &info) >= 0 and strncmp(info.label, "pinctrl-bcm2", 12) == 0
+
+
 cdef inline int gpio_find(int* number) noexcept nogil:
     """Open the chip that has a Pi's header lines, whatever its number; -ENODEV: there is none."""
     cdef char path[16]
