@@ -19,7 +19,9 @@ hands the reports back:
 
     python -m pytest tests/test_x.py                                     # fake, and kernel where STIRBAR_HIL is set
     STIRBAR_HIL=<folder of run.sh> python -m pytest -m hil tests/test_x.py       # kernel only
-    $STIRBAR_HIL/run.sh -c eyespy python -m pytest -p no:cacheprovider tests/test_x.py -k name -s    # by hand, in it
+    python tests/board_bench.py -c eyespy python -m pytest -p no:cacheprovider tests/test_x.py -s    # by hand, in it
+
+The last is ``$STIRBAR_HIL/run.sh -c eyespy ..``, with what a host with a newer processor than the kernel knows needs.
 
 Fixtures wider than a function therefore live once per board, in that process. The bench is reset before each test.
 
@@ -313,8 +315,8 @@ class FakeBench(Bench):
         self._control.close()
 
 
-def build() -> tuple[pathlib.Path, pathlib.Path]:
-    """Compiles the fake board where that was not done yet; its server and its interposer."""
+def build() -> pathlib.Path:
+    """Compiles the fake board where that was not done yet; the folder of its server and its interposers."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         pytest.skip("no C compiler for the fake board")
@@ -328,14 +330,16 @@ def build() -> tuple[pathlib.Path, pathlib.Path]:
         root.mkdir(parents=True, exist_ok=True)
         made = pathlib.Path(tempfile.mkdtemp(dir=root))
         flags = [compiler, "-std=gnu11", "-O2", "-Wall"]
-        shim = SOURCES / "shim.c"
-        subprocess.run([*flags, "-shared", "-fPIC", "-o", made / "shim.so", shim, "-ldl", "-lpthread"], check=True)
-        models = [source for source in sources if source.suffix == ".c" and source != shim]
+        preloaded = [SOURCES / "shim.c", SOURCES / "wide_state.c"]
+        for source in preloaded:
+            output = made / f"{source.stem}.so"
+            subprocess.run([*flags, "-shared", "-fPIC", "-o", output, source, "-ldl", "-lpthread"], check=True)
+        models = [source for source in sources if source.suffix == ".c" and source not in preloaded]
         subprocess.run([*flags, "-o", made / "server", *models, "-lm"], check=True)
         with contextlib.suppress(OSError):  # another process was quicker
             made.rename(target)
         shutil.rmtree(made, ignore_errors=True)
-    return target / "server", target / "shim.so"
+    return target
 
 
 def _ready_text(ready: dict[int, int]) -> str:
@@ -358,19 +362,19 @@ def fake_board(
     """
     shape = layout(board)
     ready = dict(shape.ready) if ready is None else ready
-    server, shim = build()
+    built = build()
     settings = {"chips": shape.chips, "hall": shape.hall, "product_version": shape.product_version, **options}
     settings.update(ready=_ready_text(ready), plant=int(plant), bus_hz=bus_hz, strict=int(strict))
     # A short name: a socket's has at most 107 characters.
     directory = os.path.realpath(tempfile.mkdtemp(prefix="board-", dir="/tmp"))
-    command = [str(server), directory, *(f"{key}={value}" for key, value in settings.items())]
+    command = [str(built / "server"), directory, *(f"{key}={value}" for key, value in settings.items())]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     try:
         if process.stdout.readline() != b"ready\n":
             raise RuntimeError(f"the fake board did not start: status {process.wait()}")
-        with contextlib.closing(FakeBench(board, ready, directory, str(shim))) as bench:
+        with contextlib.closing(FakeBench(board, ready, directory, str(built / "shim.so"))) as bench:
             yield bench
     finally:
         process.stdin.close()
@@ -418,6 +422,35 @@ class KernelBench(Bench):
 def in_kernel() -> bool:
     """Whether this process runs in the simulator kernel."""
     return os.environ.get("HIL") == "1"
+
+
+def kernel_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
+    """The command, and what its environment needs, that runs ``run.sh ARGUMENTS``; STIRBAR_HIL names its folder."""
+    run = str(pathlib.Path(os.environ["STIRBAR_HIL"]) / "run.sh")
+    with open("/proc/cpuinfo") as file:
+        wide = "amx_tile" in file.read()
+    return [run, *arguments], {"HIL_OUT": str(_with_wide_state(run))} if wide else {}
+
+
+def _with_wide_state(run: str) -> pathlib.Path:
+    """A folder of the simulator kernel's files in which the kernel starts with tests/fakeboard/wide_state.c."""
+    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    out = pathlib.Path(os.environ.get("HIL_OUT") or pathlib.Path(os.environ.get("HIL_WORK") or cache / "stirbar-hil", "out"))
+    if not (out / "linux").exists():
+        subprocess.run([run, "true"], capture_output=True, check=False)  # unpacks it, whether it boots or not
+    target = build() / f"kernel-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
+    if not target.exists():
+        made = pathlib.Path(tempfile.mkdtemp(dir=target.parent))
+        for file in out.iterdir():
+            if file.name != "linux":
+                (made / file.name).symlink_to(file)
+        script = f'#!/bin/sh\nLD_PRELOAD={target.parent}/wide_state.so exec {out}/linux "$@"\n'
+        (made / "linux").write_text(script)
+        (made / "linux").chmod(0o755)
+        with contextlib.suppress(OSError):
+            made.rename(target)
+        shutil.rmtree(made, ignore_errors=True)
+    return target
 
 
 def _ready_of(text: str) -> dict[int, int]:
@@ -509,8 +542,9 @@ class BoardRun:
             environment |= bench.environment
         else:
             wiring = ["-a", variant.ready] if variant.ready else []
-            run = pathlib.Path(os.environ["STIRBAR_HIL"]) / "run.sh"
-            command = [str(run), "-t", "1200", "-c", variant.name, *wiring, "-w", str(directory), *pytest_command]
+            options = ["-t", "1200", "-c", variant.name, *wiring, "-w", str(directory)]
+            command, more = kernel_command(*options, *pytest_command)
+            environment |= more
         self._process = subprocess.Popen(
             command, env=environment, cwd=config.rootpath, stdin=subprocess.DEVNULL, stdout=output, stderr=output
         )
@@ -642,3 +676,8 @@ class BoardPlugin:
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         self._say({"finished": nodeid})
+
+
+if __name__ == "__main__":
+    command_line, additions = kernel_command(*sys.argv[1:])
+    os.execve(command_line[0], command_line, {**os.environ, **additions})

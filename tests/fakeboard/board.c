@@ -62,11 +62,13 @@ void board_advance(int64_t t) {
         else bus_event();
     }
     plant_settle(t);
+    lines_deliver(t);
 }
 
 int64_t board_next(void) {
-    int64_t next = bus_answer_ns(), hall = hall_next(), now = clock_ns();
+    int64_t next = bus_answer_ns(), hall = hall_next(), late = lines_next(), now = clock_ns();
     if (hall < next) next = hall;
+    if (late < next) next = late;
     for (const struct chip *chip = chips; chip < chips + chip_count; chip++) {
         int64_t edge = converter_next_edge(chip);
         if (edge < next) next = edge;

@@ -185,6 +185,8 @@ int lines_set(struct request_of_lines *held, const struct gpio_v2_line_values *v
 int lines_configure(struct request_of_lines *held, const struct gpio_v2_line_config *config, int64_t t);
 int lines_events(struct request_of_lines *held, struct gpio_v2_line_event *events, int room, bool *drained);
 int lines_info(struct gpio_v2_line_info *info);
+void lines_deliver(int64_t now);            /* edges that a stall of the host made late */
+int64_t lines_next(void);
 void lines_bind(struct request_of_lines *held, void *owner);
 void *lines_owner(struct request_of_lines *held);
 void line_drive(int offset, bool level, int64_t t);     /* a chip drives it */

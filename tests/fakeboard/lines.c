@@ -22,7 +22,18 @@ struct request_of_lines {
     struct gpio_v2_line_event *queue;
     uint32_t room, first, used;
     void *owner;
+    /* Edges that a stalled host made late come a few at a time, so that the queue overflows only where the program
+       itself is late. */
+    struct gpio_v2_line_event *late;
+    uint32_t late_room, late_first, late_used;
+    int64_t late_next_ns;
+    struct request_of_lines *next;
 };
+
+static const int64_t LATE_NS = 2000000, LATE_PAUSE_NS = 1000000;
+enum { LATE_AT_ONCE = 4 };
+
+static struct request_of_lines *all_requests;
 
 struct line lines[LINES];
 
@@ -41,6 +52,43 @@ static uint64_t stamp(const struct line *line, int64_t t) {
 }
 
 /* A full queue loses its oldest event; the line's numbers show it. */
+static void enqueue(struct request_of_lines *held, const struct gpio_v2_line_event *event) {
+    if (held->used == held->room) {
+        held->first++;
+        held->used--;
+    }
+    held->queue[(held->first + held->used++) & (held->room - 1)] = *event;
+    if (held->used == 1) events_waiting(held->owner);
+}
+
+static void postpone(struct request_of_lines *held, const struct gpio_v2_line_event *event) {
+    if (!held->late_used) {
+        held->late_first = 0;
+        held->late_next_ns = clock_ns();
+    }
+    if (held->late_first + held->late_used == held->late_room) {
+        held->late_room = held->late_room ? 2 * held->late_room : 64;
+        held->late = realloc(held->late, held->late_room * sizeof *held->late);
+    }
+    held->late[held->late_first + held->late_used++] = *event;
+}
+
+void lines_deliver(int64_t now) {
+    for (struct request_of_lines *held = all_requests; held; held = held->next) {
+        if (!held->late_used || held->late_next_ns > now) continue;
+        for (int i = 0; i < LATE_AT_ONCE && held->late_used; i++, held->late_used--)
+            enqueue(held, &held->late[held->late_first++]);
+        held->late_next_ns = now + LATE_PAUSE_NS;
+    }
+}
+
+int64_t lines_next(void) {
+    int64_t next = NEVER;
+    for (struct request_of_lines *held = all_requests; held; held = held->next)
+        if (held->late_used && held->late_next_ns < next) next = held->late_next_ns;
+    return next;
+}
+
 static void put_event(int offset, int64_t t) {
     const struct line *line = &lines[offset];
     struct request_of_lines *held = line->holder;
@@ -54,12 +102,8 @@ static void put_event(int offset, int64_t t) {
         .seqno = ++held->number,
         .line_seqno = ++held->line_number[line->holder_index],
     };
-    if (held->used == held->room) {
-        held->first++;
-        held->used--;
-    }
-    held->queue[(held->first + held->used++) & (held->room - 1)] = event;
-    if (held->used == 1) events_waiting(held->owner);
+    if (held->late_used || clock_ns() - t > LATE_NS) postpone(held, &event);
+    else enqueue(held, &event);
 }
 
 int lines_events(struct request_of_lines *held, struct gpio_v2_line_event *events, int room, bool *drained) {
@@ -192,6 +236,8 @@ struct request_of_lines *lines_request(struct gpio_v2_line_request *request, int
         memcpy(line->consumer, request->consumer, sizeof line->consumer);
         line->consumer[sizeof line->consumer - 1] = 0;
     }
+    held->next = all_requests;
+    all_requests = held;
     apply(held, &request->config, t);
     *error = 0;
     return held;
@@ -221,6 +267,10 @@ void lines_release(struct request_of_lines *held, int64_t t) {
 }
 
 void lines_free(struct request_of_lines *held) {
+    struct request_of_lines **it = &all_requests;
+    while (*it && *it != held) it = &(*it)->next;
+    if (*it) *it = held->next;
+    free(held->late);
     free(held->queue);
     free(held);
 }
