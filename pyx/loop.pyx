@@ -10,7 +10,8 @@ from libc.stdlib cimport calloc, free
 from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write, pulses_tick
 from stirbar.rt.configure cimport configure_od, configure_stirring, mains_hz, photodiode_angles
 from stirbar.rt.clock cimport (
-    CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, Clock, VirtualTime, clock_real, clock_virtual, read_clock_ns)
+    CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, WAKE_LATE_ROOM, Clock, VirtualTime, clock_real, clock_virtual,
+    read_clock_ns)
 from stirbar.rt.guard_link cimport (
     GUARD_DESCRIPTORS, GUARD_TEXT, stirbar_guard_connect, stirbar_heartbeat_map, stirbar_heartbeat_unmap)
 from stirbar.rt.hal cimport Hal
@@ -337,6 +338,16 @@ cdef class Loop:
             raise RuntimeError("run_until needs a loop in virtual time")
         with nogil:
             drive(state.together.table, state.together.count, &state.clock, until_ns, &running)
+
+    def wake_late(self, late_ns):
+        """Virtual time: let each sleep end late by one of these times (ns, at most 1024 quantiles of a distribution),
+        drawn with equal chance. Raises ValueError for none or too many."""
+        cdef int i
+        if not 0 < len(late_ns) <= WAKE_LATE_ROOM:
+            raise ValueError(f"{len(late_ns)} quantiles of lateness; 1 to {WAKE_LATE_ROOM} can be given")
+        for i in range(WAKE_LATE_ROOM):
+            self.state.virtual_time.late_ns[i] = late_ns[i * len(late_ns) // WAKE_LATE_ROOM]
+        self.state.virtual_time.draw = 2463534242
 
     # --- clocks ------------------------------------------------------------------------------------------------------
 
