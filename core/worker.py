@@ -13,7 +13,7 @@ import signal
 import sys
 
 import zmq
-from stirbar.core import identity, paths, sockets
+from stirbar.core import identity, paths, profiles, sockets
 from stirbar.core.commands import Commands
 from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options
 from stirbar.core.host import Host
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from stirbar.core.config import Config
+    from stirbar.core.guard import Guard
 
 # The host steps this long after each grid point, when the readings of that point are in the ring.
 STEP_OFFSET_NS = 12_000_000
@@ -86,8 +87,36 @@ def bind(
     return telemetry, command
 
 
+def open_loop(config: Config) -> tuple[Guard | None, Loop]:
+    """The loop on the board that the config names, or the simulated vial; and who holds its outputs.
+
+    Raises ProfileError or HardwareError where there is no board. Without a guard the worker measures, and moves nothing.
+    """
+    profile = profiles.choose(config)
+    if config.get("unit", "simulate"):
+        return None, Loop(config, profile=profile)
+    from stirbar.core import guard
+
+    outputs = None
+    try:
+        outputs = guard.connect(guard.socket_path(config))
+    except guard.GuardError as error:
+        print(f"stirbar worker: {error}; nothing will stir, heat or dose", file=sys.stderr)
+    try:
+        loop = Loop(config, profile=profile, guard=outputs)
+        if outputs is not None and outputs.heartbeat >= 0:
+            loop.beat_into(outputs.heartbeat)
+    except BaseException:
+        if outputs is not None:
+            outputs.close()
+        raise
+    for sentence in loop.missing:
+        print(f"stirbar worker: {sentence}", file=sys.stderr)
+    return outputs, loop
+
+
 class WorkerProcess:
-    """Owns loop, host and sockets; `run()` returns when `stop()` was called (a signal handler may)."""
+    """Owns loop, outputs, host and sockets; `run()` returns when `stop()` was called (a signal handler may)."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -97,7 +126,7 @@ class WorkerProcess:
         self.replies_dropped = 0
         self._lock = take_lock(self.address, paths.runtime_directory(config), self.unit)
         directory = paths.data_directory(config)
-        self.loop = Loop(config)
+        self.guard, self.loop = open_loop(config)
         self.host = Host(
             self.loop,
             config,
@@ -184,6 +213,8 @@ class WorkerProcess:
     def close(self) -> None:
         """Stop the loop (LED and stirrer off), publish what is left, release sockets and lock."""
         self.loop.stop()
+        if self.guard is not None:
+            self.guard.close()
         self._publish()
         self.telemetry.close()
         self.command.close()

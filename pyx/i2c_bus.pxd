@@ -59,7 +59,7 @@ cdef struct I2cBus:
     int64_t down_until_ns      # nothing is tried before
     uint32_t timeouts          # in a row
     uint32_t transfers
-    uint32_t busy_us           # time spent in transfers
+    uint32_t busy_ms           # time spent in transfers
     uint32_t busy_rest_ns
     uint32_t waited            # transfers that had to wait: someone else uses the bus
     uint32_t worst_us          # the longest transfer that succeeded
@@ -204,8 +204,8 @@ cdef inline int i2c_transfer(I2cBus* bus, i2c_msg* messages, int count) noexcept
     bus.transfers += 1
     duration_ns = bus.ended_ns - bus.began_ns
     bus.busy_rest_ns += <uint32_t>duration_ns
-    bus.busy_us += bus.busy_rest_ns // 1000
-    bus.busy_rest_ns %= 1000
+    bus.busy_ms += bus.busy_rest_ns // 1000000
+    bus.busy_rest_ns %= 1000000
     if status:
         bus.counters.bus_errors += 1
         if status == -ETIMEDOUT:

@@ -3,6 +3,8 @@
 from typing import TypedDict
 
 from stirbar.core.config import Config
+from stirbar.core.guard import Guard
+from stirbar.core.profiles import Profile
 
 class Lateness(TypedDict):
     counts: list[list[int]]
@@ -11,7 +13,10 @@ class Lateness(TypedDict):
 class HardwareError(Exception): ...
 
 class Loop:
-    def __init__(self, config: Config, *, virtual: bool = False) -> None: ...
+    missing: list[str]
+    def __init__(
+        self, config: Config, *, profile: Profile | None = None, guard: Guard | None = None, virtual: bool = False
+    ) -> None: ...
     def beat_into(self, fd: int) -> None: ...
     def start(self) -> list[tuple[str, int]]: ...
     def stop(self) -> None: ...
