@@ -19,7 +19,7 @@ from stirbar.rt.hardware cimport Hardware, hardware_hal
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
 from stirbar.rt.od cimport od_init
 from stirbar.rt.od_state cimport OdConfig
-from stirbar.rt.ports cimport READING_ROOM, Port, port_init, port_memory_bytes
+from stirbar.rt.ports cimport READING_ROOM, STREAM_COUNT, Port, port_init, port_memory_bytes
 from stirbar.rt.realtime cimport (
     pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start)
 from stirbar.rt.ring cimport (
@@ -516,7 +516,7 @@ cdef class Loop:
         cdef int thread, stream
         ends = {}
         for thread in range(THREADS):
-            for stream in range(16):
+            for stream in range(STREAM_COUNT):
                 if self._port(thread).sequences[stream]:
                     ends[stream] = self._port(thread).sequences[stream]
         return ends
