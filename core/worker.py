@@ -87,30 +87,32 @@ def bind(
     return telemetry, command
 
 
+def take_outputs(config: Config) -> tuple[Guard | None, str]:
+    """The outputs of a real board from its guard, or why there are none; a simulated vial needs no guard."""
+    if config.get("unit", "simulate"):
+        return None, ""
+    from stirbar.core import guard
+
+    try:
+        return guard.connect(guard.socket_path(config)), ""
+    except guard.GuardError as error:
+        return None, str(error)
+
+
 def open_loop(config: Config) -> tuple[Guard | None, Loop]:
     """The loop on the board that the config names, or the simulated vial; and who holds its outputs.
 
     Raises ProfileError or HardwareError where there is no board. Without a guard the worker measures, and moves nothing.
     """
     profile = profiles.choose(config)
-    if config.get("unit", "simulate"):
-        return None, Loop(config, profile=profile)
-    from stirbar.core import guard
-
-    outputs = None
-    try:
-        outputs = guard.connect(guard.socket_path(config))
-    except guard.GuardError as error:
-        print(f"stirbar worker: {error}; nothing will stir, heat or dose", file=sys.stderr)
+    outputs, without = take_outputs(config)
     try:
         loop = Loop(config, profile=profile, guard=outputs)
-        if outputs is not None and outputs.heartbeat >= 0:
-            loop.beat_into(outputs.heartbeat)
     except BaseException:
         if outputs is not None:
             outputs.close()
         raise
-    for sentence in loop.missing:
+    for sentence in ([f"no stirring: {without}"] if without else []) + loop.missing:
         print(f"stirbar worker: {sentence}", file=sys.stderr)
     return outputs, loop
 
@@ -136,6 +138,7 @@ class WorkerProcess:
             boot_id=identity.boot_id(),
             directory=directory,
             version=VERSION,
+            without_outputs=without,
         )
         self.commands = Commands(self.host)
         self.vitals = Vitals(directory)
@@ -211,7 +214,7 @@ class WorkerProcess:
             self.commands.handle(request, reply)
 
     def close(self) -> None:
-        """Stop the loop (LED and stirrer off), publish what is left, release sockets and lock."""
+        """Stop the loop (LED and stirrer off), publish what is left, release outputs, sockets and lock."""
         self.loop.stop()
         if self.guard is not None:
             self.guard.close()

@@ -159,6 +159,8 @@ cdef class Loop:
             self._configure_simulation(config)
         self._make_ports()
         self._make_tasks(config)
+        if guard is not None:
+            self._beat_into(guard.heartbeat)
         if not self.is_simulated:
             self._open_hardware(profile, guard)
 
@@ -284,8 +286,8 @@ cdef class Loop:
         state.thread_run[SAMPLING].clock = state.thread_run[ACTUATORS].clock = state.together.clock = &state.clock
         state.thread_run[SAMPLING].running = state.thread_run[ACTUATORS].running = &state.running
 
-    def beat_into(self, int fd):
-        """Let the actuator thread count its ticks into the guard's page; before start(). Raises OSError."""
+    def _beat_into(self, int fd):
+        """Let the actuator thread count its ticks into the guard's page."""
         cdef Actuators* a = &self.state.actuators
         a.heartbeat = stirbar_heartbeat_map(fd)
         if a.heartbeat == NULL:
