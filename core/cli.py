@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("stirbar.core.worker:main", "run the controller of one vial"),
     "status": ("stirbar.core.status:main", "what a worker is doing now"),
     "config": ("stirbar.core.config_command:main", "check, show and change the configuration"),
+    "hardware": ("stirbar.core.hardware_command:main", "find, list and check the board"),
     "record": ("stirbar.core.recording:record_main", "write a worker's raw conversions to a file"),
     "replay": ("stirbar.core.recording:replay_main", "repeat the readings of a recording"),
     "twin": ("stirbar.core.twin:main", "run a simulated worker in virtual time"),
