@@ -68,6 +68,13 @@ TABLE: dict[str, tuple[str, tuple[Key, ...]]] = {
             _whole("bus", 0, 63, "N of /dev/i2c-N."),
             _whole("clock_hz", 10_000, 1_000_000, "Bus clock; the kernel sets it, see docs/hardware.md.", "Hz"),
             _whole("timeout_ms", 10, 100, "Longest transfer; a whole number of 10 ms.", "ms"),
+            _choice(
+                "recovery",
+                ("registers", "lines", "none"),
+                "How SDA is freed when a chip holds it low: through the GPIO registers (/dev/gpiomem; a Pi before the"
+                " fifth), by requesting lines 2 and 3 (only where that leaves them with the bus), or not at all; empty:"
+                " registers where there are any.",
+            ),
         ),
     ),
     "gpio": (
