@@ -39,27 +39,31 @@ def check_devices(profile: Profile, bus: I2cBus) -> Iterator[Finding]:
     """Each device of the profile: present, missing, or something else in its place."""
     found = {chip.address: chip for chip in chips.look(bus)}
     named = {profile.get(section, "address") for section in parts(profile)}
+    users: dict[tuple[str, int], list[str]] = {}
     for section in parts(profile):
-        chip, address = profile.get(section, "chip"), profile.get(section, "address")
-        what = f"[{section}] {chip} at {address:#x}"
-        there = found.get(address)
-        if there is not None and there.kind == chips.family(chip):
-            yield Finding(OK, what, there.detail)
-            continue
-        others = [one for one in found.values() if one.kind == chips.family(chip) and one.address not in named]
-        if there is not None:
-            text, remedy = f"{there.detail} answers instead", "choose the profile of this board, or correct its address"
-        elif others:
-            where = ", ".join(f"{one.address:#x}" for one in others)
-            text = f"missing, but there is one at {where} that the profile does not name"
-            remedy = f"write address = {others[0].address:#x} into [{section}], or set the chip's ADDR pin"
-        else:
-            text, remedy = "missing", "check plug and cable; take the power away and give it back"
-        yield Finding(FAIL, what, text, "answers", remedy)
+        users.setdefault((profile.get(section, "chip"), profile.get(section, "address")), []).append(f"[{section}]")
+    for (chip, address), sections in users.items():
+        yield _device(chip, address, sections, found, named)
     for one in found.values():
         if one.address not in named:
             yield Finding(NOTE, f"device at {one.address:#x}", f"{one.detail}; the profile does not name it")
     yield from _other_profile(profile, bus)
+
+
+def _device(chip: str, address: int, sections: list[str], found: dict[int, chips.Chip], named: set[int]) -> Finding:
+    what = f"{chip} at {address:#x} ({', '.join(sections)})"
+    there = found.get(address)
+    if there is not None and there.kind == chips.family(chip):
+        return Finding(OK, what, there.detail)
+    others = [one.address for one in found.values() if one.kind == chips.family(chip) and one.address not in named]
+    if there is not None:
+        text, remedy = f"{there.detail} answers instead", "choose the profile of this board, or correct its address"
+    elif others:
+        text = f"missing, but there is one at {', '.join(map(hex, others))} that the profile does not name"
+        remedy = f"write address = {others[0]:#x} into {sections[0]}, or set the chip's ADDR pin"
+    else:
+        text, remedy = "missing", "check plug and cable; take the power away and give it back"
+    return Finding(FAIL, what, text, "answers", remedy)
 
 
 def _other_profile(profile: Profile, bus: I2cBus) -> Iterator[Finding]:

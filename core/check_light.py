@@ -214,9 +214,10 @@ def _roles(steps: list[Step], config: Config) -> Iterator[Finding]:
         angle = config.get("od_config.photodiode_channel", channel)
         if angle and not any(step.section.endswith(channel) for step in steps):
             yield Finding(
-                FAIL,
+                WARN if angle == "REF" else FAIL,
                 f"channel {channel} ({angle})",
-                "the board has no such photodiode",
+                "the board has no such photodiode"
+                + ("; nothing corrects for the LED's drift" if angle == "REF" else ""),
                 "every channel in use has one",
                 f"leave [od_config.photodiode_channel] {channel} empty, or choose another profile",
             )
