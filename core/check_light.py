@@ -310,6 +310,7 @@ def _by_edges(profile: Profile, bus: I2cBus, section: str, address: int, line: i
 
 
 def check_temperature(profile: Profile, bus: I2cBus) -> Iterator[Finding]:
+    """Whether the heater board's sensor says what can be."""
     if not profile.has("temperature"):
         return
     address = profile.get("temperature", "address")
@@ -325,6 +326,7 @@ def check_temperature(profile: Profile, bus: I2cBus) -> Iterator[Finding]:
 
 
 def check_rail(profile: Profile, bus: I2cBus) -> Iterator[Finding]:
+    """Voltage of the PWM rail, and of the pin that tells the HAT's version."""
     for section, what in (("rail", "voltage of the PWM rail"), ("version_sense", "version sense")):
         if not profile.has(section):
             continue

@@ -8,6 +8,8 @@ Synchronization: one thread at a time.
 
 from __future__ import annotations
 
+import os
+
 from stirbar.core.gpio_lines import FALLING, INPUT, OUTPUT, PULL_UP, RISING, Line, LineError
 
 TYPE_CHECKING = False
@@ -54,6 +56,9 @@ class LgpioLine:
 
 def open_line(chip: str, number: int, output: bool) -> LgpioLine | Line:
     """A line for a command: by lgpio where it is installed, else from the kernel. Raises LineError."""
+    import tempfile
+
+    os.environ.setdefault("LG_WD", tempfile.gettempdir())  # lgpio leaves a pipe in its working directory
     try:
         import lgpio
     except ImportError:

@@ -83,6 +83,7 @@ def plan_rows(profile: Profile) -> list[dict[str, Any]]:
 
 
 def describe(profile: Profile) -> dict[str, Any]:
+    """What `list` prints of one profile."""
     return {
         "name": profile.name,
         "title": profile.get("profile", "title"),

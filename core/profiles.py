@@ -186,6 +186,7 @@ def kind_of(section: str) -> str:
 
 
 def find_key(section: str, name: str) -> Key | None:
+    """The key of a section such as photodiode.2; None if there is none of that name."""
     if section not in SECTIONS:
         return None
     return next((key for key in TABLE[kind_of(section)][1] if key.name == name), None)
