@@ -124,7 +124,7 @@ POINTED_AT = {
         "sim_adc_start", "sim_adc_read", "sim_led_write", "sim_temperature_read", "sim_edges_read", "sim_stirrer_write"
     },
 }  # fmt: skip
-HOST_ONLY = {"configure.pxd"}  # turns Python's configuration into structs, before the threads live
+HOST_ONLY = {"configure.pxd", "stage.pxd"}  # turns Python's configuration into structs, before the threads live
 
 
 @pytest.fixture(scope="module")
