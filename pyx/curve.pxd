@@ -95,7 +95,9 @@ cdef inline double curve_root(const Curve* c, double y, int64_t run, double star
     cdef CurvePoint point
     cdef int i
     if not low < x < high:
-        x = low + (high - low) * ((y - c.turn_y[run]) / span) if span != 0.0 else low
+        x = low + (high - low) * ((y - c.turn_y[run]) / span)
+        if not low <= x <= high:
+            x = 0.5 * (low + high)
     for i in range(CURVE_STEPS):
         point = curve_at(c, x)
         if point.y == y:
@@ -124,7 +126,7 @@ cdef inline int curve_inverse(const Curve* c, double y, double previous, double*
     cdef double nearest = -1.0
     cdef int64_t i, at
     for i in range(c.turns - 1):
-        if (c.turn_y[i] - y) * (c.turn_y[i + 1] - y) > 0.0:
+        if (c.turn_y[i] < y and c.turn_y[i + 1] < y) or (c.turn_y[i] > y and c.turn_y[i + 1] > y):
             continue
         root = curve_root(c, y, i, previous)
         if best != best or fabs(root - previous) < fabs(best - previous):
@@ -165,7 +167,7 @@ cdef inline int bisect_polynomial(
     cdef double at_high = polynomial_at(coefficient, count, high).y
     cdef double middle, y
     cdef int i
-    if at_low * at_high > 0.0 or at_low == 0.0:
+    if at_low == 0.0 or (at_high != 0.0 and (at_low > 0.0) == (at_high > 0.0)):
         return 0
     for i in range(200):
         middle = 0.5 * (low + high)
@@ -238,7 +240,7 @@ cdef inline int curve_add_turn(Curve* c, double x) noexcept nogil:
         return -EINVAL
     if n >= 1 and (y == c.turn_y[n - 1] or x <= c.turn_x[n - 1]):
         return 0
-    if n >= 2 and (y - c.turn_y[n - 1]) * (c.turn_y[n - 1] - c.turn_y[n - 2]) > 0.0:
+    if n >= 2 and (y > c.turn_y[n - 1]) == (c.turn_y[n - 1] > c.turn_y[n - 2]):
         n -= 1
     if n == CURVE_TURNS:
         return -EINVAL

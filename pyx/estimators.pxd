@@ -17,8 +17,8 @@ from stirbar.rt.stirring cimport StirState, stir_duty, stir_edge, stir_reading, 
 from stirbar.rt.types cimport (
     COMMAND_BLANK, COMMAND_LED, COMMAND_STIR_DUTY, COMMAND_STIR_RPM, COMMAND_STIR_STOP, FLAG_ABOVE_CURVE,
     FLAG_BELOW_CURVE, FLAG_BLANKED, FLAG_STIRRING_OFF, FLAG_UNCALIBRATED, MAX_CHANNELS, PART_CLEAR, PART_DONE,
-    STREAM_OD1, TRACE_CLOCK, TRACE_COMMAND, TRACE_CONVERSION, TRACE_CURVE, TRACE_EDGE, TRACE_GAIN, TRACE_PERIOD,
-    TRACE_TICK, Reading, TraceItem)
+    STREAM_OD1, STREAM_OD1_RATE1, STREAM_OD4_RATE3, TRACE_CLOCK, TRACE_COMMAND, TRACE_CONVERSION, TRACE_CURVE,
+    TRACE_EDGE, TRACE_GAIN, TRACE_PERIOD, TRACE_TICK, Reading, TraceItem)
 
 cdef enum:
     SLOT_FUSION = MAX_CHANNELS   # of a TRACE_CURVE; before it the calibrations of the channels
@@ -120,6 +120,15 @@ cdef inline void calibrate(Estimators* e, int channel, Reading* reading, double 
         reading.flags |= FLAG_ABOVE_CURVE
 
 
+cdef inline int stream_channel(int stream) noexcept nogil:
+    """The photodiode channel (0..3) whose density a stream is, at any of the rates, or -1."""
+    if STREAM_OD1 <= stream < STREAM_OD1 + MAX_CHANNELS:
+        return stream - STREAM_OD1
+    if STREAM_OD1_RATE1 <= stream <= STREAM_OD4_RATE3:
+        return (stream - STREAM_OD1_RATE1) % MAX_CHANNELS
+    return -1
+
+
 cdef inline int estimators_take(Estimators* e, Reading* reading) noexcept nogil:
     """1 and the next reading that is ready, or 0."""
     cdef double blank
@@ -127,11 +136,13 @@ cdef inline int estimators_take(Estimators* e, Reading* reading) noexcept nogil:
     if not od_take(&e.od, reading):
         return fusion_take(&e.fusion, reading)
     reading.flags |= e.flags
-    channel = reading.stream - STREAM_OD1
+    channel = stream_channel(reading.stream)
+    if channel < 0:
+        return 1
     blank = e.od.channel[channel].blank if reading.flags & FLAG_BLANKED else 0.0
-    if e.fusion.in_force and e.fusion.model.intensity_percent == e.od.led_percent:
+    if e.fusion.in_force and e.fusion.model.intensity_percent == e.od.led_percent and reading.stream < STREAM_OD1_RATE1:
         fusion_give(&e.fusion, reading, e.od.grid_ns, blank)
-    if e.calibrated & (<uint32_t>1 << channel) and e.curve[channel].intensity_percent == e.od.led_percent:
+    if e.calibrated >> channel & 1 and e.curve[channel].intensity_percent == e.od.led_percent:
         calibrate(e, channel, reading, blank)
     return 1
 

@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef enum:
     RECORD_VERSION = 1      # of Reading, TraceItem and the batch header; see docs/protocol.md
     MAX_CHANNELS = 4        # photodiode channels 1..4, held at index 0..3
-    SNAPSHOT_BYTES = 98304  # room for the state of the estimators of all channels
+    SNAPSHOT_BYTES = 114688  # room for the state of the estimators of all channels
 
 # Streams: one number and one name each, in core/records.py too (a test holds them equal).
 cdef enum:
@@ -22,6 +22,22 @@ cdef enum:
     STREAM_STATUS = 17
     STREAM_RAW = 18         # trace of the sampling thread
     STREAM_EDGES = 19       # trace of the actuator thread
+    STREAM_OD1_RATE1 = 32   # optical density at the first slower rate, channels 1..4; then at the second and third
+    STREAM_OD2_RATE1 = 33
+    STREAM_OD3_RATE1 = 34
+    STREAM_OD4_RATE1 = 35
+    STREAM_OD1_RATE2 = 36
+    STREAM_OD2_RATE2 = 37
+    STREAM_OD3_RATE2 = 38
+    STREAM_OD4_RATE2 = 39
+    STREAM_OD1_RATE3 = 40
+    STREAM_OD2_RATE3 = 41
+    STREAM_OD3_RATE3 = 42
+    STREAM_OD4_RATE3 = 43
+    STREAM_MODULATION1 = 44  # of the light through channels 1..4, by the stir bar
+    STREAM_MODULATION2 = 45
+    STREAM_MODULATION3 = 46
+    STREAM_MODULATION4 = 47
 
 # Flags of a reading.
 cdef enum:
