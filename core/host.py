@@ -14,6 +14,7 @@ import zlib
 
 from stirbar.core import events, records
 from stirbar.core.blanks import Blanks, BlankTaking
+from stirbar.core.calibrations import FUSION_SLOT, ActiveCalibrations
 from stirbar.core.history import History
 from stirbar.core.ini import write_atomically
 from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs
@@ -84,6 +85,8 @@ class Host:
             if publish is not None:
                 publish()
         self.set_experiment(self._stored_experiment(), _ignore)
+        self.calibrations = ActiveCalibrations(self)
+        self.calibrations.start()
         if config.get("od_reading.config", "raw"):
             self.request_raw(RAW_SECONDS_FOR_EVER)
 
@@ -327,6 +330,7 @@ class Host:
 
     def describe(self) -> dict[str, object]:
         """Who this unit is and what it can do."""
+        units = {channel: str(curve["x"]) for channel, curve in self.calibrations.channels().items()}
         return {
             "unit": self.unit,
             "unit_id": self.unit_id.hex(),
@@ -343,12 +347,13 @@ class Host:
                     "channel": channel,
                     "angle": angle,
                     "name": "REF" if angle == 0 else f"{angle}°",
-                    "unit": "AU",
+                    "unit": units.get(channel, "AU"),
                     "reference": angle == 0,
                     "volts_per_code": self.config.get("od_reading.config", "adc_full_scale_v") / 32768.0,
                 }
                 for channel, angle in self.loop.channels()
             ],
+            "fused": FUSION_SLOT in self.calibrations.in_force,
             "normalisation": self.config.get("od_reading.config", "ref_normalization"),
             "jobs": {name: {"state": job.state, "settable": list(job.settable)} for name, job in self.jobs.items()},
             "limits": {"target_rpm": [RPM_FLOOR, getattr(self.jobs["stirring"], "rpm_maximum", RPM_CEILING)]},

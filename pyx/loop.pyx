@@ -27,10 +27,14 @@ from stirbar.rt.ring cimport (
     ring_count, ring_pop, ring_pop_many, ring_push, stirbar_fence, stirbar_load_relaxed,
     stirbar_store_relaxed)
 from stirbar.rt.sampling cimport (
-    Sampler, housekeeping_tick, sampler_light, sampling_tick, temperature_tick)
+    Sampler, Staged, housekeeping_tick, sampler_light, sampling_tick, temperature_tick)
+from stirbar.rt.curve cimport Curve
+from stirbar.rt.estimators cimport SLOT_FUSION
+from stirbar.rt.fusion cimport FusionModel
 from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
 from stirbar.rt.sim_parameters cimport PARAM_COUNT
 from stirbar.rt.sleep_policy cimport sleep_for_ever, sleep_on_grid
+from stirbar.rt.stage cimport stage_curve, stage_fusion
 from stirbar.rt.stirring cimport StirConfig, stir_init
 from stirbar.rt.tasks cimport Task, drive
 from stirbar.rt.types cimport (
@@ -63,6 +67,7 @@ cdef enum:
     ACTUATORS_TRACE_ROOM = 1024     # 9 s of ticks
     ACTUATORS_READING_ROOM = 256    # four minutes of rpm
     SNAPSHOT_COPY_TRIES = 3
+    STAGED_WORDS = 160              # of a calibration that one tick takes over
 
 # Where virtual time begins: not 0, which some state takes for "never"; and the date that it shows.
 cdef int64_t VIRTUAL_START_NS = 1000000000
@@ -89,6 +94,10 @@ cdef struct LoopState:
     ThreadRun together
     uint32_t running
     Reading drained[READING_ROOM]
+
+cdef union Calibration:
+    Curve curve
+    FusionModel fusion
 
 
 cdef void* run_thread(void* context) noexcept nogil:
@@ -129,6 +138,7 @@ cdef class Loop:
     cdef tuple simulation_names
     cdef readonly list missing
     cdef unsigned long long trace_sequences[THREADS]
+    cdef bytes calibration
 
     def __cinit__(self, config, *, profile=None, guard=None, bint virtual=False):
         self.latency_fd = -1
@@ -407,6 +417,34 @@ cdef class Loop:
         command.index = index
         command.value = value
         return bool(ring_push(&self._port(thread).commands, &command))
+
+    def prepare_calibration(self, int slot, data):
+        """Get a calibration ready for a slot (0..3 photodiode channels, 4 fused estimator): `data` as stage.pxd wants it,
+        None for none. Returns how many parts are to be staged; raises ValueError for what cannot be applied."""
+        cdef Calibration made
+        cdef Py_ssize_t size = sizeof(FusionModel) if slot == SLOT_FUSION else sizeof(Curve)
+        if not 0 <= slot <= SLOT_FUSION:
+            raise ValueError(f"no slot {slot} for a calibration")
+        if data is None:
+            size = 0
+        elif slot == SLOT_FUSION:
+            stage_fusion(&made.fusion, data)
+        else:
+            stage_curve(&made.curve, data)
+        self.calibration = PyBytes_FromStringAndSize(<char*>&made, size)
+        return max(1, (size // 8 + STAGED_WORDS - 1) // STAGED_WORDS)
+
+    def stage_calibration(self, int slot, int part):
+        """Stage a part of what was prepared; then push COMMAND_CURVE, and leave it until that is answered."""
+        cdef Staged* staged = &self.state.sampler.staged
+        cdef Py_ssize_t words = len(self.calibration) // 8
+        if not 0 <= part <= words // STAGED_WORDS:
+            raise ValueError(f"the calibration has no part {part}")
+        staged.slot = slot
+        staged.first = part * STAGED_WORDS
+        staged.word = <const int64_t*><const char*>self.calibration + staged.first
+        staged.count = min(words - staged.first, STAGED_WORDS)
+        staged.last = words > 0 and staged.first + staged.count == words
 
     def drain_events(self):
         """Events since the last call: a list of (monotonic_ns, value, argument, code, source)."""

@@ -125,7 +125,7 @@ POINTED_AT = {
         "sim_temperature_read", "sim_rail_read", "sim_edges_read", "sim_stirrer_write", "sim_stirrer_period",
     },
 }  # fmt: skip
-HOST_ONLY = {"configure.pxd", "configure_outputs.pxd"}  # turn Python objects into structs, before the threads live
+HOST_ONLY = {"configure.pxd", "configure_outputs.pxd", "stage.pxd"}  # turn Python objects into structs, before the threads live
 
 
 @pytest.fixture(scope="module")
