@@ -121,7 +121,8 @@ POINTED_AT = {
     "actuators": {"actuators_tick"},
     "clock": {"real_now_ns", "real_sleep_until_ns", "virtual_now_ns", "virtual_sleep_until_ns"},
     "sim": {
-        "sim_adc_start", "sim_adc_read", "sim_led_write", "sim_temperature_read", "sim_edges_read", "sim_stirrer_write"
+        "sim_adc_plan", "sim_adc_start", "sim_adc_gain", "sim_adc_convert", "sim_adc_read", "sim_led_write",
+        "sim_temperature_read", "sim_rail_read", "sim_edges_read", "sim_stirrer_write", "sim_stirrer_period"
     },
 }  # fmt: skip
 HOST_ONLY = {"configure.pxd"}  # turns Python's configuration into structs, before the threads live
