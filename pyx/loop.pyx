@@ -8,7 +8,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write, pulses_tick
-from stirbar.rt.configure cimport configure_od, configure_stirring, mains_hz, photodiode_angles
+from stirbar.rt.configure cimport configure_od, configure_plan, configure_sampling, configure_stirring
 from stirbar.rt.configure_board cimport close_hardware, forget_hardware, open_hardware
 from stirbar.rt.clock cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, WAKE_LATE_ROOM, Clock, VirtualTime, clock_real, clock_virtual,
@@ -26,11 +26,12 @@ from stirbar.rt.realtime cimport (
 from stirbar.rt.ring cimport (
     ring_count, ring_pop, ring_pop_many, ring_push, stirbar_fence, stirbar_load_relaxed,
     stirbar_store_relaxed)
-from stirbar.rt.sampling cimport (
-    Sampler, Staged, housekeeping_tick, sampler_light, sampling_tick, temperature_tick)
 from stirbar.rt.curve cimport Curve
 from stirbar.rt.estimators cimport SLOT_FUSION
 from stirbar.rt.fusion cimport FusionModel
+from stirbar.rt.light cimport sampler_light
+from stirbar.rt.sampler_state cimport Sampler, Staged
+from stirbar.rt.sampling cimport housekeeping_tick, sampling_tick, temperature_tick
 from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
 from stirbar.rt.sim_parameters cimport PARAM_COUNT
 from stirbar.rt.sleep_policy cimport sleep_for_ever, sleep_on_grid
@@ -118,9 +119,10 @@ class HardwareError(Exception):
 cdef class Loop:
     """The loop with its hardware (`[unit] simulate` chooses the simulated vial) and its two threads.
 
-    `profile` (core/profiles.py) is the board, `guard` (core/guard.py, stays the caller's) holds its outputs; without one
-    nothing moves. `missing` has a sentence for each part of the board that does not answer. `virtual` gives the vial a
-    clock of its own that only `run_until` moves. Raises HardwareError where there is no board.
+    `profile` (core/profiles.py) says which board the hardware is, or the vial's converters are like; None: a vial with two
+    converters with ready lines. `guard` (core/guard.py, stays the caller's) holds the board's outputs; without one nothing
+    moves. `missing` has a sentence for each part of the board that does not answer. `virtual` gives the vial a clock of its
+    own that only `run_until` moves. Raises HardwareError where there is no board.
 
     Synchronization: all methods are for one thread, the host thread.
     """
@@ -137,6 +139,7 @@ cdef class Loop:
     cdef object latency_us
     cdef tuple simulation_names
     cdef readonly list missing
+    cdef object profile
     cdef unsigned long long trace_sequences[THREADS]
     cdef bytes calibration
 
@@ -150,6 +153,7 @@ cdef class Loop:
 
     def __init__(self, config, *, profile=None, guard=None, bint virtual=False):
         self.missing = []
+        self.profile = profile
         self.is_simulated = bool(config.get("unit", "simulate"))
         if not self.is_simulated and (profile is None or virtual):
             raise HardwareError(
@@ -192,13 +196,7 @@ cdef class Loop:
     def _configure_sampler(self, config):
         cdef Sampler* s = &self.state.sampler
         cdef OdConfig od
-        s.master = photodiode_angles(config, &s.config.angle[0])
-        s.config.full_scale_v = config.get("od_reading.config", "adc_full_scale_v")
-        s.config.rate_hz = config.get("od_reading.config", "adc_rate_hz")
-        s.config.half_cycle = config.get("od_reading.config", "half_cycle")
-        s.config.intensity_percent = config.get("od_reading.config", "ir_led_intensity")
-        s.config.mains_hz = mains_hz(config)
-        s.config.rpm = config.get("stirring.config", "initial_target_rpm")
+        s.master = configure_sampling(&s.config, config, self.profile)
         configure_od(&od, config)
         if od_init(&s.estimators.od, &od):
             raise ValueError(
@@ -236,6 +234,8 @@ cdef class Loop:
         sim.seed = keys[0][1]
         for i in range(MAX_CHANNELS):
             sim.angle[i] = self.state.sampler.config.angle[i]
+            configure_plan(&sim.plan[i], self.profile if sim.angle[i] >= 0 else None, i,
+                           config.get("od_reading.config", "adc_rate_hz"))
         for i in range(PARAM_COUNT):
             sim.parameter[i] = keys[i + 1][1]
         if sim_init(&self.state.sim, &sim, self.now_ns()):
