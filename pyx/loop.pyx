@@ -8,7 +8,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write, pulses_tick
-from stirbar.rt.configure cimport configure_od, configure_stirring, mains_hz, photodiode_angles
+from stirbar.rt.configure cimport configure_od, configure_plan, configure_sampling, configure_stirring
 from stirbar.rt.configure_board cimport close_hardware, forget_hardware, open_hardware
 from stirbar.rt.clock cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, Clock, VirtualTime, clock_real, clock_virtual, read_clock_ns)
@@ -25,8 +25,9 @@ from stirbar.rt.realtime cimport (
 from stirbar.rt.ring cimport (
     ring_count, ring_pop, ring_pop_many, ring_push, stirbar_fence, stirbar_load_relaxed,
     stirbar_store_relaxed)
-from stirbar.rt.sampling cimport (
-    Sampler, housekeeping_tick, sampler_light, sampling_tick, temperature_tick)
+from stirbar.rt.light cimport sampler_light
+from stirbar.rt.sampler_state cimport Sampler
+from stirbar.rt.sampling cimport housekeeping_tick, sampling_tick, temperature_tick
 from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
 from stirbar.rt.sim_parameters cimport PARAM_COUNT
 from stirbar.rt.sleep_policy cimport sleep_for_ever, sleep_on_grid
@@ -108,9 +109,10 @@ class HardwareError(Exception):
 cdef class Loop:
     """The loop with its hardware (`[unit] simulate` chooses the simulated vial) and its two threads.
 
-    `profile` (core/profiles.py) is the board, `guard` (core/guard.py, stays the caller's) holds its outputs; without one
-    nothing moves. `missing` has a sentence for each part of the board that does not answer. `virtual` gives the vial a
-    clock of its own that only `run_until` moves. Raises HardwareError where there is no board.
+    `profile` (core/profiles.py) says which board the hardware is, or the vial's converters are like (None: two with ready
+    lines). `guard` (core/guard.py, stays the caller's) holds a board's outputs; without one nothing moves. `missing` has a
+    sentence for each part of the board that does not answer. `virtual` gives the vial a clock of its own that only
+    `run_until` moves. Raises HardwareError where there is no board.
 
     Synchronization: all methods are for one thread, the host thread.
     """
@@ -127,6 +129,7 @@ cdef class Loop:
     cdef object latency_us
     cdef tuple simulation_names
     cdef readonly list missing
+    cdef object profile
     cdef unsigned long long trace_sequences[THREADS]
 
     def __cinit__(self, config, *, profile=None, guard=None, bint virtual=False):
@@ -139,6 +142,7 @@ cdef class Loop:
 
     def __init__(self, config, *, profile=None, guard=None, bint virtual=False):
         self.missing = []
+        self.profile = profile
         self.is_simulated = bool(config.get("unit", "simulate"))
         if not self.is_simulated and (profile is None or virtual):
             raise HardwareError(
@@ -181,13 +185,7 @@ cdef class Loop:
     def _configure_sampler(self, config):
         cdef Sampler* s = &self.state.sampler
         cdef OdConfig od
-        s.master = photodiode_angles(config, &s.config.angle[0])
-        s.config.full_scale_v = config.get("od_reading.config", "adc_full_scale_v")
-        s.config.rate_hz = config.get("od_reading.config", "adc_rate_hz")
-        s.config.half_cycle = config.get("od_reading.config", "half_cycle")
-        s.config.intensity_percent = config.get("od_reading.config", "ir_led_intensity")
-        s.config.mains_hz = mains_hz(config)
-        s.config.rpm = config.get("stirring.config", "initial_target_rpm")
+        s.master = configure_sampling(&s.config, config, self.profile)
         configure_od(&od, config)
         if od_init(&s.estimators.od, &od):
             raise ValueError(
@@ -225,6 +223,8 @@ cdef class Loop:
         sim.seed = keys[0][1]
         for i in range(MAX_CHANNELS):
             sim.angle[i] = self.state.sampler.config.angle[i]
+            configure_plan(&sim.plan[i], self.profile if sim.angle[i] >= 0 else None, i,
+                           config.get("od_reading.config", "adc_rate_hz"))
         for i in range(PARAM_COUNT):
             sim.parameter[i] = keys[i + 1][1]
         if sim_init(&self.state.sim, &sim, self.now_ns()):
@@ -261,6 +261,7 @@ cdef class Loop:
             state.sampler.simulate = state.actuators.simulate = simulate
             state.sampler.simulated = state.actuators.simulated = &state.sim
         state.actuators.pulses = &state.tasks[TASK_PULSES].policy
+        state.actuators.chop_period_ns = &state.sampler.chop_period_ns
         state.actuators.locked_chop_ns = 0xFFFFFFFF  # no period was chosen yet
         state.actuators.stirrer_period_ns = <int64_t>(1e9 / config.get("stirring.config", "pwm_hz"))
         state.sampler.conversions = &state.tasks[TASK_CONVERSIONS].policy
