@@ -109,10 +109,10 @@ class HardwareError(Exception):
 cdef class Loop:
     """The loop with its hardware (`[unit] simulate` chooses the simulated vial) and its two threads.
 
-    `profile` (core/profiles.py) says which board the hardware is, or the vial's converters are like (None: two with ready
-    lines). `guard` (core/guard.py, stays the caller's) holds a board's outputs; without one nothing moves. `missing` has a
-    sentence for each part of the board that does not answer. `virtual` gives the vial a clock of its own that only
-    `run_until` moves. Raises HardwareError where there is no board.
+    `profile` (core/profiles.py) says which board the hardware is, or the vial's converters are like (None: two with
+    ready lines). `guard` (core/guard.py, stays the caller's) holds a board's outputs; without one nothing moves.
+    `missing` has a sentence for each part of the board that does not answer. `virtual` gives the vial a clock of its
+    own that only `run_until` moves. Raises HardwareError where there is no board.
 
     Synchronization: all methods are for one thread, the host thread.
     """
@@ -146,8 +146,8 @@ cdef class Loop:
         self.is_simulated = bool(config.get("unit", "simulate"))
         if not self.is_simulated and (profile is None or virtual):
             raise HardwareError(
-                "a board needs a hardware profile and real time: name one in [unit] hardware, or run with --simulate for"
-                " a simulated vial")
+                "a board needs a hardware profile and real time: name one in [unit] hardware, or run with --simulate"
+                " for a simulated vial")
         if virtual:
             clock_virtual(&self.state.clock, &self.state.virtual_time, VIRTUAL_START_NS)
         else:
