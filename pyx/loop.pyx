@@ -4,12 +4,14 @@
 """The compiled loop of a worker: real threads on a Pi, or lock-step in virtual time."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.math cimport NAN, isnan
 from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write, pulses_tick
 from stirbar.rt.configure cimport configure_od, configure_plan, configure_sampling, configure_stirring
 from stirbar.rt.configure_board cimport close_hardware, forget_hardware, open_hardware
+from stirbar.rt.chop cimport chop_rejection_db
 from stirbar.rt.clock cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, Clock, VirtualTime, clock_real, clock_virtual, read_clock_ns)
 from stirbar.rt.guard_link cimport (
@@ -26,7 +28,7 @@ from stirbar.rt.ring cimport (
     ring_count, ring_pop, ring_pop_many, ring_push, stirbar_fence, stirbar_load_relaxed,
     stirbar_store_relaxed)
 from stirbar.rt.light cimport sampler_light
-from stirbar.rt.sampler_state cimport Sampler
+from stirbar.rt.sampler_state cimport Sampler, sampler_rate_hz
 from stirbar.rt.sampling cimport housekeeping_tick, sampling_tick, temperature_tick
 from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
 from stirbar.rt.sim_parameters cimport PARAM_COUNT
@@ -186,6 +188,7 @@ cdef class Loop:
         cdef Sampler* s = &self.state.sampler
         cdef OdConfig od
         s.master = configure_sampling(&s.config, config, self.profile)
+        s.rail_v = NAN
         configure_od(&od, config)
         if od_init(&s.estimators.od, &od):
             raise ValueError(
@@ -223,8 +226,7 @@ cdef class Loop:
         sim.seed = keys[0][1]
         for i in range(MAX_CHANNELS):
             sim.angle[i] = self.state.sampler.config.angle[i]
-            configure_plan(&sim.plan[i], self.profile if sim.angle[i] >= 0 else None, i,
-                           config.get("od_reading.config", "adc_rate_hz"))
+            configure_plan(&sim.plan[i], self.profile if sim.angle[i] >= 0 else None, i)
         for i in range(PARAM_COUNT):
             sim.parameter[i] = keys[i + 1][1]
         if sim_init(&self.state.sim, &sim, self.now_ns()):
@@ -482,6 +484,7 @@ cdef class Loop:
             "ring_drops": dropped,
             "trace_drops": state.sampler.port.trace.dropped + state.actuators.port.trace.dropped,
             "bus_errors": s.bus_errors + state.actuators.bus_errors,
+            "slow_reads_forced": s.slow_forced,
         }
 
     def _hal_counters(self):
@@ -533,6 +536,35 @@ cdef class Loop:
     def half_cycle(self):
         """k in force: conversions in half a chop cycle."""
         return self.state.sampler.half_cycle
+
+    def chop(self):
+        """How the light is chopped: half_cycle (k), discard (d), frequency_hz, time constant of the light path
+        (light_path_ms, None while it is not known), settle_ms, and what is left of ambient light that varies at 0.1, 1
+        and 5 Hz in a reading (rejection_db)."""
+        cdef Sampler* s = &self.state.sampler
+        cdef double rate_hz = sampler_rate_hz(s, s.master)
+        cdef double aperture = s.channel[s.master].aperture_ns / s.channel[s.master].period_ns
+        if s.half_cycle == 0:
+            return None
+        return {
+            "half_cycle": s.half_cycle,
+            "discard": s.discard,
+            "frequency_hz": rate_hz / (2 * s.half_cycle),
+            "light_path_ms": None if isnan(s.light_path.tau_ns) else 1e-6 * s.light_path.tau_ns,
+            "settle_ms": 1e-6 * s.settle_ns,
+            "rejection_db": [
+                chop_rejection_db(hertz, rate_hz, s.half_cycle, s.discard, aperture, s.config.window_s)
+                for hertz in (0.1, 1.0, 5.0)
+            ],
+        }
+
+    def led_seconds(self):
+        """For how long the OD LED was lit since the start, as seconds at full intensity."""
+        return stirbar_load_relaxed(&self.state.sampler.led_seconds)
+
+    def rail_v(self):
+        """Voltage of the PWM rail; None where the board cannot tell."""
+        return None if isnan(self.state.sampler.rail_v) or self.state.sampler.rail_absent else self.state.sampler.rail_v
 
     def simulated(self):
         """Whether the hardware is the simulated vial."""
