@@ -21,6 +21,7 @@ COMMAND_CURVE = 12
 EVENT_COMMAND_DONE = 1
 EVENT_COMMAND_REFUSED = 2
 EVENT_STIR_FAULT = 5
+EVENT_RATE_LOCKED = 7
 EVENT_HALF_CYCLE = 8
 EVENT_LIGHT_PATH = 16
 
@@ -35,7 +36,7 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "stirrer does not turn: switched off; check the stir bar, the fan and its cable, then set a target again",
     ),
     6: ("stir_running", "info", "stirring", "stirrer runs at {value:.1f} rpm"),
-    7: (
+    EVENT_RATE_LOCKED: (
         "rate_locked",
         "info",
         "od_reading",

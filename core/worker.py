@@ -99,22 +99,22 @@ def take_outputs(config: Config) -> tuple[Guard | None, str]:
         return None, str(error)
 
 
-def open_loop(config: Config) -> tuple[Guard | None, Loop]:
-    """The loop on the board that the config names, or the simulated vial; and who holds its outputs.
+def open_loop(config: Config) -> tuple[Loop, Guard | None, str]:
+    """The loop on the board that the config names, or the simulated vial; who holds its outputs, or why nobody does.
 
-    Raises ProfileError or HardwareError where there is no board. Without a guard the worker measures, and moves nothing.
+    Raises ProfileError or HardwareError where there is no board. Without a guard the worker measures and moves nothing.
     """
     profile = profiles.choose(config)
-    outputs, without = take_outputs(config)
+    guard, without = take_outputs(config)
     try:
-        loop = Loop(config, profile=profile, guard=outputs)
+        loop = Loop(config, profile=profile, guard=guard)
     except BaseException:
-        if outputs is not None:
-            outputs.close()
+        if guard is not None:
+            guard.close()
         raise
     for sentence in ([f"no stirring: {without}"] if without else []) + loop.missing:
         print(f"stirbar worker: {sentence}", file=sys.stderr)
-    return outputs, loop
+    return loop, guard, without
 
 
 class WorkerProcess:
@@ -128,7 +128,7 @@ class WorkerProcess:
         self.replies_dropped = 0
         self._lock = take_lock(self.address, paths.runtime_directory(config), self.unit)
         directory = paths.data_directory(config)
-        self.guard, self.loop = open_loop(config)
+        self.loop, self.guard, without = open_loop(config)
         self.host = Host(
             self.loop,
             config,

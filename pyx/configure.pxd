@@ -37,15 +37,15 @@ cdef inline double mains_hz(config) except -1:
     return 0.0 if text == "auto" else float(text)
 
 
-cdef inline int configure_plan(AdcPlan* plan, profile, int channel, double rate_hz) except -1:
-    """How a board samples a channel (0..3). Without a profile: a converter of its own with a ready line, at `rate_hz`.
+cdef inline int configure_plan(AdcPlan* plan, profile, int channel) except -1:
+    """How a board samples a channel (0..3). Without a profile: a converter of its own with a ready line, at 860/s.
 
     Raises ValueError for a photodiode that the board does not have.
     """
     memset(plan, 0, sizeof(AdcPlan))
     plan.pace = PACE_READY
     plan.converter = channel
-    plan.rate_hz = plan.conversion_hz = rate_hz
+    plan.rate_hz = plan.conversion_hz = 860.0
     if profile is None:
         return 0
     section = f"photodiode.{channel + 1}"
@@ -83,6 +83,7 @@ cdef inline int configure_sampling(SamplingConfig* sampling, config, profile) ex
         section = f"photodiode.{first + 1}"
         sampling.half_cycle_low = profile.get(section, "half_cycle_low") or HALF_CYCLE_LOW
         sampling.half_cycle_high = profile.get(section, "half_cycle_high") or HALF_CYCLE_HIGH
+    sampling.rate_hz = config.get("od_reading.config", "adc_rate_hz")
     sampling.mains_hz = mains_hz(config)
     sampling.rpm = config.get("stirring.config", "initial_target_rpm")
     sampling.half_cycle = config.get("od_reading.config", "half_cycle")

@@ -38,6 +38,7 @@ cdef struct Staged:
 cdef struct SamplingConfig:
     int32_t angle[MAX_CHANNELS]         # -1 not connected, 0 reference
     double full_scale_v[MAX_CHANNELS]
+    double rate_hz                      # a free-running converter makes so many conversions a second at the most
     double mains_hz                     # 0: unknown
     double rpm                          # the stirrer's usual speed, for the choice of k; 0: none
     double pwm_hz                       # of a PWM that is not locked to the light; 0: none
@@ -57,6 +58,7 @@ cdef struct Channel:
     uint32_t last_index                 # counts on over restarts of the converter
     uint32_t index_offset               # from the converter's own count to ours
     int64_t last_ready_ns
+    int64_t last_end_ns                 # of its aperture
     uint32_t next_block                 # index at which the clock model is renewed
     uint32_t looks                      # PACE_SMOOTHED: grid points that have passed
     uint32_t missed                     # conversions that were overwritten unread, or not begun
@@ -113,6 +115,8 @@ cdef struct Sampler:
     int half_cycle                      # k
     int discard                         # d: conversions of a half-cycle that are not used
     int sampling
+    double edge_from_ns                 # where the light changes, from the end of the master's last conversion on; where
+    double edge_to_ns                   #   we time the conversions, before the begin of its next
     int measuring                       # the light path, in the conversions that come
     int path_rounds                     # short measurements, at the start of the run, that are done
     int64_t path_from_ns                # when that began, or is to begin
@@ -169,6 +173,11 @@ cdef inline void sampler_curve(Sampler* s) noexcept nogil:
     if staged.last:
         trace_int(&item, TRACE_CURVE, staged.slot, PART_DONE, 0, 0, 0)
         sampler_feed(s, &item)
+
+
+cdef inline int64_t host_begin_ns(const HostGrid* grid) noexcept nogil:
+    """When the conversions of the slot in force begin."""
+    return grid.origin_ns + <int64_t>(grid.turn * grid.turn_ns) + grid.slot * grid.slot_ns
 
 
 cdef inline double sampler_rate_hz(const Sampler* s, int index) noexcept nogil:
@@ -231,6 +240,7 @@ cdef inline void sampler_conversion(
     cdef Channel* channel = &s.channel[index]
     cdef const LedEdge* edge
     cdef TraceItem item
+    channel.last_end_ns = end_ns
     if s.measuring and s.led.count:
         edge = &s.led.edge[s.led.cursor - 1 if s.led.cursor else LED_EDGES - 1]
         light_path_add(&channel.path, begin_ns - ((edge.from_ns + edge.to_ns) >> 1), conversion.code, edge.on)

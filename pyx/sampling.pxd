@@ -11,9 +11,10 @@ from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.string cimport memset
 
 from stirbar.rt.chop cimport led_track_init
-from stirbar.rt.hal cimport PACE_HOST, PACE_READY, PACE_SMOOTHED
+from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
 from stirbar.rt.light cimport (
-    sampler_chop, sampler_choose_half_cycle, sampler_light, sampler_publish_chop, sampler_tend_path)
+    sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
+    sampler_tend_path)
 from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace_for, port_trace_tend
 from stirbar.rt.ring cimport stirbar_load_relaxed
 from stirbar.rt.sampler_state cimport (
@@ -151,6 +152,8 @@ cdef inline int sampler_plan(Sampler* s, int index) noexcept nogil:
         return -ENODEV
     if not channel.plan.rate_hz > 0.0 or not channel.plan.conversion_hz > 0.0:
         return -EINVAL
+    if channel.plan.pace <= PACE_PILOT and 0.0 < s.config.rate_hz < channel.plan.conversion_hz:
+        channel.plan.conversion_hz = channel.plan.rate_hz = s.config.rate_hz
     channel.period_ns = 1e9 / channel.plan.rate_hz
     channel.aperture_ns = 0.0 if channel.plan.pace == PACE_SMOOTHED else 1e9 / channel.plan.conversion_hz
     if channel.plan.settle_ns > s.settle_ns:
@@ -208,6 +211,7 @@ cdef inline int sampler_start(Sampler* s, double intensity_percent, int64_t now_
     s.path_from_ns = now_ns
     s.paused = 0
     s.half_cycle = 0
+    sampler_guess_edge(s)
     sampler_choose_half_cycle(s, now_ns)
     s.toggled_index = 0
     status = sampler_light(s, 1)
