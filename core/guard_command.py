@@ -55,8 +55,8 @@ def main(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="stirbar guard",
-        description="Hold the lines of heater, pumps and stirrer, off, and hand them to the worker; switch them off when"
-        " the worker ends or hangs.",
+        description="Hold the lines of heater, pumps and stirrer, off, and hand them to the worker; switch them off"
+        " when the worker ends or hangs.",
     )
     parser.add_argument("--show", action="store_true", help="print the guard's command line and end")
     add_config_options(parser)
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     except (ConfigError, OSError) as error:
         print(f"stirbar guard: {error}", file=sys.stderr)
         return 1
-    if options.show:
-        print(shlex.join(command))
-        return 0
-    os.execv(command[0], command)
+    if not options.show:
+        os.execv(command[0], command)
+    print(shlex.join(command))
+    return 0
