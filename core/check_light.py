@@ -217,7 +217,7 @@ def _roles(steps: list[Step], config: Config) -> Iterator[Finding]:
         angle = config.get("od_config.photodiode_channel", channel)
         if angle and not any(step.section.endswith(channel) for step in steps):
             yield Finding(
-                WARN if angle == "REF" else FAIL,
+                FAIL,
                 f"channel {channel} ({angle})",
                 "the board has no such photodiode"
                 + ("; nothing corrects for the LED's drift" if angle == "REF" else ""),
