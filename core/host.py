@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stirbar.core.config import Config
+    from stirbar.core.front_panel import Panel
     from stirbar.rt.loop import Loop
 
     Message = tuple[bytes, bytes, bytes]
@@ -65,6 +66,7 @@ class Host:
         self.directory = directory
         self.version = version
         self.without_outputs = without_outputs
+        self.panel: Panel | None = None  # button and LED, where the board has them
         self.history = History(int(config.get("worker.config", "history_mb")) * 1_000_000)
         self.blanks = Blanks(directory)
         self.led_hours = LedHours(directory, loop.now_ns())
@@ -113,6 +115,7 @@ class Host:
     def step(self) -> list[Message]:
         """Drain the loop, and return the messages to publish: (topic, header, payload)."""
         now_ns = self.loop.now_ns()
+        self._step_panel(now_ns)
         self._drain_events(now_ns)
         self._drain_readings()
         self._drain_trace()
@@ -128,6 +131,18 @@ class Host:
             self._publish_json(b"status", records.STREAM_IDS["status"], self.status())
         messages, self._outbox = self._outbox, []
         return messages
+
+    def _step_panel(self, now_ns: int) -> None:
+        if self.panel is None:
+            return
+        for pressed in self.panel.step(now_ns):
+            self.publish_setting("monitor", "button_down", pressed)
+
+    def identify(self) -> float:
+        """Let the board's LED blink; returns for how many seconds. Raises CommandError where there is none."""
+        if self.panel is None or not self.panel.has_led:
+            raise CommandError("this unit has no LED to blink", "command", remedy="its hardware profile names none")
+        return self.panel.identify(self.loop.now_ns())
 
     def _read_wall_offset_ns(self) -> int:
         _, monotonic_ns, realtime_ns = self.loop.clock_triple()
