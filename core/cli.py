@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "guard": ("stirbar.core.guard_command:main", "hold the lines of heater, pumps and stirrer for the worker"),
     "status": ("stirbar.core.status:main", "what a worker is doing now"),
     "config": ("stirbar.core.config_command:main", "check, show and change the configuration"),
+    "hardware": ("stirbar.core.hardware_command:main", "find, list and check the board"),
     "calibrations": ("stirbar.core.calibrations_command:main", "keep, fit and choose calibration curves"),
     "record": ("stirbar.core.recorder:main", "write a worker's raw conversions to disk"),
     "recording": ("stirbar.core.recording_command:main", "look into a recording, export it"),

@@ -38,7 +38,9 @@ LOOP_ANSWER_NS = 2_000_000_000  # the loop answers within a tick; longer means t
 
 
 class Host:
-    """See the module. `unit_id`, `run_id` and `boot_id` are 16 bytes each."""
+    """See the module. `unit_id`, `run_id` and `boot_id` are 16 bytes each. `without_outputs` is why nothing can be
+    switched on; empty: it can.
+    """
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class Host:
         boot_id: bytes,
         directory: str,
         version: str,
+        without_outputs: str = "",
     ) -> None:
         self.loop = loop
         self.config = config
@@ -60,6 +63,7 @@ class Host:
         self.boot_id = boot_id
         self.directory = directory
         self.version = version
+        self.without_outputs = without_outputs
         self.history = History(int(config.get("worker.config", "history_mb")) * 1_000_000)
         self.blanks = Blanks(directory)
         self.blank_taking: list[tuple[BlankTaking, Callable[[dict[int, float]], None]]] = []
@@ -91,8 +95,13 @@ class Host:
     def start_jobs(self) -> None:
         """Start what the config asks for at start."""
         for name in ("od_reading", "stirring", "temperature_automation"):
-            if self.config.get(f"{name}.config", "autostart"):
+            if not self.config.get(f"{name}.config", "autostart"):
+                continue
+            try:
                 self.jobs[name].start(_ignore)
+            except CommandError as error:
+                text = f"{name} was not started: {error.message}"
+                self.event("error", name, f"{text}; {error.remedy}" if error.remedy else text, code="not_started")
 
     @property
     def waiting(self) -> bool:
