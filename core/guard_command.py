@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
         config = config_from_arguments(options)
         if config.get("unit", "simulate"):
             raise ConfigError("[unit] simulate = 1: a simulated vial has no lines to hold; the worker needs no guard")
-        command = arguments(config, profiles.choose(config))
+        command = arguments(config, profiles.choose(config, remembered=True))
     except (ConfigError, OSError) as error:
         print(f"stirbar guard: {error}", file=sys.stderr)
         return 1

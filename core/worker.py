@@ -13,7 +13,7 @@ import signal
 import sys
 
 import zmq
-from stirbar.core import identity, paths, sockets
+from stirbar.core import identity, paths, profiles, sockets
 from stirbar.core.commands import Commands
 from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options
 from stirbar.core.host import Host
@@ -99,8 +99,26 @@ def take_outputs(config: Config) -> tuple[Guard | None, str]:
         return None, str(error)
 
 
+def open_loop(config: Config) -> tuple[Loop, Guard | None, str]:
+    """The loop on the board that the config names, or the simulated vial; who holds its outputs, or why nobody does.
+
+    Raises ProfileError or HardwareError where there is no board. Without a guard the worker measures and moves nothing.
+    """
+    profile = profiles.choose(config)
+    guard, without = take_outputs(config)
+    try:
+        loop = Loop(config, profile=profile, guard=guard)
+    except BaseException:
+        if guard is not None:
+            guard.close()
+        raise
+    for sentence in ([f"no stirring: {without}"] if without else []) + loop.missing:
+        print(f"stirbar worker: {sentence}", file=sys.stderr)
+    return loop, guard, without
+
+
 class WorkerProcess:
-    """Owns loop, host and sockets; `run()` returns when `stop()` was called (a signal handler may)."""
+    """Owns loop, outputs, host and sockets; `run()` returns when `stop()` was called (a signal handler may)."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -110,10 +128,7 @@ class WorkerProcess:
         self.replies_dropped = 0
         self._lock = take_lock(self.address, paths.runtime_directory(config), self.unit)
         directory = paths.data_directory(config)
-        self.guard, without = take_outputs(config)
-        self.loop = Loop(config, guard=self.guard)
-        if without:
-            print(f"stirbar worker: no stirring: {without}", file=sys.stderr)
+        self.loop, self.guard, without = open_loop(config)
         self.host = Host(
             self.loop,
             config,

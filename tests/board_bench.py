@@ -10,9 +10,9 @@
         bench.write("board/i2c-1/4f/temp_mc", 37000)
         assert my_reader("/dev/i2c-1").celsius() == 37.0    # opens the device in this process, as on a Pi
 
-Each such test becomes two items, ``[fake-eyespy]`` and ``[kernel-eyespy]`` (mark ``hil``). On the host, the first item of
-a board starts the board and one more pytest on it, which runs all items of that board there, in its own process, and
-hands the reports back:
+Each such test becomes two items, ``[fake-eyespy]`` and ``[kernel-eyespy]`` (mark ``hil``). On the host, the first item
+of a board starts the board and one more pytest on it, which runs all items of that board there, in its own process, and
+hands the reports back (board_plugin.py):
 
 - fake: a pytest under the interposer ``tests/fakeboard/shim.c``; programs that it starts inherit the board;
 - kernel: ``$STIRBAR_HIL/run.sh -c eyespy -a 48:27 python -m pytest ..``; without STIRBAR_HIL these are skipped.
@@ -59,7 +59,6 @@ FOREVER = 0xFFFFFFFF  # operations, for fail_next
 MOTOR, HEATER = 17, 18  # BCM lines that the stirrer and the heater follow
 
 _ENVIRONMENT = "STIRBAR_BENCH"  # in the process on a fake: which one, as JSON
-_REPORTS = "STIRBAR_BENCH_REPORTS"  # where the pytest on a board writes its reports
 
 
 class Layout(NamedTuple):
@@ -91,7 +90,8 @@ def layout(name: str) -> Layout:
     try:
         return LAYOUTS[name]
     except KeyError:
-        raise ValueError(f"board {name!r}: none of {', '.join(LAYOUTS)}, nor a list such as 48:ads1115,4f:tmp1075") from None
+        known = ", ".join(LAYOUTS)
+        raise ValueError(f"board {name!r}: none of {known}, nor a list such as 48:ads1115,4f:tmp1075") from None
 
 
 class Conversion(NamedTuple):
@@ -271,7 +271,7 @@ class Bench:
         self.replug(address)
 
 
-# --- the fake ----------------------------------------------------------------------------------------------------------
+# --- the fake --------------------------------------------------------------------------------------------------------
 
 
 class FakeBench(Bench):
@@ -342,7 +342,8 @@ def build() -> pathlib.Path:
     return target
 
 
-def _ready_text(ready: dict[int, int]) -> str:
+def ready_text(ready: dict[int, int]) -> str:
+    """The wiring of ALERT/RDY as run.sh -a takes it."""
     return ",".join(f"{address:x}:{line}" for address, line in sorted(ready.items()))
 
 
@@ -364,7 +365,7 @@ def fake_board(
     ready = dict(shape.ready) if ready is None else ready
     built = build()
     settings = {"chips": shape.chips, "hall": shape.hall, "product_version": shape.product_version, **options}
-    settings.update(ready=_ready_text(ready), plant=int(plant), bus_hz=bus_hz, strict=int(strict))
+    settings.update(ready=ready_text(ready), plant=int(plant), bus_hz=bus_hz, strict=int(strict))
     # A short name: a socket's has at most 107 characters.
     directory = os.path.realpath(tempfile.mkdtemp(prefix="board-", dir="/tmp"))
     command = [str(built / "server"), directory, *(f"{key}={value}" for key, value in settings.items())]
@@ -396,7 +397,7 @@ def run_on(
     return subprocess.run(arguments, env=everything, capture_output=True, text=True, timeout=timeout, check=False)
 
 
-# --- the simulator kernel ----------------------------------------------------------------------------------------------
+# --- the simulator kernel --------------------------------------------------------------------------------------------
 
 
 class KernelBench(Bench):
@@ -434,8 +435,9 @@ def kernel_command(*arguments: str) -> tuple[list[str], dict[str, str]]:
 
 def _with_wide_state(run: str) -> pathlib.Path:
     """A folder of the simulator kernel's files in which the kernel starts with tests/fakeboard/wide_state.c."""
-    cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    out = pathlib.Path(os.environ.get("HIL_OUT") or pathlib.Path(os.environ.get("HIL_WORK") or cache / "stirbar-hil", "out"))
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    work = os.environ.get("HIL_WORK") or pathlib.Path(cache, "stirbar-hil")
+    out = pathlib.Path(os.environ.get("HIL_OUT") or pathlib.Path(work, "out"))
     if not (out / "linux").exists():
         subprocess.run([run, "true"], capture_output=True, check=False)  # unpacks it, whether it boots or not
     target = build() / f"kernel-{hashlib.sha256(str(out).encode()).hexdigest()[:8]}"
@@ -453,7 +455,8 @@ def _with_wide_state(run: str) -> pathlib.Path:
     return target
 
 
-def _ready_of(text: str) -> dict[int, int]:
+def ready_of(text: str) -> dict[int, int]:
+    """The same, read back."""
     pairs = (item.split(":") for item in text.split(",") if item)
     return {int(address, 16): int(line) for address, line in pairs}
 
@@ -465,7 +468,7 @@ def kernel_bench() -> KernelBench:
     bus = pathlib.Path("/run/hil/board/i2c-1")
     chips = ",".join(f"{chip.parent.name}:{chip.read_text().strip()}" for chip in sorted(bus.glob("*/type")))
     name = os.environ["HIL_PROFILE"]
-    return KernelBench(chips if name == "custom" else name, _ready_of(os.environ.get("HIL_RDY", "")))
+    return KernelBench(chips if name == "custom" else name, ready_of(os.environ.get("HIL_RDY", "")))
 
 
 def current_bench() -> Bench | None:
@@ -478,9 +481,6 @@ def current_bench() -> Bench | None:
     return None
 
 
-# --- pytest --------------------------------------------------------------------------------------------------------
-
-
 def board(
     name: str = "all",
     ready: dict[int, int] | None = None,
@@ -491,191 +491,6 @@ def board(
     """Mark: on which board a test runs; see the module's text."""
     ready = dict(layout(name).ready) if ready is None else ready
     return pytest.mark.board(name=name, ready=ready, plant=plant, bus_hz=bus_hz, strict=strict)
-
-
-class Variant(NamedTuple):
-    """On what one item runs."""
-
-    where: str
-    name: str
-    ready: str
-    settings: dict[str, object]
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.where, self.name, self.ready
-
-
-def _variants(definition: pytest.Item, where: str) -> list[Variant]:
-    marks: list[pytest.Mark] = []
-    for node in reversed(definition.listchain()):
-        marks = [mark for mark in node.own_markers if mark.name == "board"]
-        if marks:
-            break
-    found = []
-    for mark in reversed(marks or [board().mark]):
-        settings = dict(mark.kwargs)
-        found.append(Variant(where, settings.pop("name"), _ready_text(settings.pop("ready")), settings))
-    return found
-
-
-class BoardRun:
-    """One more pytest, on a board, that runs the items of a group there."""
-
-    def __init__(self, config: pytest.Config, variant: Variant, nodeids: list[str]) -> None:
-        self._config = config
-        self._stack = contextlib.ExitStack()
-        self._reports: dict[str, list[object]] = {}
-        self._finished: set[str] = set()
-        directory = pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
-        output = self._stack.enter_context(open(directory / "output", "w+b"))
-        (directory / "reports").touch()
-        self._lines = self._stack.enter_context(open(directory / "reports"))
-        self._output = output
-        self._partial = ""
-        # Everything that was selected here is selected there.
-        pytest_command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "soak or not soak", *nodeids]
-        environment = {**os.environ, _REPORTS: str(directory / "reports"), "PYTHONDONTWRITEBYTECODE": "1"}
-        if variant.where == "fake":
-            bench = self._stack.enter_context(fake_board(variant.name, _ready_of(variant.ready)))
-            command = pytest_command
-            environment |= bench.environment
-        else:
-            wiring = ["-a", variant.ready] if variant.ready else []
-            options = ["-t", "1200", "-c", variant.name, *wiring, "-w", str(directory)]
-            command, more = kernel_command(*options, *pytest_command)
-            environment |= more
-        self._process = subprocess.Popen(
-            command, env=environment, cwd=config.rootpath, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-        )
-        self._stack.callback(self._end)
-
-    def _end(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-        self._process.wait()
-
-    def _take(self) -> None:
-        lines = (self._partial + self._lines.read()).split("\n")
-        self._partial = lines.pop()
-        for line in lines:
-            data = json.loads(line)
-            if "finished" in data:
-                self._finished.add(data["finished"])
-                continue
-            report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
-            self._reports.setdefault(report.nodeid, []).append(report)
-
-    def reports(self, nodeid: str) -> list[object] | None:
-        """The reports of an item, None: the process ended without them."""
-        while nodeid not in self._finished:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.03)
-            ended = self._process.poll() is not None
-            self._take()
-            if ended:
-                break
-        return self._reports.get(nodeid) if nodeid in self._finished else None
-
-    def output(self) -> str:
-        """What the process said."""
-        self._output.seek(0)
-        return self._output.read().decode(errors="replace")
-
-    def close(self) -> None:
-        self._stack.close()
-
-
-class BoardPlugin:
-    """Makes the items, and has them run where they belong; conftest.py registers it."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        config.addinivalue_line("markers", "board(name, ready, plant, bus_hz, strict): the board a test runs on")
-        self._config = config
-        self._here = current_bench()
-        self._runs: dict[tuple[str, str, str], BoardRun] = {}
-        self._to_write = os.environ.get(_REPORTS)
-
-    # --- on either side ------------------------------------------------------------------------------------------
-
-    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        if "bench" not in metafunc.fixturenames:
-            return
-        places = ("fake", "kernel") if self._here is None else (self._here.where,)
-        parameters = []
-        for where in places:
-            for variant in _variants(metafunc.definition, where):
-                marks = [pytest.mark.hil] if where == "kernel" else []
-                if where == "kernel" and self._here is None and "STIRBAR_HIL" not in os.environ:
-                    marks.append(pytest.mark.skip(reason="STIRBAR_HIL names no simulator kernel"))
-                if self._here is not None and not self._fits(variant):
-                    need = f"-c {variant.name}" + (f" -a {variant.ready}" if variant.ready else "")
-                    marks.append(pytest.mark.skip(reason=f"needs a board {need}"))
-                parameters.append(pytest.param(variant, marks=marks, id=f"{where}-{variant.name}"))
-        metafunc.parametrize("bench", parameters, indirect=True)
-
-    def _fits(self, variant: Variant) -> bool:
-        here = self._here
-        assert here is not None
-        kinds = dict(item.split(":") for item in layout(variant.name).chips.split(","))
-        same_chips = {int(address, 16): kind for address, kind in kinds.items()} == here.chips
-        return same_chips and _ready_text(here.ready) == variant.ready
-
-    @pytest.fixture
-    def bench(self, request: pytest.FixtureRequest) -> Bench:
-        """The bench of the board that this test runs on, everything as at power-on."""
-        assert self._here is not None
-        self._here.reset(**request.param.settings)
-        return self._here
-
-    # --- on the host -------------------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _variant(item: pytest.Item) -> Variant | None:
-        variant = getattr(item, "callspec", None) and item.callspec.params.get("bench")
-        return variant if isinstance(variant, Variant) and item.get_closest_marker("skip") is None else None
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-        variant = self._variant(item)
-        if self._here is not None or variant is None:
-            return None
-        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._run(item.session, variant).reports(item.nodeid) or [self._no_report(item, variant)]:
-            item.ihook.pytest_runtest_logreport(report=report)
-        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-        return True
-
-    def _run(self, session: pytest.Session, variant: Variant) -> BoardRun:
-        if variant.key not in self._runs:
-            mine = [item for item in session.items if (it := self._variant(item)) and it.key == variant.key]
-            self._runs[variant.key] = BoardRun(self._config, variant, [item.nodeid for item in mine])
-        return self._runs[variant.key]
-
-    def _no_report(self, item: pytest.Item, variant: Variant) -> pytest.TestReport:
-        said = self._runs[variant.key].output()[-6000:]
-        text = f"the pytest on the board ended without a report of this test; it said:\n{said}"
-        return pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "call", [], 0)
-
-    def pytest_sessionfinish(self) -> None:
-        for run in self._runs.values():
-            run.close()
-        if isinstance(self._here, FakeBench):
-            self._here.close()
-
-    # --- on the board ------------------------------------------------------------------------------------------------
-
-    def _say(self, data: object) -> None:
-        if self._to_write:
-            with open(self._to_write, "a") as file:
-                file.write(json.dumps(data) + "\n")
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if self._to_write:
-            self._say(self._config.hook.pytest_report_to_serializable(config=self._config, report=report))
-
-    def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        self._say({"finished": nodeid})
 
 
 if __name__ == "__main__":

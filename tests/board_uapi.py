@@ -96,9 +96,7 @@ class Lines:
         while len(found) < count and (left := end - time.monotonic()) > 0:
             if self.wait(left):
                 data = os.read(self.fd, EVENT_BYTES * 64)
-                found += [
-                    Event(*struct.unpack_from("=QIIII", data, at)) for at in range(0, len(data), EVENT_BYTES)
-                ]
+                found += [Event(*struct.unpack_from("=QIIII", data, at)) for at in range(0, len(data), EVENT_BYTES)]
         return found
 
 
@@ -134,11 +132,7 @@ class I2c:
                 ctypes.memmove(buffers[-1], what, length)
             array[i] = _Message(address, int(isinstance(what, int)), length, ctypes.addressof(buffers[-1]))
         fcntl.ioctl(self.fd, I2C_RDWR, struct.pack("@PI4x", ctypes.addressof(array), len(messages)))
-        return [
-            buffer.raw[:what]
-            for buffer, (_, what) in zip(buffers, messages, strict=True)
-            if isinstance(what, int)
-        ]
+        return [buffer.raw[:what] for buffer, (_, what) in zip(buffers, messages, strict=True) if isinstance(what, int)]
 
     def put(self, address: int, register: int, value: int) -> None:
         """Writes a 16-bit register, high byte first."""

@@ -17,7 +17,7 @@ import pytest
 if importlib.util.find_spec("stirbar") is None:
     sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "build" / "view"))
 
-from board_bench import BoardPlugin
+from board_plugin import BoardPlugin
 from running import RunningWorker
 
 _skipped: collections.Counter[str] = collections.Counter()

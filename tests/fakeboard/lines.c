@@ -258,7 +258,7 @@ void lines_release(struct request_of_lines *held, int64_t t) {
         if (line->holder != held) continue;
         line->holder = NULL;
         line->flags = 0;
-        line->consumer[0] = 0;
+        memset(line->consumer, 0, sizeof line->consumer);
         if (!line->output || !settings.strict_gpio) continue;
         line->output = false;
         put_level(offset, line->pulled_up, t);
