@@ -194,6 +194,13 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 " $XDG_RUNTIME_DIR/stirbar, else /tmp/stirbar-<uid>.",
             ),
             _switch("simulate", False, "Run the simulated vial of [simulation] instead of the hardware."),
+            _text(
+                "hardware",
+                "path",
+                "auto",
+                "Hardware profile: auto looks which board is there (or takes simulated), else a name that `stirbar"
+                " hardware list` prints, or the path of a file.",
+            ),
         ),
     ),
     (
@@ -213,6 +220,16 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
             ),
             _real("batch_interval_s", 0.1, "s", 0.02, 1.0, "How often readings are sent."),
             _integer("history_mb", 8, "MB", 1, 1024, "Memory for sent batches; bridge and recorder fill gaps from it."),
+        ),
+    ),
+    (
+        "recorder.config",
+        "Raw conversions on disk: `stirbar record --continuous`.",
+        (
+            _text("directory", "path", "", "Where they are kept; empty takes <data_directory>/raw."),
+            _integer(
+                "keep_mb", 2000, "MB", 16, 10_000_000, "Then the oldest are dropped. Two photodiodes: 180 MB a day."
+            ),
         ),
     ),
     (

@@ -60,7 +60,7 @@ cdef extern from *:
     """
     #define STIRBAR_OD_STALL_NS 500000000     /* a channel that is silent for longer is not waited for */
     #define STIRBAR_OD_CHOP_LIMIT_NS 2.5e9    /* one level of the light for longer: it is not chopped */
-    #define STIRBAR_OD_STEP_SIGMAS 8.0        /* off half-cycles that differ by more: a step of ambient light */
+    #define STIRBAR_OD_STEP_SIGMAS 5.0        /* off half-cycles that differ by more: a step of ambient light */
     #define STIRBAR_OD_COARSE_SIGMAS 3.5      /* means of eight differences that stray by more: a weak long bubble */
     #define STIRBAR_OD_DECIDE_S 0.5           /* of light decides whether the level has moved */
     #define STIRBAR_OD_LEAST_NOISE 0.35       /* codes: below, neighbours' differences are 0 or 1 */
