@@ -7,11 +7,11 @@
 
 from libc.stdint cimport int64_t, uint32_t
 
-from stirbar.rt.od cimport OdState, od_blank, od_clock, od_gain, od_led, od_push, od_take
+from stirbar.rt.od cimport OdState, od_blank, od_clock, od_gain, od_led, od_push, od_take, od_turn
 from stirbar.rt.stirring cimport StirState, stir_duty, stir_edge, stir_reading, stir_stop, stir_target_rpm, stir_tick
 from stirbar.rt.types cimport (
     COMMAND_BLANK, COMMAND_LED, COMMAND_STIR_DUTY, COMMAND_STIR_RPM, COMMAND_STIR_STOP, FLAG_STIRRING_OFF, MAX_CHANNELS,
-    TRACE_CLOCK, TRACE_COMMAND, TRACE_CONVERSION, TRACE_EDGE, TRACE_GAIN, TRACE_PERIOD, TRACE_TICK, Reading, TraceItem)
+    TRACE_CLOCK, TRACE_COMMAND, TRACE_CONVERSION, TRACE_EDGE, TRACE_GAIN, TRACE_PERIOD, TRACE_TICK, TRACE_TURN, Reading, TraceItem)
 
 cdef struct Estimators:
     OdState od
@@ -39,6 +39,8 @@ cdef inline int estimators_apply(Estimators* e, const TraceItem* item) noexcept 
         od_clock(&e.od, item.channel, e.index0, e.t0_ns, item.value.f)
     elif item.kind == TRACE_GAIN:
         od_gain(&e.od, item.channel, item.value.f)
+    elif item.kind == TRACE_TURN:
+        od_turn(&e.od, 1e3 * <double>item.value.i)
     elif item.kind == TRACE_COMMAND:
         if item.index == COMMAND_BLANK:
             od_blank(&e.od, item.channel, item.value.f)

@@ -233,6 +233,9 @@ cdef class OdChain:
     def blank(self, int channel, double value):
         od.od_blank(&self.chain, channel, value)
 
+    def turn(self, double turn_s):
+        od.od_turn(&self.chain, turn_s * 1e9)
+
     def led(self, double intensity_percent):
         od.od_led(&self.chain, intensity_percent)
 

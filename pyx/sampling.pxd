@@ -22,7 +22,7 @@ from stirbar.rt.types cimport (
     COMMAND_STIR_STOP, COMMAND_TEMPERATURE, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
     EVENT_HALF_CYCLE, EVENT_RATE_LOCKED, EVENT_SATURATED, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, FLAG_SENSOR_LOST,
     MAX_CHANNELS, RECORD_VERSION, STREAM_OD1, STREAM_TEMPERATURE, TRACE_CLOCK, TRACE_COMMAND, TRACE_CONVERSION,
-    TRACE_GAIN, TRACE_PERIOD, Command, Reading, TraceItem)
+    TRACE_GAIN, TRACE_PERIOD, TRACE_TURN, Command, Reading, TraceItem)
 
 cdef enum:
     CLOCK_BLOCK = 86          # conversions for which one clock model is in force
@@ -78,6 +78,7 @@ cdef struct Sampler:
     SleepPolicy* conversions            # of sampling_tick, to be woken by a command
     SleepPolicy* temperature
     const uint32_t* stirring_off        # written by the actuator thread
+    const uint32_t* turn_us             # as well
     int (*simulate)(void* context, int parameter, double value) noexcept nogil  # NULL on hardware
     void* simulated
     double rate_chosen_hz               # for which k was chosen
@@ -90,6 +91,7 @@ cdef struct Sampler:
     int temperature_lost
     uint32_t bus_errors
     uint32_t stirring_off_told
+    uint32_t turn_us_told
 
 
 cdef inline int sampler_feed(Sampler* s, const TraceItem* item) noexcept nogil:
@@ -369,13 +371,19 @@ cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t n
     """Commands, and what the actuator thread says about the stirrer."""
     cdef Sampler* s = <Sampler*>context
     cdef Command command
+    cdef TraceItem item
     cdef uint32_t stirring_off = stirbar_load_relaxed(s.stirring_off)
+    cdef uint32_t turn_us = stirbar_load_relaxed(s.turn_us)
     port_trace_tend(&s.port, now_ns)
     while port_command(&s.port, &command):
         sampler_command(s, &command, now_ns)
     if stirring_off != s.stirring_off_told:
         s.stirring_off_told = stirring_off
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_STIR_STOP, stirring_off)
+    if turn_us != s.turn_us_told:
+        s.turn_us_told = turn_us
+        trace_int(&item, TRACE_TURN, 0, 0, 0, 0, turn_us)
+        sampler_feed(s, &item)
     sleep_next(policy, now_ns)
 
 
