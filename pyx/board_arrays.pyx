@@ -157,7 +157,7 @@ cdef class Board:
         cdef HalCounters* c = &self.board.counters
         return {"bus_errors": c.bus_errors, "bus_timeouts": c.bus_timeouts, "bus_recoveries": c.bus_recoveries,
                 "ready_lost": c.ready_lost, "garbage": c.garbage, "bus_transfers": self.board.bus.transfers,
-                "bus_busy_us": self.board.bus.busy_us, "bus_waits": self.board.bus.waited,
+                "bus_busy_ms": self.board.bus.busy_ms, "bus_waits": self.board.bus.waited,
                 "bus_worst_us": self.board.bus.worst_us}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from stirbar.rt cimport chop, converter_clock, culture_noise, mains, mains_run, od, od_state, od_window, robust
+from stirbar.rt cimport chop, converter_clock, culture_noise, mains, mains_run, od, od_price, od_state, od_window, robust
 from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
 from stirbar.core.records import READING_DTYPE
@@ -28,6 +28,14 @@ def chop_cost(double rate_hz, int k, double mains_hz=0.0, double rpm=0.0):
         raise ValueError(f"half-cycle of {k} conversions, expected at least 2")
     chop.chop_costs(rate_hz, mains_hz, rpm, k, 1, &cost)
     return cost
+
+
+def chop_price(double rate_hz, int k, double window_s=1.0, double mains_hz=50.0, int discarded=1):
+    cdef od_price.OdPrice price
+    if od_price.od_price(rate_hz, k, discarded, window_s, mains_hz, &price) != 0:
+        raise ValueError(f"rate {rate_hz}/s, k {k}, {discarded} discarded, window {window_s} s, mains {mains_hz} Hz: "
+                         "expected rates and windows above 0, k above what is discarded, mains 45..65 Hz")
+    return price
 
 
 def chop_gain(double frequency_hz, double rate_hz, int k):
