@@ -268,6 +268,7 @@ cdef class Loop:
         state.sampler.hal = &state.hal
         state.sampler.stirring_off = &state.actuators.stirring_off
         state.sampler.stirring_off_told = 2
+        state.sampler.turn_us = &state.actuators.turn_us
         state.actuators.stirring_off = 1
         state.actuators.hal = &state.hal
         if self.is_simulated:
