@@ -17,6 +17,7 @@ from stirbar.core.blanks import Blanks, BlankTaking
 from stirbar.core.calibrations import FUSION_SLOT, ActiveCalibrations
 from stirbar.core.history import History
 from stirbar.core.ini import write_atomically
+from stirbar.core.led_hours import LedHours
 from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs
 from stirbar.core.records import Header
 
@@ -68,6 +69,7 @@ class Host:
         self.panel: Panel | None = None  # button and LED, where the board has them
         self.history = History(int(config.get("worker.config", "history_mb")) * 1_000_000)
         self.blanks = Blanks(directory)
+        self.led_hours = LedHours(directory, loop.now_ns())
         self.blank_taking: list[tuple[BlankTaking, Callable[[dict[int, float]], None]]] = []
         self.settings: dict[tuple[str, str], dict[str, object]] = {}
         self.latest: dict[int, dict[str, object]] = {}
@@ -121,6 +123,11 @@ class Host:
         if now_ns >= self._status_at_ns:
             self._status_at_ns = now_ns - (now_ns - self._status_at_ns) % STATUS_PERIOD_NS + STATUS_PERIOD_NS
             self._watch_wall_clock()
+            self.led_hours.update(self.loop.led_seconds(), now_ns)
+            self.publish_setting("od_reading", "led_hours", round(self.led_hours.hours, 2), "h")
+            rail_v = self.loop.rail_v()
+            if rail_v is not None:
+                self.publish_setting("monitor", "voltage_on_pwm_rail", round(rail_v, 2), "V")
             self._publish_json(b"status", records.STREAM_IDS["status"], self.status())
         messages, self._outbox = self._outbox, []
         return messages
