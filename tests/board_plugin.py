@@ -16,7 +16,9 @@ import tempfile
 from typing import NamedTuple
 
 import pytest
-from board_bench import Bench, FakeBench, board, current_bench, fake_board, kernel_command, layout, ready_of, ready_text
+from board_base import Bench, layout, ready_of, ready_text
+from board_bench import FakeBench, board, current_bench, fake_board
+from board_kernel import kernel_command
 
 _REPORTS = "STIRBAR_BENCH_REPORTS"  # where the pytest on a board writes its reports
 

@@ -135,9 +135,11 @@ def test_device_files(bench):
     fcntl.ioctl(chip, GET_CHIPINFO, info)
     name, label, lines = struct.unpack("32s32sI", info)
     assert (name.rstrip(b"\0"), label.rstrip(b"\0"), lines) == (b"gpiochip0", b"pinctrl-bcm2711", 58)
-    with raises(errno.ENOTTY), Lines(5, INPUT) as line:
-        fcntl.ioctl(line.fd, 0x5413, bytearray(8))  # TIOCGWINSZ
     os.close(chip)
+    with Lines(5, INPUT) as line, I2c() as bus:
+        for fd, refusal in ((line.fd, errno.EINVAL), (bus.fd, errno.ENOTTY)):
+            with raises(refusal):
+                fcntl.ioctl(fd, 0x5413, bytearray(8))  # TIOCGWINSZ
 
 
 def test_registers_after_power_on(bench, bus):
@@ -361,7 +363,10 @@ def test_the_microcontroller_averages_over_a_window(bench, bus):
     bench.write("board/i2c-1/2c/window_us", 20_000)
     time.sleep(0.045)
     bus.transfer((MCU, b"\x00\xff"))
-    seen = [mcu_volts(bus, 0) for _ in range(60)]
+    end = time.monotonic() + 0.06
+    seen = [mcu_volts(bus, 0)]
+    while time.monotonic() < end:
+        seen.append(mcu_volts(bus, 0))
     assert seen == sorted(seen)
     assert seen[-1] == pytest.approx(1.0, abs=1e-4)
     assert len(set(seen)) <= 3  # dark, one mixed window, lit
@@ -471,6 +476,29 @@ def test_clock_stretching(bench, bus):
     assert bus.get(TMP, 1) == 0x00FF
 
 
+def test_the_bench_records_transfers_and_edges(bench, bus):
+    with Lines([5, 6], OUTPUT, 0) as lines, bench.record() as log:
+        begun = time.monotonic_ns()
+        bus.transfer((ADC, b"\x01"), (ADC, 2))
+        bus.put(TMP, 1, 0x00FF)
+        with raises(errno.EREMOTEIO):
+            bus.get(0x33, 0)
+        for bits in (0b01, 0b01, 0b10, 0b11):
+            lines.set(bits, 0b11)
+        ended = time.monotonic_ns()
+    first, second, third = log.transfers
+    assert (first.result, first.messages) == (2, [(ADC, False, b"\x01"), (ADC, True, b"\x85\x83")])
+    assert (second.result, second.messages) == (1, [(TMP, False, b"\x01\x00\xff")])
+    assert third.result == -errno.EREMOTEIO
+    assert begun - 2_000 <= first.begin_ns < first.end_ns <= second.begin_ns + 2_000 < third.end_ns <= ended + 2_000
+    assert first.end_ns - first.begin_ns >= 488_000
+    assert [edge.level for edge in log.edges(5)] == [1, 0, 1]
+    assert [edge.level for edge in log.edges(6)] == [1]
+    assert third.end_ns <= log.edges(5)[0].stamp_ns + 2_000
+    assert all(a.stamp_ns <= b.stamp_ns for a, b in itertools.pairwise(log.edges(5)))
+    assert log.edges(5)[-1].stamp_ns <= ended + 2_000
+
+
 # --- lines -----------------------------------------------------------------------------------------------------------
 
 
@@ -485,6 +513,7 @@ def line_info(offset: int) -> tuple[bytes, bytes, int]:
 
 
 def test_a_line_belongs_to_one_request(bench):
+    Lines(5, INPUT).close()
     assert line_info(5) == (b"GPIO5", b"", INPUT)
     with Lines([5, 6], OUTPUT, 0b10, consumer=b"the first"):
         assert line_info(6) == (b"GPIO6", b"the first", 1 | OUTPUT)
@@ -678,10 +707,13 @@ def test_sysfs_pwm(bench, channel):
     with raises(errno.ENODEV):
         (PWM / "export").write_text("9")
     (channel / "period").write_text("5000000\n")
+    (channel / "duty_cycle").write_text("6000000")  # in a disabled channel anything goes
     with raises(errno.EINVAL):
-        (channel / "duty_cycle").write_text("6000000")
+        (channel / "enable").write_text("1")
     (channel / "duty_cycle").write_text("3000000")
     (channel / "enable").write_text("1")
+    with raises(errno.EINVAL):
+        (channel / "duty_cycle").write_text("6000000")
     assert pwm_output(bench, 1) == [5_000_000, 3_000_000, 1, 0]
     duty = os.open(channel / "duty_cycle", os.O_RDWR | os.O_CLOEXEC)
     for value in (b"1000000", b"20"):
@@ -717,7 +749,7 @@ def test_the_stirrer_turns_as_its_duty_says(bench, channel):
         # Turns of a first-order start, from wherever it stood.
         turns = [(e.stamp_ns - begun) / 1e9 for e in events]
         turns = [goal * (t - 0.1 * (1 - math.exp(-t / 0.1))) for t in turns]
-        assert all(abs(n - (t - turns[-1] + 35)) < 0.05 for n, t in enumerate(turns))
+        assert max(abs(n - (t - turns[-1] + 35)) for n, t in enumerate(turns)) < 0.12
         assert 1e9 / (events[-1].stamp_ns - events[-2].stamp_ns) == pytest.approx(goal, rel=1e-4)
         assert bench.number("board/stir/speed_mhz") == pytest.approx(goal * 1000, rel=1e-3)
         bench.write("board/stir/magnets", 2)
@@ -734,36 +766,48 @@ def test_the_stirrer_turns_as_its_duty_says(bench, channel):
         assert len(hall.events(2)) == 2
 
 
+def speed_after(cycles: list[tuple[int, int]], tau: float) -> float:
+    """Hz of the stirrer after cycles of (ns high, ns in all): duty over some ten cycles, then a first-order lag."""
+    hertz = high = period = 0.0
+    for cycle in cycles:
+        high, period = high * 0.875 + cycle[0], period * 0.875 + cycle[1]
+        goal = 50 * (high / period - 0.1) / 0.9
+        hertz = goal + (hertz - goal) * math.exp(-cycle[1] / 1e9 / tau)
+    return hertz
+
+
 def test_the_plants_follow_software_pwm(bench, bus):
     bench.plant()
-    bench.write("board/stir/tau_ms", 50)
+    bench.write("board/stir/tau_ms", 100)
     bench.write("board/heat/tau_ms", 300)
     with Lines([MOTOR, HEATER], OUTPUT, 0) as lines, Lines(bench.hall, INPUT | FALLING, room=256) as hall:
         begun = time.monotonic_ns()
-        high = {MOTOR: 0, HEATER: 0}
-        for _ in range(240):  # 200 Hz, as well as this process keeps it
+        cycles = []
+        for _ in range(160):  # 200 Hz, as well as this process keeps it
             lines.set(0b11, 0b11)
             rise = time.monotonic_ns()
             time.sleep(0.0025)
             lines.set(0b10, 0b11)
-            high[MOTOR] += time.monotonic_ns() - rise
+            fall = time.monotonic_ns()
             time.sleep(0.0025)
-        share = high[MOTOR] / (time.monotonic_ns() - begun)
+            cycles.append((fall - rise, time.monotonic_ns() - rise))
         code = bus.get(TMP, 0)
+        heated_s = (time.monotonic_ns() - begun) / 1e9 - 0.25  # a line is taken for high after so long without edges
         hertz = bench.number("board/stir/speed_mhz") / 1000
         lines.set(0, 0b11)
-        assert hertz == pytest.approx(50 * (share - 0.1) / 0.9, rel=0.35)
-        assert len(hall.events(seconds=0.05)) >= 10
-        assert code / 256 == pytest.approx(22 + 30 * (1 - math.exp(-(time.monotonic_ns() - begun) / 3e8)), abs=1.5)
+        assert hertz == pytest.approx(speed_after(cycles, 0.1), rel=0.15)
+        assert len(hall.events(seconds=0.05)) >= 8
+        assert code / 256 == pytest.approx(22 + 30 * (1 - math.exp(-heated_s / 0.3)), abs=0.5)
 
 
 def test_time_passes_while_nobody_looks(bench, bus):
     bus.put(ADC, 1, ON_AIN0 | 7 << 5 | QUIET)
-    first = bench.conversions(ADC)[-1] if bench.number("board/i2c-1/48/nconv") else None
+    before = bench.number("board/i2c-1/48/nconv")
     time.sleep(0.5)
+    now_ns = time.monotonic_ns()
     last = bench.conversions(ADC)[-1]
-    assert last.end_ns > time.monotonic_ns() - 50_000_000
-    assert last.number - (first.number if first else 0) >= 425
+    assert last.end_ns > now_ns - 2_000_000
+    assert last.number - before >= 425
 
 
 # --- everything else -------------------------------------------------------------------------------------------------

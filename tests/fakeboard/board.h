@@ -161,7 +161,7 @@ struct transfer {
     int address[MESSAGES], flags[MESSAGES], length[MESSAGES];
     uint8_t *data[MESSAGES];                /* into bytes */
     uint8_t bytes[WIRE_BYTES];
-    int64_t asked_ns, at_ns[MESSAGES], end_ns;
+    int64_t asked_ns, begin_ns, at_ns[MESSAGES], end_ns;
     int reached, done;                      /* messages that reach a chip; of these done */
     void *owner;                            /* whom to answer, NULL: nobody */
     struct transfer *next;
@@ -205,6 +205,12 @@ double pwm_duty(int channel);
 /* pwm.c */
 int pwm_begin(void);
 int sysfs_write(const char *path, const char *text, int64_t t);
+
+/* record.c */
+void record_begin(bool on);
+void record_edge(int offset, bool level, int64_t t);
+void record_transfer(const struct transfer *transfer);
+void record_read(bool of_lines, size_t from, FILE *out);
 
 /* control.c */
 int control_read(const char *path, FILE *out);                          /* 0 or minus an errno */

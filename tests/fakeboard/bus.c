@@ -24,6 +24,7 @@ static void begin(void) {
     int64_t t = transfer->asked_ns > free_ns ? transfer->asked_ns : free_ns;
     const struct chip *last = NULL;
     int result = fault_hit(&bus_fault);
+    transfer->begin_ns = t;
     t += bus_fault.delay_us * 1000LL;
     if (sda_stuck) {
         t += timeout_ns;
@@ -96,6 +97,7 @@ void bus_event(void) {
     int i = transfer->done;
     if (i == transfer->reached) {
         free_ns = transfer->end_ns;
+        record_transfer(transfer);
         current = waiting;
         if (current) {
             waiting = current->next;

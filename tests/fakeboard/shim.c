@@ -227,7 +227,7 @@ static int i2c_ioctl(uint32_t handle, unsigned long request, void *argument) {
     case I2C_RETRIES:
         return ask(OP_ADAPTER, handle, (uint32_t)request, (uint32_t)(uintptr_t)argument, out, 1, in, 1, NULL, NULL);
     default:
-        errno = ENOTTY;
+        errno = ENOTTY;         /* as i2c-dev says */
         return -1;
     }
 }
@@ -235,6 +235,10 @@ static int i2c_ioctl(uint32_t handle, unsigned long request, void *argument) {
 /* ---- GPIO --------------------------------------------------------------------------------------------------------- */
 
 static int gpio_ioctl(uint32_t op, uint32_t handle, unsigned long request, void *argument) {
+    if (_IOC_TYPE(request) != 0xB4) {
+        errno = EINVAL;         /* as gpiolib says */
+        return -1;
+    }
     struct iovec out[2] = { { 0 }, { argument, _IOC_SIZE(request) } }, in[2] = { { 0 }, out[1] };
     int descriptor = -1, result = ask(op, handle, (uint32_t)request, 0, out, 2, in, 2, NULL, &descriptor);
     if (result >= 0 && request == GPIO_V2_GET_LINE_IOCTL)
@@ -283,7 +287,8 @@ int ioctl(int fd, unsigned long request, ...) {
     va_start(list, request);
     void *argument = va_arg(list, void *);
     va_end(list);
-    if (_IOC_TYPE(request) == 0xB4 || (request >= I2C_RETRIES && request <= I2C_SMBUS)) switch (what_is(fd, &handle)) {
+    /* What every descriptor knows stays with the kernel. */
+    if (request != FIOCLEX && request != FIONCLEX && request != FIONBIO) switch (what_is(fd, &handle)) {
     case OPEN_I2C: return i2c_ioctl(handle, request, argument);
     case OPEN_GPIO: return gpio_ioctl(OP_GPIO, handle, request, argument);
     case HELD_LINES: return gpio_ioctl(OP_LINE, handle, request, argument);
