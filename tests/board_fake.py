@@ -33,6 +33,7 @@ class FakeBench(Bench):
         preload = inherited if shim in inherited else f"{shim} {inherited}".strip()
         super().__init__(name, ready, {"STIRBAR_BOARD": directory, "LD_PRELOAD": preload})
         self.environment[ENVIRONMENT] = json.dumps([name, sorted(ready.items()), directory, shim])
+        self.server_pid: int | None = None  # known to whoever started it
         self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.connect(f"{directory}/control")
 
@@ -100,11 +101,13 @@ def build() -> pathlib.Path:
         root.mkdir(parents=True, exist_ok=True)
         made = pathlib.Path(tempfile.mkdtemp(dir=root))
         flags = [compiler, "-std=gnu11", "-O2", "-Wall"]
-        preloaded = [SOURCES / "shim.c", SOURCES / "wide_state.c"]
-        for source in preloaded:
-            output = made / f"{source.stem}.so"
-            subprocess.run([*flags, "-shared", "-fPIC", "-o", output, source, "-ldl", "-lpthread"], check=True)
-        models = [source for source in sources if source.suffix == ".c" and source not in preloaded]
+        preloaded = {"shim": ["shim.c", "shim_paths.c"], "wide_state": ["wide_state.c"]}
+        for name, parts in preloaded.items():
+            paths = [SOURCES / part for part in parts]
+            command = [*flags, "-shared", "-fPIC", "-o", made / f"{name}.so", *paths, "-ldl", "-lpthread"]
+            subprocess.run(command, check=True)
+        others = {part for parts in preloaded.values() for part in parts}
+        models = [source for source in sources if source.suffix == ".c" and source.name not in others]
         subprocess.run([*flags, "-o", made / "server", *models, "-lm"], check=True)
         with contextlib.suppress(OSError):  # another process was quicker
             made.rename(target)
@@ -141,6 +144,7 @@ def fake_board(
         if process.stdout.readline() != b"ready\n":
             raise RuntimeError(f"the fake board did not start: status {process.wait()}")
         with contextlib.closing(FakeBench(board, ready, directory, str(built / "shim.so"))) as bench:
+            bench.server_pid = process.pid
             yield bench
     finally:
         process.stdin.close()

@@ -124,6 +124,7 @@ extern struct settings settings;
 /* board.c */
 int board_begin(const char *chip_list, const char *ready_list);    /* 0, or -1 and a message on stderr */
 void board_advance(int64_t t);
+extern int64_t board_now_ns;                /* how far it is */
 int64_t board_next(void);                   /* when somebody must be told something, NEVER: nothing moves */
 int64_t clock_ns(void);
 int make_path(const char *directory, const char *path);
