@@ -15,9 +15,13 @@ if TYPE_CHECKING:
 # name: (module:function, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("stirbar.core.worker:main", "run the controller of one vial"),
+    "guard": ("stirbar.core.guard_command:main", "hold the lines of heater, pumps and stirrer for the worker"),
     "status": ("stirbar.core.status:main", "what a worker is doing now"),
     "config": ("stirbar.core.config_command:main", "check, show and change the configuration"),
-    "record": ("stirbar.core.recording:record_main", "write a worker's raw conversions to a file"),
+    "hardware": ("stirbar.core.hardware_command:main", "find, list and check the board"),
+    "calibrations": ("stirbar.core.calibrations_command:main", "keep, fit and choose calibration curves"),
+    "record": ("stirbar.core.recorder:main", "write a worker's raw conversions to disk"),
+    "recording": ("stirbar.core.recording_command:main", "look into a recording, export it"),
     "replay": ("stirbar.core.recording:replay_main", "repeat the readings of a recording"),
     "twin": ("stirbar.core.twin:main", "run a simulated worker in virtual time"),
     "bench": ("stirbar.core.bench:main", "measure this machine against the budgets"),
@@ -53,8 +57,8 @@ def find(name: str) -> Callable[[list[str]], int] | None:
 def usage() -> str:
     """The page of text of `stirbar --help`."""
     lines = ["usage: stirbar COMMAND [OPTIONS]", "", "commands:"]
-    lines += [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
-    lines += [f"  {name:10} {text}" for name, text in UPPER_COMMANDS.items()]
+    lines += [f"  {name:12} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  {name:12} {text}" for name, text in UPPER_COMMANDS.items()]
     lines += ["", "`stirbar COMMAND --help` explains one. `stirbar --version` prints the version."]
     return "\n".join(lines)
 

@@ -14,6 +14,7 @@ import zlib
 
 from stirbar.core import events, records
 from stirbar.core.blanks import Blanks, BlankTaking
+from stirbar.core.calibrations import FUSION_SLOT, ActiveCalibrations
 from stirbar.core.history import History
 from stirbar.core.ini import write_atomically
 from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs
@@ -37,7 +38,9 @@ LOOP_ANSWER_NS = 2_000_000_000  # the loop answers within a tick; longer means t
 
 
 class Host:
-    """See the module. `unit_id`, `run_id` and `boot_id` are 16 bytes each."""
+    """See the module. `unit_id`, `run_id` and `boot_id` are 16 bytes each. `without_outputs` is why nothing can be
+    switched on; empty: it can.
+    """
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Host:
         boot_id: bytes,
         directory: str,
         version: str,
+        without_outputs: str = "",
     ) -> None:
         self.loop = loop
         self.config = config
@@ -59,6 +63,7 @@ class Host:
         self.boot_id = boot_id
         self.directory = directory
         self.version = version
+        self.without_outputs = without_outputs
         self.history = History(int(config.get("worker.config", "history_mb")) * 1_000_000)
         self.blanks = Blanks(directory)
         self.blank_taking: list[tuple[BlankTaking, Callable[[dict[int, float]], None]]] = []
@@ -80,6 +85,8 @@ class Host:
             if publish is not None:
                 publish()
         self.set_experiment(self._stored_experiment(), _ignore)
+        self.calibrations = ActiveCalibrations(self)
+        self.calibrations.start()
         if config.get("od_reading.config", "raw"):
             self.request_raw(RAW_SECONDS_FOR_EVER)
 
@@ -88,8 +95,13 @@ class Host:
     def start_jobs(self) -> None:
         """Start what the config asks for at start."""
         for name in ("od_reading", "stirring", "temperature_automation"):
-            if self.config.get(f"{name}.config", "autostart"):
+            if not self.config.get(f"{name}.config", "autostart"):
+                continue
+            try:
                 self.jobs[name].start(_ignore)
+            except CommandError as error:
+                text = f"{name} was not started: {error.message}"
+                self.event("error", name, f"{text}; {error.remedy}" if error.remedy else text, code="not_started")
 
     @property
     def waiting(self) -> bool:
@@ -318,6 +330,7 @@ class Host:
 
     def describe(self) -> dict[str, object]:
         """Who this unit is and what it can do."""
+        units = {channel: str(curve["x"]) for channel, curve in self.calibrations.channels().items()}
         return {
             "unit": self.unit,
             "unit_id": self.unit_id.hex(),
@@ -334,12 +347,13 @@ class Host:
                     "channel": channel,
                     "angle": angle,
                     "name": "REF" if angle == 0 else f"{angle}°",
-                    "unit": "AU",
+                    "unit": units.get(channel, "AU"),
                     "reference": angle == 0,
                     "volts_per_code": self.config.get("od_reading.config", "adc_full_scale_v") / 32768.0,
                 }
                 for channel, angle in self.loop.channels()
             ],
+            "fused": FUSION_SLOT in self.calibrations.in_force,
             "normalisation": self.config.get("od_reading.config", "ref_normalization"),
             "jobs": {name: {"state": job.state, "settable": list(job.settable)} for name, job in self.jobs.items()},
             "limits": {"target_rpm": [RPM_FLOOR, getattr(self.jobs["stirring"], "rpm_maximum", RPM_CEILING)]},

@@ -18,11 +18,11 @@ from stirbar.rt.ports cimport (
 from stirbar.rt.ring cimport stirbar_load_relaxed
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next, sleep_until
 from stirbar.rt.types cimport (
-    COMMAND_BLANK, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_SIMULATION,
+    COMMAND_BLANK, COMMAND_CURVE, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_SIMULATION,
     COMMAND_STIR_STOP, COMMAND_TEMPERATURE, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
     EVENT_HALF_CYCLE, EVENT_RATE_LOCKED, EVENT_SATURATED, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, FLAG_SENSOR_LOST,
-    MAX_CHANNELS, RECORD_VERSION, STREAM_OD1, STREAM_TEMPERATURE, TRACE_CLOCK, TRACE_COMMAND, TRACE_CONVERSION,
-    TRACE_GAIN, TRACE_PERIOD, Command, Reading, TraceItem)
+    MAX_CHANNELS, PART_CLEAR, PART_DONE, PART_WORD, RECORD_VERSION, STREAM_OD1, STREAM_TEMPERATURE, TRACE_CLOCK,
+    TRACE_COMMAND, TRACE_CONVERSION, TRACE_CURVE, TRACE_GAIN, TRACE_PERIOD, Command, Reading, TraceItem)
 
 cdef enum:
     CLOCK_BLOCK = 86          # conversions for which one clock model is in force
@@ -38,6 +38,14 @@ cdef extern from *:
     """
     const double READ_AFTER "STIRBAR_READ_AFTER"
     const double RATE_MOVED "STIRBAR_RATE_MOVED"
+
+# Part of a calibration, made by the host before it sends COMMAND_CURVE and untouched until that is answered.
+cdef struct Staged:
+    const int64_t* word
+    int32_t first            # number of word[0] in its slot
+    int32_t count
+    int32_t slot
+    int32_t last             # it completes the calibration
 
 cdef struct SamplingConfig:
     int32_t angle[MAX_CHANNELS]         # -1 not connected, 0 reference
@@ -80,6 +88,7 @@ cdef struct Sampler:
     const uint32_t* stirring_off        # written by the actuator thread
     int (*simulate)(void* context, int parameter, double value) noexcept nogil  # NULL on hardware
     void* simulated
+    Staged staged
     double rate_chosen_hz               # for which k was chosen
     double mains_chosen_hz
     uint32_t toggled_index              # the master's conversion at the last change of light
@@ -108,6 +117,23 @@ cdef inline void sampler_feed_float(Sampler* s, int kind, int channel, uint32_t 
     cdef TraceItem item
     trace_float(&item, kind, channel, 1, index, value)
     sampler_feed(s, &item)
+
+
+cdef inline void sampler_curve(Sampler* s) noexcept nogil:
+    """What is staged, into the estimators and into the trace; words of 0 need not be said."""
+    cdef const Staged* staged = &s.staged
+    cdef TraceItem item
+    cdef int32_t i
+    if staged.first == 0:
+        trace_int(&item, TRACE_CURVE, staged.slot, PART_CLEAR, 0, 0, 0)
+        sampler_feed(s, &item)
+    for i in range(staged.count):
+        if staged.word[i]:
+            trace_int(&item, TRACE_CURVE, staged.slot, PART_WORD, 0, <uint32_t>(staged.first + i), staged.word[i])
+            sampler_feed(s, &item)
+    if staged.last:
+        trace_int(&item, TRACE_CURVE, staged.slot, PART_DONE, 0, 0, 0)
+        sampler_feed(s, &item)
 
 
 cdef inline double sampler_mains_hz(const Sampler* s) noexcept nogil:
@@ -339,6 +365,8 @@ cdef inline void sampler_command(Sampler* s, const Command* command, int64_t now
         sampler_stop(s)
     elif command.code == COMMAND_BLANK and command.channel < MAX_CHANNELS:
         sampler_feed_float(s, TRACE_COMMAND, command.channel, COMMAND_BLANK, command.value)
+    elif command.code == COMMAND_CURVE:
+        sampler_curve(s)
     elif command.code == COMMAND_LED:
         s.config.intensity_percent = command.value
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_LED, command.value)

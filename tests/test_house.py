@@ -118,13 +118,14 @@ C_LIBRARY = {
 POINTED_AT = {
     "loop": {"run_thread", "simulate"},
     "sampling": {"sampling_tick", "housekeeping_tick", "temperature_tick"},
-    "actuators": {"actuators_tick"},
+    "actuators": {"actuators_tick", "pulses_tick"},
     "clock": {"real_now_ns", "real_sleep_until_ns", "virtual_now_ns", "virtual_sleep_until_ns"},
     "sim": {
-        "sim_adc_start", "sim_adc_read", "sim_led_write", "sim_temperature_read", "sim_edges_read", "sim_stirrer_write"
+        "sim_adc_plan", "sim_adc_start", "sim_adc_gain", "sim_adc_convert", "sim_adc_read", "sim_led_write",
+        "sim_temperature_read", "sim_rail_read", "sim_edges_read", "sim_stirrer_write", "sim_stirrer_period",
     },
 }  # fmt: skip
-HOST_ONLY = {"configure.pxd"}  # turns Python's configuration into structs, before the threads live
+HOST_ONLY = {"configure.pxd", "configure_outputs.pxd", "stage.pxd"}  # turn Python objects into structs, before the threads live
 
 
 @pytest.fixture(scope="module")
@@ -421,15 +422,21 @@ def test_units_run_commands_that_exist_with_what_the_loop_needs() -> None:
 
     config = load_config()
     highest = max(config.get("loop.config", f"priority_{thread}") for thread in ("sampling", "actuators"))
-    for name in ("worker", "bridge", "leader"):
+    starts = {"guard": "guard", "worker": "worker", "bridge": "bridge", "leader": "leader"}
+    starts["recorder"] = "record --continuous"
+    for name, start in starts.items():
         text = (ROOT / "core" / "deploy" / f"stirbar-{name}.service").read_text()
-        command = re.search(r"^ExecStart=/opt/stirbar/bin/stirbar (\w+)$", text, re.MULTILINE)
-        assert command and command[1] == name and name in {**COMMANDS, **UPPER_COMMANDS}
+        command = re.search(r"^ExecStart=/opt/stirbar/bin/stirbar (.+)$", text, re.MULTILINE)
+        assert command and command[1] == start and start.split()[0] in {**COMMANDS, **UPPER_COMMANDS}
         assert "NoNewPrivileges=yes" in text and "CapabilityBoundingSet=\n" in text and "User=stirbar" in text
         rtprio = re.search(r"^LimitRTPRIO=(\d+)$", text, re.MULTILINE)
         if name == "worker":
             assert rtprio and int(rtprio[1]) == highest and "LimitMEMLOCK=infinity" in text
             assert "RestrictRealtime" not in text and "PrivateNetwork=yes" in text
+            assert "Wants=stirbar-guard.service" in text
+        elif name == "guard":
+            assert rtprio and int(rtprio[1]) > highest and "LimitMEMLOCK=infinity" in text
+            assert "OOMScoreAdjust=-1000" in text and "Before=stirbar-worker.service" in text
         else:
             assert rtprio is None and "RestrictRealtime=yes" in text
     limits = (ROOT / "core" / "deploy" / "stirbar-limits.conf").read_text()
@@ -499,10 +506,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
 def test_the_source_distribution_has_what_a_build_and_its_tests_need(built: dict[str, pathlib.Path]) -> None:
     with tarfile.open(built["sdist"]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+    assert "pyx/guard/guard.c" in names
     for path in [*COMPILED_FILES, *PYTHON_FILES, *ROOT.glob("pyx/*.pyi"), *ROOT.glob("tests/*.py")]:
         assert named(path) in names
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "Makefile", "config.example.ini"} <= names
-    assert not [name for name in names if name.endswith((".so", ".pyc")) or name.startswith("build/")]
+    built_files = (".so", ".pyc", "stirbar-guard")
+    assert not [name for name in names if name.endswith(built_files) or name.startswith("build/")]
 
 
 def test_the_wheel_has_what_runs_and_nothing_else(built: dict[str, pathlib.Path]) -> None:
@@ -513,6 +522,7 @@ def test_the_wheel_has_what_runs_and_nothing_else(built: dict[str, pathlib.Path]
     package = {
         "stirbar/__init__.py", "stirbar/py.typed", "stirbar/core/config.example.ini", "stirbar/core/worker.py",
         "stirbar/bridge/command.py", "stirbar/bridge/migrations/0001_first.sql", "stirbar/web/demo.py",
+        "stirbar/rt/guard/stirbar-guard",
         *(f"stirbar/rt/{path.name}" for path in [*ROOT.glob("pyx/*.pxd"), *ROOT.glob("pyx/*.pyi")]),
         *(f"stirbar/core/deploy/{path.name}" for path in (ROOT / "core" / "deploy").iterdir()),
         *(f"stirbar/{named(path)}" for path in (ROOT / "web" / "static").rglob("*") if path.is_file()),
@@ -538,6 +548,8 @@ def test_an_installed_stirbar_runs_outside_the_tree(built: dict[str, pathlib.Pat
     assert run(stirbar, "--version", cwd=tmp_path, env=environment) == f"stirbar {VERSION}\n"
     where = run(python, "-c", "import stirbar.rt.loop as m; print(m.__file__)", cwd=tmp_path, env=environment)
     assert where.startswith(str(site))
+    guard = site / "stirbar" / "rt" / "guard" / "stirbar-guard"
+    assert run(guard, "--version") == f"stirbar-guard {VERSION}\n"
     twin = run(stirbar, "twin", "--hours", "0.01", "--json", cwd=tmp_path, env=environment)
     assert '"missed_conversions"' in twin
     for command in ("bridge", "leader", "demo"):
