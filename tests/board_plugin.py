@@ -179,6 +179,8 @@ class BoardPlugin:
         for report in self._run(item.session, variant).reports(item.nodeid) or [self._no_report(item, variant)]:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        # What an earlier item that ran here left for this one, which needs nothing here.
+        item.session._setupstate.teardown_exact(nextitem)
         return True
 
     def _run(self, session: pytest.Session, variant: Variant) -> BoardRun:
