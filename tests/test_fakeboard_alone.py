@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import math
 import os
 import pathlib
 import signal
@@ -183,11 +184,82 @@ for _ in range(100):
         rows = [row.split() for row in run(bench, code).splitlines()]
         times, values = [int(at) for at, _ in rows], [float(value) for _, value in rows]
         assert values == sorted(values)
-        levels = sorted(set(values))
         # Each new window takes a quarter of what is left; the first after the change is a mixture.
-        steps = [1 - level for level in levels if level < 0.98]
-        ratios = [b / a for a, b in itertools.pairwise(steps)]
-        assert len(ratios) > 5
-        assert ratios[2:] == pytest.approx([0.75] * len(ratios[2:]), abs=0.01)
+        left = [1 - level for level in sorted(set(values)) if level < 0.98]
+        windows = [math.log(b / a) / math.log(0.75) for a, b in itertools.pairwise(left)][2:]
+        assert len(windows) > 2
+        assert windows == pytest.approx([round(each) for each in windows], abs=0.1)
         reached = next(at for at, value in zip(times, values, strict=True) if value > 0.98)
-        assert (reached - times[0]) / 2_050_000 == pytest.approx(13.6, abs=3)
+        assert (reached - times[0]) / 2_050_000 >= math.log(0.02) / math.log(0.75) - 2
+
+
+MIXED = """
+import os
+import pytest
+from board_bench import board
+
+@pytest.fixture(scope="module")
+def ours():
+    yield os.getpid()
+
+def test_here(ours):
+    assert not os.path.exists("/dev/i2c-1")
+
+@board("hat1.0")
+@board("eyespy")
+def test_there(bench, ours):
+    assert os.path.exists("/dev/i2c-1")
+    assert bench.level(25) == (bench.profile == "hat1.0"), "the hall line rests high"
+
+@board("hat1.0")
+def test_fails(bench):
+    assert bench.number("board/i2c-1/4f/temp_mc") == 5
+
+@board("hat1.0")
+def test_crashes(bench):
+    os.abort()
+
+@board("hat1.0")
+def test_after_the_crash(bench):
+    pytest.skip("only here to be reached")
+
+def test_here_again(ours):
+    pass
+"""
+
+CONFTEST = f"""
+import sys
+sys.path.insert(0, {str(HERE)!r})
+from board_plugin import BoardPlugin
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "hil: x")
+    config.pluginmanager.register(BoardPlugin(config), "boards")
+"""
+
+
+@pytest.mark.skipif(os.path.exists("/dev/i2c-1"), reason="this machine has a bus of its own")
+def test_results_come_back_as_they_were(tmp_path):
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_mixed.py").write_text(MIXED)
+    (tmp_path / "pytest.ini").write_text("[pytest]")
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-v", "-rs", "test_mixed.py"]
+    environment = {key: value for key, value in os.environ.items() if key != "STIRBAR_HIL"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    said = done.stdout
+    for expected in (
+        "test_here PASSED",
+        "test_there[fake-hat1.0] PASSED",
+        "test_there[fake-eyespy] PASSED",
+        "test_there[kernel-hat1.0] SKIPPED",
+        "test_fails[fake-hat1.0] FAILED",
+        "assert 25000 == 5",
+        "test_crashes[fake-hat1.0] FAILED",
+        "ended without a report of this test",
+        "Fatal Python error: Aborted",
+        "test_after_the_crash[fake-hat1.0] SKIPPED",
+        "only here to be reached",
+        "test_here_again PASSED",
+        "2 failed, 4 passed, 6 skipped",
+    ):
+        assert expected in said, said
