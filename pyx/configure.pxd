@@ -126,6 +126,20 @@ cdef inline int configure_od(OdConfig* od, config) except -1:
     return 0
 
 
+cdef inline int configure_slow_light(OdConfig* od, profile) except -1:
+    """A microcontroller's running mean is chopped at 1 to 4 Hz: at most a reading a second, of five at the least (IS-24)."""
+    cdef int i
+    for i in range(MAX_CHANNELS):
+        if profile is not None and profile.get(f"photodiode.{i + 1}", "pace") == "smoothed":
+            break
+    else:
+        return 0
+    for i in range(od.rates):
+        od.readings_per_second[i] = min(od.readings_per_second[i], 1.0)
+        od.window_s[i] = max(od.window_s[i], 5.0)
+    return 0
+
+
 cdef inline int configure_stirring(StirConfig* stir, config) except -1:
     stir_config_default(stir)
     stir.pulses_per_turn = config.get("stirring.config", "pulses_per_turn")

@@ -9,7 +9,8 @@ from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write, pulses_tick
-from stirbar.rt.configure cimport configure_od, configure_plan, configure_sampling, configure_stirring
+from stirbar.rt.configure cimport (
+    configure_od, configure_plan, configure_sampling, configure_slow_light, configure_stirring)
 from stirbar.rt.configure_board cimport close_hardware, forget_hardware, open_hardware
 from stirbar.rt.chop cimport chop_rejection_db
 from stirbar.rt.clock cimport (
@@ -201,6 +202,7 @@ cdef class Loop:
         s.master = configure_sampling(&s.config, config, self.profile)
         s.rail_v = NAN
         configure_od(&od, config)
+        configure_slow_light(&od, self.profile)
         if od_init(&s.estimators.od, &od):
             raise ValueError(
                 "[od_reading.config] or [od_config.photodiode_channel] is outside what the estimators can do")
@@ -268,6 +270,7 @@ cdef class Loop:
         state.sampler.hal = &state.hal
         state.sampler.stirring_off = &state.actuators.stirring_off
         state.sampler.stirring_off_told = 2
+        state.sampler.turn_us = &state.actuators.turn_us
         state.actuators.stirring_off = 1
         state.actuators.hal = &state.hal
         if self.is_simulated:
