@@ -93,6 +93,7 @@ cdef enum:
     TRACE_TICK = 7           # the actuator's control tick, time in ns
     TRACE_SNAPSHOT = 8       # index: number of the snapshot of the estimators taken at this point
     TRACE_CURVE = 9          # a calibration. channel: slot, phase: PART_*, index: word, value: its 8 bytes
+    TRACE_TURN = 10          # value: time of a turn of the stirrer, microseconds; 0 when it does not turn
 
 cdef union TraceValue:
     int64_t i
@@ -153,6 +154,7 @@ cdef enum:
     EVENT_SENSOR_LOST = 9      # argument: STREAM_*
     EVENT_SENSOR_BACK = 10
     EVENT_SATURATED = 11       # argument: channel
+    EVENT_LIGHT_PATH = 16      # argument: d, value: time constant in ms
 
 cdef packed struct Event:
     int64_t monotonic_ns
