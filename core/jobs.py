@@ -154,6 +154,7 @@ class OdReading(Job):
             if ok:
                 self.intensity = intensity
                 self.publish()
+                self.host.calibrations.check_intensity()
             done(ok, limit)
 
         self.host.send(SAMPLING, events.COMMAND_LED, 0, 0, intensity, answered)

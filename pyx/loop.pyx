@@ -13,7 +13,8 @@ from stirbar.rt.configure cimport configure_od, configure_plan, configure_sampli
 from stirbar.rt.configure_board cimport close_hardware, forget_hardware, open_hardware
 from stirbar.rt.chop cimport chop_rejection_db
 from stirbar.rt.clock cimport (
-    CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, Clock, VirtualTime, clock_real, clock_virtual, read_clock_ns)
+    CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, WAKE_LATE_ROOM, Clock, VirtualTime, clock_real, clock_virtual,
+    read_clock_ns)
 from stirbar.rt.guard_link cimport (
     GUARD_DESCRIPTORS, GUARD_TEXT, stirbar_guard_connect, stirbar_heartbeat_map, stirbar_heartbeat_unmap)
 from stirbar.rt.hal cimport Hal, HalCounters
@@ -27,12 +28,16 @@ from stirbar.rt.realtime cimport (
 from stirbar.rt.ring cimport (
     ring_count, ring_pop, ring_pop_many, ring_push, stirbar_fence, stirbar_load_relaxed,
     stirbar_store_relaxed)
+from stirbar.rt.curve cimport Curve
+from stirbar.rt.estimators cimport SLOT_FUSION
+from stirbar.rt.fusion cimport FusionModel
 from stirbar.rt.light cimport sampler_light
-from stirbar.rt.sampler_state cimport Sampler, sampler_rate_hz
+from stirbar.rt.sampler_state cimport Sampler, Staged, sampler_rate_hz
 from stirbar.rt.sampling cimport housekeeping_tick, sampling_tick, temperature_tick
 from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
 from stirbar.rt.sim_parameters cimport PARAM_COUNT
 from stirbar.rt.sleep_policy cimport sleep_for_ever, sleep_on_grid
+from stirbar.rt.stage cimport stage_curve, stage_fusion
 from stirbar.rt.stirring cimport StirConfig, stir_init
 from stirbar.rt.tasks cimport Task, drive
 from stirbar.rt.types cimport (
@@ -65,6 +70,7 @@ cdef enum:
     ACTUATORS_TRACE_ROOM = 1024     # 9 s of ticks
     ACTUATORS_READING_ROOM = 256    # four minutes of rpm
     SNAPSHOT_COPY_TRIES = 3
+    STAGED_WORDS = 160              # of a calibration that one tick takes over
 
 # Where virtual time begins: not 0, which some state takes for "never"; and the date that it shows.
 cdef int64_t VIRTUAL_START_NS = 1000000000
@@ -91,6 +97,10 @@ cdef struct LoopState:
     ThreadRun together
     uint32_t running
     Reading drained[READING_ROOM]
+
+cdef union Calibration:
+    Curve curve
+    FusionModel fusion
 
 
 cdef void* run_thread(void* context) noexcept nogil:
@@ -133,6 +143,7 @@ cdef class Loop:
     cdef readonly list missing
     cdef object profile
     cdef unsigned long long trace_sequences[THREADS]
+    cdef bytes calibration
 
     def __cinit__(self, config, *, profile=None, guard=None, bint virtual=False):
         self.latency_fd = -1
@@ -257,6 +268,7 @@ cdef class Loop:
         state.sampler.hal = &state.hal
         state.sampler.stirring_off = &state.actuators.stirring_off
         state.sampler.stirring_off_told = 2
+        state.sampler.turn_us = &state.actuators.turn_us
         state.actuators.stirring_off = 1
         state.actuators.hal = &state.hal
         if self.is_simulated:
@@ -371,6 +383,16 @@ cdef class Loop:
         with nogil:
             drive(state.together.table, state.together.count, &state.clock, until_ns, &running)
 
+    def wake_late(self, late_ns):
+        """Virtual time: let each sleep end late by one of these times (ns, at most 1024 quantiles of a distribution),
+        drawn with equal chance. Raises ValueError for none or too many."""
+        cdef int i
+        if not 0 < len(late_ns) <= WAKE_LATE_ROOM:
+            raise ValueError(f"{len(late_ns)} quantiles of lateness; 1 to {WAKE_LATE_ROOM} can be given")
+        for i in range(WAKE_LATE_ROOM):
+            self.state.virtual_time.late_ns[i] = late_ns[i * len(late_ns) // WAKE_LATE_ROOM]
+        self.state.virtual_time.draw = 2463534242
+
     # --- clocks ------------------------------------------------------------------------------------------------------
 
     def now_ns(self):
@@ -399,6 +421,34 @@ cdef class Loop:
         command.index = index
         command.value = value
         return bool(ring_push(&self._port(thread).commands, &command))
+
+    def prepare_calibration(self, int slot, data):
+        """Get a calibration ready for a slot (0..3 photodiode channels, 4 fused estimator): `data` as stage.pxd wants it,
+        None for none. Returns how many parts are to be staged; raises ValueError for what cannot be applied."""
+        cdef Calibration made
+        cdef Py_ssize_t size = sizeof(FusionModel) if slot == SLOT_FUSION else sizeof(Curve)
+        if not 0 <= slot <= SLOT_FUSION:
+            raise ValueError(f"no slot {slot} for a calibration")
+        if data is None:
+            size = 0
+        elif slot == SLOT_FUSION:
+            stage_fusion(&made.fusion, data)
+        else:
+            stage_curve(&made.curve, data)
+        self.calibration = PyBytes_FromStringAndSize(<char*>&made, size)
+        return max(1, (size // 8 + STAGED_WORDS - 1) // STAGED_WORDS)
+
+    def stage_calibration(self, int slot, int part):
+        """Stage a part of what was prepared; then push COMMAND_CURVE, and leave it until that is answered."""
+        cdef Staged* staged = &self.state.sampler.staged
+        cdef Py_ssize_t words = len(self.calibration) // 8
+        if not 0 <= part <= words // STAGED_WORDS:
+            raise ValueError(f"the calibration has no part {part}")
+        staged.slot = slot
+        staged.first = part * STAGED_WORDS
+        staged.word = <const int64_t*><const char*>self.calibration + staged.first
+        staged.count = min(words - staged.first, STAGED_WORDS)
+        staged.last = words > 0 and staged.first + staged.count == words
 
     def drain_events(self):
         """Events since the last call: a list of (monotonic_ns, value, argument, code, source)."""

@@ -134,7 +134,8 @@ POINTED_AT = {
         "sim_temperature_read", "sim_rail_read", "sim_edges_read", "sim_stirrer_write", "sim_stirrer_period",
     },
 }  # fmt: skip
-HOST_ONLY = {"configure.pxd", "configure_board.pxd", "configure_outputs.pxd"}  # turn objects into structs, before the threads live
+# these turn objects into structs, before the threads live
+HOST_ONLY = {"configure.pxd", "configure_board.pxd", "configure_outputs.pxd", "stage.pxd"}
 
 
 @pytest.fixture(scope="module")
