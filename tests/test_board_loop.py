@@ -96,12 +96,12 @@ def run(bench: Bench, tmp_path: pathlib.Path):
     assert bench.led_code(*led(made.profile)) in (None, 0)
 
 
-@board("hat1.0")
-@board("hat1.1")
-@board("hat1.2")
-@board("model1.5")
-@board("xr1.5")
-@board("eyespy")
+@board("hat1.0", travel=True)
+@board("hat1.1", travel=True)
+@board("hat1.2", travel=True)
+@board("model1.5", travel=True)
+@board("xr1.5", travel=True)
+@board("eyespy", travel=True)
 def test_every_board_measures(run: Run, bench: Bench) -> None:
     bench.set_celsius(0x4F, 37.0)
     run.until(lambda: len(run.good("od2")) >= 3 and len(run.stream("temperature")) >= 2)
@@ -112,9 +112,9 @@ def test_every_board_measures(run: Run, bench: Bench) -> None:
     assert counters["bus_transfers"] > 100 and counters["bus_busy_ms"] > 10
 
 
-@board("eyespy")
-@board("hat1.0")
-@board("hat1.1")
+@board("eyespy", travel=True)
+@board("hat1.0", travel=True)
+@board("hat1.1", travel=True)
 def test_a_converter_is_unplugged_and_put_back(run: Run, bench: Bench) -> None:
     address, _ = sensor(run.profile, 2)
     run.until(lambda: len(run.good("od2")) >= 2)
@@ -131,7 +131,7 @@ def test_a_converter_is_unplugged_and_put_back(run: Run, bench: Bench) -> None:
     run.until(lambda: len(run.good("od2")) >= count + 3)
 
 
-@board("eyespy")
+@board("eyespy", travel=True)
 def test_a_bus_that_is_held_stalls_nobody_for_long(run: Run, bench: Bench) -> None:
     run.until(lambda: len(run.good("od2")) >= 2)
     bench.stick_sda(9)
@@ -148,7 +148,7 @@ def test_a_bus_that_is_held_stalls_nobody_for_long(run: Run, bench: Bench) -> No
     assert run.said("sensor_back", "od2") == 1
 
 
-@board("eyespy")
+@board("eyespy", travel=True)
 def test_a_held_bus_that_can_be_freed_costs_one_time_out(bench: Bench, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "recovery.ini"
     path.write_text(f"[profile]\ntitle = x\nextends = {bench.profile}\n[i2c]\nrecovery = lines\n")
@@ -165,7 +165,7 @@ def test_a_held_bus_that_can_be_freed_costs_one_time_out(bench: Bench, tmp_path:
         run.loop.stop()
 
 
-@board("hat1.0")
+@board("hat1.0", travel=True)
 def test_a_sensor_that_stretches_for_ever_leaves_the_converters_alone(run: Run, bench: Bench) -> None:
     run.until(lambda: len(run.good("od2")) >= 2 and len(run.stream("temperature")) >= 1)
     bench.stretch(0x4F, 60_000)
@@ -177,14 +177,14 @@ def test_a_sensor_that_stretches_for_ever_leaves_the_converters_alone(run: Run, 
     run.until(lambda: run.said("sensor_back", "temperature") == 1)
 
 
-@board("hat1.0")
+@board("hat1.0", travel=True)
 def test_the_light_goes_off_at_the_end_even_after_failures(run: Run, bench: Bench) -> None:
     run.until(lambda: len(run.good("od2")) >= 1)
     bench.fail("i2c-1/49", 4)  # twice two: the last words are said three times
     # the fixture looks at the light
 
 
-@board("hat1.0")
+@board("hat1.0", travel=True)
 def test_a_board_that_lacks_a_photodiode_says_which(bench: Bench, tmp_path: pathlib.Path) -> None:
     config = load_config(overrides=[("od_config.photodiode_channel", "4", "135")])
     with pytest.raises((HardwareError, ValueError), match=r"photodiode 4.*photodiode_channel\] 4"):
@@ -196,7 +196,7 @@ def test_a_board_needs_a_profile() -> None:
         Loop(load_config())
 
 
-@board("hat1.0")
+@board("hat1.0", travel=True)
 def test_a_board_in_use_is_refused_in_one_sentence(run: Run, bench: Bench, tmp_path: pathlib.Path) -> None:
     with pytest.raises(HardwareError, match="another worker has /dev/i2c-1"):
         Loop(load_config(), profile=load_profile("hat1.0"))
