@@ -21,6 +21,7 @@ COMMAND_CURVE = 12
 EVENT_COMMAND_DONE = 1
 EVENT_COMMAND_REFUSED = 2
 EVENT_STIR_FAULT = 5
+EVENT_HALF_CYCLE = 8
 
 # code: (name, level, source, message); the message may use {value}, {argument} and {stream}
 EVENTS: dict[int, tuple[str, str, str, str]] = {
@@ -39,7 +40,12 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "od_reading",
         "converter of photodiode {argument} makes {value:.3f} conversions a second",
     ),
-    8: ("half_cycle", "info", "od_reading", "light chopped at {value:.2f} Hz: {argument} conversions in half a cycle"),
+    EVENT_HALF_CYCLE: (
+        "half_cycle",
+        "info",
+        "od_reading",
+        "light chopped at {value:.2f} Hz: {argument} conversions in half a cycle",
+    ),
     9: (
         "sensor_lost",
         "error",

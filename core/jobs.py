@@ -120,6 +120,11 @@ class OdReading(Job):
         )
         self.host.publish_setting(self.name, "ir_led_intensity", self.intensity, "%", settable=True)
 
+    def on_event(self, code: int, value: float) -> None:
+        if code == events.EVENT_HALF_CYCLE:
+            for name, ratio in self.host.loop.price().items():
+                self.host.publish_setting(self.name, name, round(ratio, 4))
+
     def start(self, done: Done) -> None:
         self.become(INIT)
         self.host.send(SAMPLING, events.COMMAND_OD_START, 0, 0, self.intensity, self._then(READY, done))

@@ -18,7 +18,9 @@ from stirbar.rt.guard_link cimport (
 from stirbar.rt.hal cimport Hal, HalCounters
 from stirbar.rt.hardware cimport Hardware, hardware_hal
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
-from stirbar.rt.od cimport od_init
+from stirbar.rt.converter_clock cimport converter_clock_rate_hz
+from stirbar.rt.od cimport od_discarded, od_init
+from stirbar.rt.od_price cimport OdPrice, od_price
 from stirbar.rt.od_state cimport OdConfig
 from stirbar.rt.ports cimport READING_ROOM, STREAM_COUNT, Port, port_init, port_memory_bytes
 from stirbar.rt.realtime cimport (
@@ -582,6 +584,17 @@ cdef class Loop:
     def half_cycle(self):
         """k in force: conversions in half a chop cycle."""
         return self.state.sampler.half_cycle
+
+    def price(self):
+        """What chopping costs the first rate's windows, for the k and the converter's rate that are in force
+        (od_price.pxd): {name: value}, empty where nothing is chopped yet."""
+        cdef Sampler* s = &self.state.sampler
+        cdef OdPrice price
+        cdef double mains = s.estimators.od.line.nominal_hz
+        if od_price(converter_clock_rate_hz(&s.channel[s.master].clock), s.half_cycle,
+                    od_discarded(&s.estimators.od, s.master), s.estimators.od.config.window_s[0], mains, &price):
+            return {}
+        return price
 
     def simulated(self):
         """Whether the hardware is the simulated vial."""
