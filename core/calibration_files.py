@@ -72,7 +72,7 @@ def check(document: Any, where: str) -> Document:
         return _check_estimator(dict(document), where)
     checked = dict(document)
     tag = checked.get("calibration_type")
-    if tag not in KINDS:
+    if not isinstance(tag, str) or tag not in KINDS:
         raise CalibrationError(f"{where}: calibration_type is {tag!r}, expected one of {', '.join(KINDS)}")
     _, (x, y), fields = KINDS[tag]
     checked.setdefault("x", x)
@@ -93,7 +93,7 @@ def check(document: Any, where: str) -> Document:
         curve = {"type": checked.pop("curve_type", "poly"), "coefficients": curve}
     checked["curve_data_"] = _curve(curve, f"{where}: curve_data_", CURVES)
     recorded = checked.get("recorded_data") or {"x": [], "y": []}
-    if not isinstance(recorded, dict) or set(recorded) < {"x", "y"}:
+    if not isinstance(recorded, dict) or not {"x", "y"} <= recorded.keys():
         raise CalibrationError(f"{where}: recorded_data has no x and y")
     points = {axis: _numbers(recorded[axis], f"{where}: recorded_data.{axis}") for axis in ("x", "y")}
     if len(points["x"]) != len(points["y"]):
@@ -146,7 +146,7 @@ def _number(value: Any, what: str) -> float:
         raise CalibrationError(f"{what} is {value!r}, expected a number")
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise CalibrationError(f"{what} is {value!r}, expected a number") from None
     if not math.isfinite(number):
         raise CalibrationError(f"{what} is {value!r}, expected a finite number")
@@ -177,7 +177,7 @@ def _moment(value: Any, what: str) -> datetime.datetime:
 
 
 def _curve(curve: Any, what: str, kinds: tuple[str, ...]) -> Document:
-    if not isinstance(curve, dict) or curve.get("type") not in kinds:
+    if not isinstance(curve, dict) or str(curve.get("type")) not in kinds:
         raise CalibrationError(f"{what} has no type {', '.join(kinds)}")
     if curve["type"] == "poly":
         coefficients = _numbers(curve.get("coefficients"), f"{what}.coefficients")

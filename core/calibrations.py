@@ -146,7 +146,7 @@ class ActiveCalibrations:
 
     def _finish(self, slots: dict[int, Data], done: Done) -> None:
         self.loading = False
-        self.in_force = slots
+        self.in_force = dict(sorted(slots.items()))
         for slot in range(SLOTS):
             setting = "estimator" if slot == FUSION_SLOT else f"calibration{slot + 1}"
             curve = slots.get(slot)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Rows = list[dict[str, float]]
 
 DESCRIPTION = "Keep, fit, exchange and choose the calibrations of this unit."
-RELOAD_S = 5.0
+RELOAD_S = 3.0
 
 
 def parser() -> argparse.ArgumentParser:

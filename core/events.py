@@ -21,7 +21,9 @@ COMMAND_CURVE = 12
 EVENT_COMMAND_DONE = 1
 EVENT_COMMAND_REFUSED = 2
 EVENT_STIR_FAULT = 5
+EVENT_RATE_LOCKED = 7
 EVENT_HALF_CYCLE = 8
+EVENT_LIGHT_PATH = 16
 
 # code: (name, level, source, message); the message may use {value}, {argument} and {stream}
 EVENTS: dict[int, tuple[str, str, str, str]] = {
@@ -34,7 +36,7 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "stirrer does not turn: switched off; check the stir bar, the fan and its cable, then set a target again",
     ),
     6: ("stir_running", "info", "stirring", "stirrer runs at {value:.1f} rpm"),
-    7: (
+    EVENT_RATE_LOCKED: (
         "rate_locked",
         "info",
         "od_reading",
@@ -58,6 +60,12 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "warning",
         "od_reading",
         "photodiode {argument} is at the converter's limit: lower the LED's intensity or raise adc_full_scale_v",
+    ),
+    EVENT_LIGHT_PATH: (
+        "light_path",
+        "notice",
+        "od_reading",
+        "light follows the LED in {value:.3g} ms: {argument} conversions are discarded after each change",
     ),
 }
 

@@ -49,4 +49,4 @@ class FusedEstimator:
         errors: Sequence[float] | None = None,
         culture: Sequence[float] | None = None,
     ) -> dict[str, Any]:
-        """concentration, log_concentration, its standard errors (error, culture, model), and edge: -1, 0 or 1."""
+        """concentration, log_concentration, its standard errors (error, culture, model), edge: -1, 0 or 1, disagree."""

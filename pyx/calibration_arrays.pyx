@@ -94,5 +94,5 @@ cdef class FusedEstimator:
         fusion_estimate(&self.fusion, &given, &e)
         return {
             "concentration": e.concentration, "log_concentration": e.log_concentration, "error": e.error,
-            "culture": e.culture, "model": e.model, "edge": e.edge,
+            "culture": e.culture, "model": e.model, "edge": e.edge, "disagree": bool(e.disagree),
         }

@@ -37,6 +37,7 @@ cdef extern from *:
     #define STIRBAR_FUSION_TOLERANCE 1e-7      /* of log10 c */
     #define STIRBAR_FUSION_GOLDEN 0.38196601125010515
     #define STIRBAR_FUSION_RIVAL 2.0           /* a grid point this much worse than the best has no minimum that wins */
+    #define STIRBAR_FUSION_DISAGREE 4.0        /* sigmas from its mean curve: this angle does not agree with the rest */
     #define STIRBAR_FUSION_DIFFERENCE 1e-3     /* for derivatives by differences */
     #define STIRBAR_FUSION_LEAST_VALUE 1e-12   /* what a value that is not positive counts as */
     #define STIRBAR_LN10 2.302585092994046
@@ -47,6 +48,7 @@ cdef extern from *:
     const double FUSION_TOLERANCE "STIRBAR_FUSION_TOLERANCE"
     const double GOLDEN "STIRBAR_FUSION_GOLDEN"
     const double FUSION_RIVAL "STIRBAR_FUSION_RIVAL"
+    const double FUSION_DISAGREE "STIRBAR_FUSION_DISAGREE"
     const double FUSION_DIFFERENCE "STIRBAR_FUSION_DIFFERENCE"
     const double LEAST_VALUE "STIRBAR_FUSION_LEAST_VALUE"
     const double LN10 "STIRBAR_LN10"
@@ -75,6 +77,7 @@ cdef struct FusionEstimate:
     double culture
     double model                         # of the concentration, by the estimator's own scatter (curvature of J)
     int32_t edge                         # -1, 1: at the low, high end of the range
+    int32_t disagree                     # an angle is far from what the concentration found would give
 
 cdef struct Fusion:
     FusionModel model
@@ -132,6 +135,20 @@ cdef inline double fusion_pull(const FusionModel* m, const FusionInput* v, int64
     cdef double residual = v.log_value[a] - fusion_at(m, a, x, &scale)
     residual /= scale
     return residual / (sqrt(1.0 + residual * residual) * scale)
+
+
+cdef inline int fusion_disagrees(const FusionModel* m, const FusionInput* v, double x) noexcept nogil:
+    """Whether an angle is further from its mean curve than its scatter explains: bubbles, a shifted photodiode, or a
+    culture outside the standards."""
+    cdef double sigma
+    cdef int64_t a
+    for a in range(m.angles):
+        sigma = exp(cubics_at(&m.log_sigma[a], x).y)
+        if sigma < m.sigma_floor:
+            sigma = m.sigma_floor
+        if fabs(v.log_value[a] - cubics_at(&m.mean[a], x).y) > FUSION_DISAGREE * sigma:
+            return 1
+    return 0
 
 
 cdef inline int fusion_check(const FusionModel* m) noexcept nogil:
@@ -282,6 +299,8 @@ cdef inline void fusion_finish(Fusion* f) noexcept nogil:
         f.reading.flags |= FLAG_BELOW_CURVE
     elif f.best_x > f.model.highest - edge:
         f.reading.flags |= FLAG_ABOVE_CURVE
+    elif fusion_disagrees(&f.model, &f.working, f.best_x):
+        f.reading.flags |= FLAG_BELOW_CURVE | FLAG_ABOVE_CURVE
     f.stage = FUSION_READY
 
 
@@ -392,5 +411,10 @@ cdef inline int fusion_estimate(Fusion* f, const FusionInput* v, FusionEstimate*
     e.log_concentration = f.best_x
     e.concentration = f.reading.value
     fusion_errors(&f.model, v, f.best_x, e)
-    e.edge = -1 if f.reading.flags & FLAG_BELOW_CURVE else 1 if f.reading.flags & FLAG_ABOVE_CURVE else 0
+    e.disagree = fusion_disagrees(&f.model, v, f.best_x)
+    e.edge = 0
+    if f.best_x < f.model.lowest + 2.0 * FUSION_TOLERANCE:
+        e.edge = -1
+    elif f.best_x > f.model.highest - 2.0 * FUSION_TOLERANCE:
+        e.edge = 1
     return 0

@@ -21,7 +21,7 @@ from stirbar.rt.od_modulation cimport OdModulation, od_modulation
 from stirbar.rt.od_nulls cimport od_design_nulls, od_nulls_hold, od_window_entries
 from stirbar.rt.od_state cimport (
     DUE_BLOCK, DUE_MODULATION, DUE_NULLS, DUE_RATE, DUE_READING, DUE_REFERENCE, DUE_SCALES, ENTRY_CLIPPED, ENTRY_GAP, OD_BLOCK,
-    OD_CLASSIC, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATE_MAXIMUM, OD_RATE_MINIMUM, OD_RATES, OD_REFERENCE, OD_RESTART, OD_RING,
+    OD_CLASSIC, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATE_MAXIMUM, OD_RATE_MINIMUM, OD_RATES, OD_REFERENCE, OD_RESTART,
     OD_SIGNAL, OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S, OD_WARM_SLOPE, OD_WINDOW_MAXIMUM_S,
     OD_WINDOW_MINIMUM_S, OD_WINDOWS, OdChannel, OdConfig, OdRate, OdState, OdWindow, od_end_ns, od_newest_ns,
     od_next_middle_ns,
@@ -270,16 +270,6 @@ cdef inline int od_read_modulation(OdState* s, int channel, Reading* r) noexcept
     r.half_cycle = <uint16_t>ch.half_cycle
     r.version = RECORD_VERSION
     return 0
-
-
-cdef inline int od_discarded(const OdState* s, int channel) noexcept nogil:
-    """Conversions that each half-cycle of a channel loses to the light's change; 1 before it has been seen."""
-    cdef const OdChannel* ch = &s.channel[channel]
-    cdef int kept
-    if ch.entries == 0 or ch.half_cycle < 2:
-        return 1
-    kept = ch.entry[ch.cursor - 1 if ch.cursor else OD_RING - 1].off_count
-    return ch.half_cycle - kept if 0 < kept < ch.half_cycle else 1
 
 
 cdef inline void od_turn(OdState* s, double turn_ns) noexcept nogil:

@@ -123,7 +123,7 @@ def test_a_killed_worker_leaves_nothing_on(bench, start):
     assert bench.number("board/pwm/1/duty_ns") == 0
     safe_us = int(guard.wait_said(r"outputs off \(took (\d+) us\)")[1])
     print(f"{bench.where}: {1e3 * took_s:.1f} ms from SIGKILL to low, of which the guard's writes {safe_us} us")
-    # the rest of the time is the kernel's, to end a Python process; 5 outputs at less than 1 ms each, x 10 for the bench
+    # the rest is the kernel's, to end a Python process; 5 outputs at less than 1 ms each, x 10 for the bench
     assert took_s < 1.0 and safe_us < 50_000
 
 

@@ -380,6 +380,7 @@ static int serve(void) {
     struct peer *asking[64];
     int asked = 0, count = epoll_wait(poller, events, 64, -1);
     char unused[8];
+    if (count < 0) return 1;            /* stopped and continued: first see who asked meanwhile */
     for (int i = 0; i < count; i++) {
         struct peer *peer = events[i].data.ptr;
         if (!(events[i].events & EPOLLIN)) continue;
