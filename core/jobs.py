@@ -154,6 +154,7 @@ class OdReading(Job):
             if ok:
                 self.intensity = intensity
                 self.publish()
+                self.host.calibrations.check_intensity()
             done(ok, limit)
 
         self.host.send(SAMPLING, events.COMMAND_LED, 0, 0, intensity, answered)
@@ -188,6 +189,14 @@ class Stirring(Job):
             raise CommandError(f"target_rpm must be {limit}, not {rpm:g}", "target_rpm", limit)
         return rpm
 
+    def _check_outputs(self) -> None:
+        if self.host.without_outputs:
+            raise CommandError(
+                f"there is nothing to stir with: {self.host.without_outputs}",
+                "job",
+                remedy="then restart the worker",
+            )
+
     def _drive(self, done: Done) -> None:
         if self.use_rpm:
             self.host.send(ACTUATORS, events.COMMAND_STIR_RPM, 0, 0, self.target_rpm, done)
@@ -195,6 +204,7 @@ class Stirring(Job):
             self.host.send(ACTUATORS, events.COMMAND_STIR_DUTY, 0, 0, self.duty_percent, done)
 
     def start(self, done: Done) -> None:
+        self._check_outputs()
         self.become(INIT)
         self._drive(self._then(READY, done))
 

@@ -18,14 +18,22 @@ from stirbar.rt.light_path cimport LightFit, LightPath, LightSearch, light_path_
 from stirbar.rt.ports cimport Port, port_event, port_reading, port_trace, trace_float, trace_int
 from stirbar.rt.sleep_policy cimport SleepPolicy
 from stirbar.rt.types cimport (
-    EVENT_SATURATED, FLAG_SENSOR_LOST, MAX_CHANNELS, RECORD_VERSION, STREAM_OD1, TRACE_CLOCK, TRACE_CONVERSION,
-    TRACE_PERIOD, Reading, TraceItem)
+    EVENT_SATURATED, FLAG_SENSOR_LOST, MAX_CHANNELS, PART_CLEAR, PART_DONE, PART_WORD, RECORD_VERSION, STREAM_OD1,
+    TRACE_CLOCK, TRACE_CONVERSION, TRACE_CURVE, TRACE_PERIOD, Reading, TraceItem)
 
 cdef enum:
     CLOCK_BLOCK = 86          # conversions for which one clock model is in force
     LED_GUARD_NS = 30000      # uncertainty of a conversion's limits
     SILENCE_NS = 100000000    # without a conversion for so long a channel is lost
     RETRY_NS = 1000000000     # a lost device is asked again this often
+
+# Part of a calibration, made by the host before it sends COMMAND_CURVE and untouched until that is answered.
+cdef struct Staged:
+    const int64_t* word
+    int32_t first            # number of word[0] in its slot
+    int32_t count
+    int32_t slot
+    int32_t last             # it completes the calibration
 
 cdef struct SamplingConfig:
     int32_t angle[MAX_CHANNELS]         # -1 not connected, 0 reference
@@ -98,6 +106,7 @@ cdef struct Sampler:
     const uint32_t* stirring_off        # written by the actuator thread
     int (*simulate)(void* context, int parameter, double value) noexcept nogil  # NULL on hardware
     void* simulated
+    Staged staged
     double rate_chosen_hz               # for which k was chosen
     double mains_chosen_hz
     int64_t settle_ns                   # of the light path, for which k was chosen
@@ -147,6 +156,23 @@ cdef inline void sampler_feed_float(Sampler* s, int kind, int channel, uint32_t 
     cdef TraceItem item
     trace_float(&item, kind, channel, 1, index, value)
     sampler_feed(s, &item)
+
+
+cdef inline void sampler_curve(Sampler* s) noexcept nogil:
+    """What is staged, into the estimators and into the trace; words of 0 need not be said."""
+    cdef const Staged* staged = &s.staged
+    cdef TraceItem item
+    cdef int32_t i
+    if staged.first == 0:
+        trace_int(&item, TRACE_CURVE, staged.slot, PART_CLEAR, 0, 0, 0)
+        sampler_feed(s, &item)
+    for i in range(staged.count):
+        if staged.word[i]:
+            trace_int(&item, TRACE_CURVE, staged.slot, PART_WORD, 0, <uint32_t>(staged.first + i), staged.word[i])
+            sampler_feed(s, &item)
+    if staged.last:
+        trace_int(&item, TRACE_CURVE, staged.slot, PART_DONE, 0, 0, 0)
+        sampler_feed(s, &item)
 
 
 cdef inline int64_t host_begin_ns(const HostGrid* grid) noexcept nogil:

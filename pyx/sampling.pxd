@@ -18,11 +18,11 @@ from stirbar.rt.light cimport (
 from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace_for, port_trace_tend
 from stirbar.rt.ring cimport stirbar_load_relaxed
 from stirbar.rt.sampler_state cimport (
-    LED_GUARD_NS, Channel, Sampler, sampler_feed_float, sampler_say_lost)
+    LED_GUARD_NS, Channel, Sampler, sampler_curve, sampler_feed_float, sampler_say_lost)
 from stirbar.rt.sampling_paces cimport host_plan, host_tick, sampler_begin, sampler_fetch, sampler_look
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next, sleep_until
 from stirbar.rt.types cimport (
-    COMMAND_BLANK, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_SIMULATION,
+    COMMAND_BLANK, COMMAND_CURVE, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_SIMULATION,
     COMMAND_STIR_STOP, COMMAND_TEMPERATURE, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
     EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, MAX_CHANNELS, RECORD_VERSION, STREAM_OD1, STREAM_TEMPERATURE,
     TRACE_COMMAND, TRACE_GAIN, Command, Reading)
@@ -246,6 +246,8 @@ cdef inline void sampler_command(Sampler* s, const Command* command, int64_t now
         sampler_stop(s)
     elif command.code == COMMAND_BLANK and command.channel < MAX_CHANNELS:
         sampler_feed_float(s, TRACE_COMMAND, command.channel, COMMAND_BLANK, command.value)
+    elif command.code == COMMAND_CURVE:
+        sampler_curve(s)
     elif command.code == COMMAND_LED:
         s.config.intensity_percent = command.value
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_LED, command.value)

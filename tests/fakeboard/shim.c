@@ -15,6 +15,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -289,6 +290,14 @@ int ioctl(int fd, unsigned long request, ...) {
     case HELD_LINES: return gpio_ioctl(OP_LINE, handle, request, argument);
     }
     return real(fd, request, argument);
+}
+
+int flock(int fd, int operation) {
+    REAL(int, "flock", int, int);
+    struct iovec out[1], in[1];
+    uint32_t handle;
+    if (what_is(fd, &handle) != OPEN_I2C) return real(fd, operation);
+    return ask(OP_ADAPTER, handle, ADAPTER_LOCK, (uint32_t)operation, out, 1, in, 1, NULL, NULL);
 }
 
 ssize_t read(int fd, void *buffer, size_t bytes) {
