@@ -30,8 +30,8 @@ class Bench:
     readings: list = field(default_factory=list)
     ranges: list = field(default_factory=list)  # (seconds, full scale) of each fresh range
     told: list = field(default_factory=list)  # (seconds, bits)
-    light_off_s: float = float("nan")
     clipped: int = 0
+    blind_s: float = float("nan")  # the first time that two conversions in a row clipped
     lost: int = 0  # conversions that the estimator did not get, beyond the edges
 
     def run(self, seconds: float) -> Bench:
@@ -50,31 +50,40 @@ class Bench:
         noise = 0.0
         change = None  # of the light, within the next conversion: (share after it, on)
         self.chain = chain
+        clipped_before = False
+        pending: list[tuple[int, int, int, bool]] = []
+        normal = rng.standard_normal((int(seconds * 860), 2))
         keep = np.exp(-PERIOD_NS * 1e-9 / 0.06)
+        spread = self.modulation * np.sqrt(1 - keep * keep)
         for index in range(int(seconds * 860)):
             now = (index + 1) * PERIOD_NS * 1e-9
-            noise = keep * noise + self.modulation * np.sqrt(1 - keep * keep) * rng.standard_normal()
+            noise = keep * noise + spread * normal[index, 0]
             share = float(lit)
             phase = ON if lit else OFF
             if change is not None:
                 share = change[0] if change[1] else 1 - change[0]
                 phase, lit, change = EDGE, change[1], None
             volts = self.ambient_v(now) + share * self.signal_v(now) * (1 + noise)
-            volts += 1e-6 * NOISE_UV[setting] / 6.6 * rng.standard_normal()
+            volts += 1e-6 * NOISE_UV[setting] / 6.6 * normal[index, 1]
             code = volts * (1 + errors[setting]) / FULL_SCALES_V[setting] * 32768 + offsets[setting]
             clip = not -32768 <= round(code) <= 32767
-            code = int(np.clip(round(code), -32768, 32767))
+            code = max(-32768, min(32767, round(code)))
             setting = following
             # the tick of this conversion
             self.clipped += clip
+            if clip and clipped_before and np.isnan(self.blind_s):
+                self.blind_s = now
+            clipped_before = clip
             begin, end = int(index * PERIOD_NS), int((index + 1) * PERIOD_NS)
             admitted = chain.admit(begin, end)
             if admitted == pa.GAIN_FRESH:
+                self.readings += list(od.push(0, *zip(*pending, strict=True)))
+                pending = []
                 od.gain(0, chain.volts_per_code)
                 self.ranges.append((now, chain.full_scale_v))
             seen = EDGE if admitted == pa.GAIN_FOREIGN else phase
             self.lost += seen != phase
-            self.readings += list(od.push(0, [index], [code], [seen], [clip]))
+            pending.append((index, code, seen, clip))
             act = chain.conversion(code, clip, phase)
             since += 1
             toggles = since >= self.half_cycle and not chain.holds_light
@@ -82,7 +91,6 @@ class Bench:
                 act |= chain.chop()
             if act & pa.GAIN_LIGHT_OFF and lit:
                 change, since = (0.6, False), 0
-                self.light_off_s = now
             elif toggles and not act & pa.GAIN_LIGHT_OFF:
                 change, since = (0.6, not lit), 0
             if act & pa.GAIN_WRITE:
@@ -90,6 +98,7 @@ class Bench:
                 chain.written(end + int(0.1 * PERIOD_NS), end + int(0.7 * PERIOD_NS))
             if act & ~pa.GAIN_WRITE:
                 self.told.append((now, act))
+        self.readings += list(od.push(0, *zip(*pending, strict=True)))
         return self
 
     def values(self, low_s: float = 0.0, high_s: float = 1e9) -> np.ndarray:
