@@ -5,17 +5,24 @@ blind spot. build/view is a generated link farm that shows them the layout that 
 """
 
 import hashlib
+import os
 import runpy
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 NAME = "stirbar"
 FOLDERS = {"core": "core", "rt": "pyx", "bridge": "bridge", "web": "web"}  # stirbar.<key> lives in <value>/
 TOP_FILES = ("__init__.py", "py.typed")  # stirbar itself, from core/_top/
 # -g0 and -O2 come after Python's own -g -O3; no contraction, so that a replay is bit-identical
 COMPILE_ARGS = ["-O2", "-g0", "-ffp-contract=off", "-fvisibility=hidden"]
+# small, and nothing of it is loaded later: it runs exactly when the file system may be stuck
+GUARD_SOURCE = "pyx/guard/guard.c"
+GUARD_COMPILE_ARGS = ["-Os", "-g0", "-ffunction-sections", "-fdata-sections"]
+GUARD_LINK_ARGS = ["-s", "-Wl,--gc-sections"]
+VERSION = runpy.run_path("core/version.py")["VERSION"]
 
 
 def make_view() -> str:
@@ -60,16 +67,56 @@ def is_stale() -> bool:
     return any(path.stat().st_mtime < newest for path in Path("build/cy/pyx").glob("*.c"))
 
 
+class BuildWithGuard(build_ext):
+    """Builds the extensions and, with the same compiler, the guard: a program of its own, data of stirbar.rt."""
+
+    def run(self) -> None:
+        super().run()
+        for built, in_source in self.guard_files().items():
+            self.build_guard(Path(in_source if self.inplace else built))
+
+    def guard_files(self) -> dict[str, str]:
+        """Where the guard is built to, and where it is when the sources are used in place."""
+        inside = Path("guard") / "stirbar-guard"
+        built = Path(self.build_lib) / NAME / "rt" / inside
+        return {str(built): str(Path(self.get_finalized_command("build_py").get_package_dir(f"{NAME}.rt")) / inside)}
+
+    def build_guard(self, target: Path) -> None:
+        """Compile and link the guard, statically where this system has a static C library."""
+        newest = max(os.stat(source).st_mtime for source in (GUARD_SOURCE, "core/version.py"))
+        if not self.force and target.exists() and target.stat().st_mtime >= newest:
+            return
+        objects = self.compiler.compile(
+            [GUARD_SOURCE],
+            output_dir=self.build_temp,
+            macros=[("STIRBAR_VERSION", f'"{VERSION}"')],
+            extra_postargs=GUARD_COMPILE_ARGS,
+        )
+        self.mkpath(str(target.parent))
+        try:
+            self.compiler.link_executable(objects, str(target), extra_postargs=[*GUARD_LINK_ARGS, "-static"])
+        except Exception as error:  # each compiler class has its own LinkError
+            print(f"{target.name}: not linked statically ({error}): dynamically instead")
+            self.compiler.link_executable(objects, str(target), extra_postargs=GUARD_LINK_ARGS)
+
+    def get_outputs(self) -> list[str]:
+        return [*super().get_outputs(), *self.guard_files()]
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {**super().get_output_mapping(), **(self.guard_files() if self.inplace else {})}
+
+
 PACKAGE_DIR = {NAME: "core/_top"} | {f"{NAME}.{key}": folder for key, folder in FOLDERS.items()}
 
 setup(
-    version=runpy.run_path("core/version.py")["VERSION"],
+    version=VERSION,
+    cmdclass={"build_ext": BuildWithGuard},
     packages=list(PACKAGE_DIR),
     package_dir=PACKAGE_DIR,
     include_package_data=False,
     package_data={
         NAME: ["py.typed"],
-        f"{NAME}.core": ["config.example.ini", "deploy/*"],
+        f"{NAME}.core": ["config.example.ini", "deploy/*", "hardware/*.ini"],
         f"{NAME}.rt": ["*.pxd", "*.pyi"],
         f"{NAME}.bridge": ["migrations/*.sql"],
         f"{NAME}.web": ["static/*", "static/vendor/*", "templates/*"],

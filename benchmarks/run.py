@@ -53,6 +53,9 @@ COMMANDS = {
         "page --seconds 10",
     ),
 }
+# `python -m benchmarks.<name>`: optical density against physics and against the field's method; with --plot they draw
+# the figures of docs/instrument.md
+OPTICAL_DENSITY = ("od_against_field", "od_efficiency", "od_robust", "od_rejection", "od_step")
 KERNELS = ("bench_ring", "bench_od", "bench_tick", "bench_codec")
 HEADER = "| command | what | figure | budget | met | remark |\n|---|---|---|---|---|---|\n"
 INTRODUCTION = """# Results of the benchmarks
@@ -67,15 +70,22 @@ def cell(text: str) -> str:
 
 
 def system_rows(command: str) -> list[str]:
-    """Run `stirbar bench <command>`; its rows, or one that says why there are none."""
+    """Run `stirbar bench <command>`."""
     name, *options = command.split()
-    shown = f"`stirbar bench {command.replace(SOURCE, '.')}`"
-    done = subprocess.run(
-        [sys.executable, "-m", "stirbar.core.cli", "bench", name, *options, "--json"],
-        capture_output=True,
-        text=True,
-        env=child_environment([sys.executable]),
-    )
+    shown = f"stirbar bench {command.replace(SOURCE, '.')}"
+    return rows_of(shown, [sys.executable, "-m", "stirbar.core.cli", "bench", name, *options, "--json"])
+
+
+def od_rows(name: str, quick: bool) -> list[str]:
+    """Run `python -m benchmarks.<name>`."""
+    options = ["--quick"] if quick else []
+    return rows_of(f"python -m benchmarks.{name}", [sys.executable, "-m", f"benchmarks.{name}", *options, "--json"])
+
+
+def rows_of(shown: str, command: list[str]) -> list[str]:
+    """The rows that a command prints as JSON, or one that says why there are none."""
+    shown = f"`{shown}`"
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SOURCE, env=child_environment([sys.executable]))
     if done.returncode:
         return [f"| {shown} | did not run | | | | {cell(done.stderr.strip()[-300:])} |"]
     result: dict[str, Any] = json.loads(done.stdout)
@@ -155,6 +165,10 @@ def main() -> int:
         if not arguments.only or command.split()[0] in arguments.only:
             print(f"stirbar bench {command}", file=sys.stderr, flush=True)
             lines += system_rows(command)
+    for name in OPTICAL_DENSITY:
+        if not arguments.only or name in arguments.only:
+            print(f"python -m benchmarks.{name}", file=sys.stderr, flush=True)
+            lines += od_rows(name, arguments.quick)
     if not arguments.only or "kernels" in arguments.only:
         print("kernels", file=sys.stderr, flush=True)
         lines += kernel_rows()

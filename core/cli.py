@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 # name: (module:function, one line of help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "worker": ("stirbar.core.worker:main", "run the controller of one vial"),
+    "guard": ("stirbar.core.guard_command:main", "hold the lines of heater, pumps and stirrer for the worker"),
     "status": ("stirbar.core.status:main", "what a worker is doing now"),
     "config": ("stirbar.core.config_command:main", "check, show and change the configuration"),
-    "record": ("stirbar.core.recording:record_main", "write a worker's raw conversions to a file"),
+    "record": ("stirbar.core.recorder:main", "write a worker's raw conversions to disk"),
+    "recording": ("stirbar.core.recording_command:main", "look into a recording, export it"),
     "replay": ("stirbar.core.recording:replay_main", "repeat the readings of a recording"),
     "twin": ("stirbar.core.twin:main", "run a simulated worker in virtual time"),
     "bench": ("stirbar.core.bench:main", "measure this machine against the budgets"),

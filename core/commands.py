@@ -121,10 +121,7 @@ class Commands:
         reply(_success(request, {"settings": found}), [])
 
     def do_config(self, request: Request, reply: Reply) -> None:
-        values: dict[str, dict[str, object]] = {}
-        for section, key, value in self.host.config.items():
-            values.setdefault(section, {})[key] = value
-        reply(_success(request, {"config": values, "digest": self.host.config.digest()}), [])
+        reply(_success(request, {"config": self.host.config.values(), "digest": self.host.config.digest()}), [])
 
     def do_resend(self, request: Request, reply: Reply) -> None:
         stream = records.STREAM_IDS.get(str(request.get("stream")), 0)

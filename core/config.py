@@ -192,6 +192,13 @@ class Config:
         """All values of a section, in the order of the schema; free sections in that of the files."""
         return {key: value for (name, key), value in self._values.items() if name == section}
 
+    def values(self) -> dict[str, dict[str, Any]]:
+        """Everything in force: {section: {key: value}}."""
+        values: dict[str, dict[str, Any]] = {}
+        for section, key, value in self.items():
+            values.setdefault(section, {})[key] = value
+        return values
+
     def items(self) -> Iterator[tuple[str, str, Any]]:
         """(section, key, value) of everything."""
         for (section, key), value in self._values.items():

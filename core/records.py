@@ -15,6 +15,7 @@ STREAMS: dict[int, str] = {
     2: "od2",
     3: "od3",
     4: "od4",
+    5: "od_fused",
     8: "rpm",
     9: "temperature",
     16: "event",
@@ -22,9 +23,13 @@ STREAMS: dict[int, str] = {
     18: "raw",
     19: "edges",
 }
+STREAMS.update({32 + 4 * rate + channel: f"od{channel + 1}_rate{rate + 1}" for rate in range(3) for channel in range(4)})
+STREAMS.update({44 + channel: f"modulation{channel + 1}" for channel in range(4)})
 STREAM_IDS: dict[str, int] = {name: number for number, name in STREAMS.items()}
-READING_STREAMS: tuple[int, ...] = (1, 2, 3, 4, 8, 9)
-STREAM_UNITS: dict[int, str] = {1: "AU", 2: "AU", 3: "AU", 4: "AU", 8: "rpm", 9: "°C"}
+READING_STREAMS: tuple[int, ...] = (1, 2, 3, 4, 5, 8, 9, *range(32, 48))
+STREAM_UNITS: dict[int, str] = {1: "AU", 2: "AU", 3: "AU", 4: "AU", 5: "AU", 8: "rpm", 9: "°C"}
+STREAM_UNITS.update({stream: "AU" for stream in range(32, 44)})
+STREAM_UNITS.update({stream: "%" for stream in range(44, 48)})
 
 FLAGS: dict[str, int] = {
     name: 1 << bit
@@ -46,6 +51,8 @@ FLAGS: dict[str, int] = {
             "simulated",
             "blanked",
             "mains_unlocked",
+            "below_curve",
+            "above_curve",
         )
     )
 }
@@ -86,7 +93,7 @@ TRACE_DTYPE: list[tuple[str, str]] = [
 TRACE = struct.Struct("<BBBBIq")
 
 TRACE_CONVERSION, TRACE_CLOCK, TRACE_PERIOD, TRACE_GAIN = 1, 2, 3, 4
-TRACE_EDGE, TRACE_COMMAND, TRACE_TICK, TRACE_SNAPSHOT = 5, 6, 7, 8
+TRACE_EDGE, TRACE_COMMAND, TRACE_TICK, TRACE_SNAPSHOT, TRACE_CURVE = 5, 6, 7, 8, 9
 
 KIND_READINGS, KIND_TRACE, KIND_SNAPSHOT, KIND_JSON, KIND_RAW_CHUNK, KIND_GAP = 1, 2, 3, 4, 5, 6
 

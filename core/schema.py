@@ -115,6 +115,9 @@ def _is_cpu_list(text: str) -> bool:
     )
 
 
+def _is_numbers(text: str) -> bool:
+    return all(part.strip().replace(".", "", 1).isdecimal() for part in text.split(","))
+
 # type: (what is permitted, in words; the test of a text that is not empty)
 TEXT_RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "text": ("text", _any_text),
@@ -123,6 +126,7 @@ TEXT_RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "topic": ("an MQTT topic without wildcards, not beginning or ending with /", _is_topic),
     "host": ("a host name or an IP address", _is_host),
     "address": ("ipc:///path of at most 97 characters, or tcp://host:port", _is_address),
+    "numbers": ("numbers as in 0.2, 0.01", _is_numbers),
     "cpus": ("CPU numbers as in 3 or 0,2-3", _is_cpu_list),
 }
 
@@ -189,6 +193,13 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 " $XDG_RUNTIME_DIR/stirbar, else /tmp/stirbar-<uid>.",
             ),
             _switch("simulate", False, "Run the simulated vial of [simulation] instead of the hardware."),
+            _text(
+                "hardware",
+                "path",
+                "auto",
+                "Hardware profile: auto looks which board is there (or takes simulated), else a name that `stirbar"
+                " hardware list` prints, or the path of a file.",
+            ),
         ),
     ),
     (
@@ -208,6 +219,16 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
             ),
             _real("batch_interval_s", 0.1, "s", 0.02, 1.0, "How often readings are sent."),
             _integer("history_mb", 8, "MB", 1, 1024, "Memory for sent batches; bridge and recorder fill gaps from it."),
+        ),
+    ),
+    (
+        "recorder.config",
+        "Raw conversions on disk: `stirbar record --continuous`.",
+        (
+            _text("directory", "path", "", "Where they are kept; empty takes <data_directory>/raw."),
+            _integer(
+                "keep_mb", 2000, "MB", 16, 10_000_000, "Then the oldest are dropped. Two photodiodes: 180 MB a day."
+            ),
         ),
     ),
     (
@@ -247,8 +268,20 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         "od_reading.config",
         "Measuring optical density.",
         (
-            _real("readings_per_second", 10.0, "Hz", 0.01, 50.0, "Readings of each channel."),
-            _real("window_s", 1.0, "s", 0.1, 60.0, "Light that each reading is made of; windows overlap."),
+            _real("readings_per_second", 10.0, "Hz", 0.01, 150.0, "Readings of each channel."),
+            _real("window_s", 1.0, "s", 0.005, 100.0, "Light that each reading is made of; windows overlap."),
+            _text(
+                "slower_readings_per_second",
+                "numbers",
+                "",
+                "Up to three slower rates in Hz, as streams of their own (od1_rate1...), from the same light.",
+            ),
+            _text(
+                "slower_windows_s",
+                "numbers",
+                "",
+                "Seconds of light for a reading of each slower rate; empty is all of it, 1 / rate.",
+            ),
             _integer("adc_rate_hz", 860, "Hz", 8, 860, "Conversions a second to ask of the converter.", ADC_RATES_HZ),
             _real(
                 "adc_full_scale_v",

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     Get = Callable[[str, str], Any]
 
 LOOP, OD, DIODES, STIRRING = "loop.config", "od_reading.config", "od_config.photodiode_channel", "stirring.config"
+SLOWER_RATES = 3
+RATE_MINIMUM_HZ, WINDOW_MINIMUM_S, WINDOW_MAXIMUM_S = 0.01, 0.005, 100.0
 
 
 def _one_reference(get: Get) -> str | None:
@@ -34,12 +36,30 @@ def _window_holds_light(get: Get) -> str | None:
     window, rate, half_cycle = get(OD, "window_s"), get(OD, "adc_rate_hz"), get(OD, "half_cycle")
     if half_cycle == 1:
         return "half_cycle 1 leaves no conversion without a change of the light; write 0, or 2 and more"
-    needed = 4 * 2 * (half_cycle or 2)  # four cycles, each of an on and an off half: a signal and its scatter
+    needed = 2 * (half_cycle or 2)  # a cycle: an on and an off half
     if window * rate < needed:
         return (
-            f"a window of {number(window)} s holds {window * rate:.0f} conversions, and four cycles of the light are"
+            f"a window of {number(window)} s holds {window * rate:.0f} conversions, and a cycle of the light is"
             f" {needed}; raise window_s to {needed / rate:.3g} s or more, raise adc_rate_hz, or lower half_cycle"
         )
+    return None
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(word) for word in text.split(",") if word.strip()]
+
+
+def _slower_rates(get: Get) -> str | None:
+    rates, windows = (_numbers(get(OD, key)) for key in ("slower_readings_per_second", "slower_windows_s"))
+    if len(rates) > SLOWER_RATES or len(windows) > len(rates):
+        return f"{len(rates)} slower rates with {len(windows)} windows; name at most {SLOWER_RATES}, each with one window"
+    fastest = get(OD, "readings_per_second")
+    for rate in rates:
+        if not RATE_MINIMUM_HZ <= rate <= fastest:
+            return f"a slower rate of {number(rate)}/s; write {RATE_MINIMUM_HZ} to readings_per_second ({number(fastest)})"
+    for window in windows:
+        if not WINDOW_MINIMUM_S <= window <= WINDOW_MAXIMUM_S:
+            return f"a window of {number(window)} s; write {WINDOW_MINIMUM_S} to {WINDOW_MAXIMUM_S:g} s"
     return None
 
 
@@ -93,9 +113,15 @@ RULES: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[Get], str | None]
     ("At most one photodiode is the reference.", tuple((DIODES, channel) for channel in "1234"), _one_reference),
     ("At least one photodiode has an angle.", tuple((DIODES, channel) for channel in "1234"), _one_signal),
     (
-        "`window_s` holds at least four cycles of the chopped light; `half_cycle` is 0, or 2 and more.",
+        "`window_s` holds at least a cycle of the chopped light; `half_cycle` is 0, or 2 and more.",
         tuple((OD, key) for key in ("window_s", "adc_rate_hz", "half_cycle")),
         _window_holds_light,
+    ),
+    (
+        "`slower_readings_per_second` has at most three rates, each from 0.01 to `readings_per_second`, and"
+        " `slower_windows_s` at most one window for each, 0.005 to 100 s.",
+        tuple((OD, key) for key in ("readings_per_second", "slower_readings_per_second", "slower_windows_s")),
+        _slower_rates,
     ),
     (
         "`priority_actuators` is above `priority_sampling`, unless both are 0.",

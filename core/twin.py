@@ -14,7 +14,9 @@ import time
 
 from stirbar.core import identity, records
 from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
-from stirbar.core.host import Host
+from stirbar.core.host import RAW_SECONDS_FOR_EVER, Host
+from stirbar.core.recorder import Recorder, RecorderError
+from stirbar.core.records import Header
 from stirbar.core.version import VERSION
 from stirbar.rt.loop import Loop
 
@@ -36,7 +38,7 @@ class Twin:
     """A worker in virtual time.
 
     `automation(host, now_ns)`, when given, is called after each host step (once a virtual second): Python that decides,
-    at the pace at which it would on a worker.
+    at the pace at which it would on a worker. `recorder` gets the raw conversions (`record`).
 
     Synchronization: none; one thread.
     """
@@ -44,6 +46,7 @@ class Twin:
     def __init__(self, config: Config, directory: str, automation: Callable[[Host, int], None] | None = None) -> None:
         self.loop = Loop(config, virtual=True)
         self.automation = automation
+        self.recorder: Recorder | None = None
         self.host = Host(
             self.loop,
             config,
@@ -62,12 +65,21 @@ class Twin:
         """Virtual seconds since the start."""
         return float(self.loop.now_ns() - self.start_ns) / 1e9
 
+    def record(self, path: str, keep_bytes: int = 0) -> Recorder:
+        """Record everything from here on; the caller closes the recorder. Raises as Recorder does."""
+        self.recorder = Recorder(path, {**self.host.describe(), "config": self.host.config.values()}, keep_bytes)
+        self.host.request_raw(RAW_SECONDS_FOR_EVER)
+        return self.recorder
+
     def run(self, seconds: float) -> Iterator[tuple[bytes, bytes, bytes]]:
         """Run on for virtual seconds; yields the messages (topic, header, payload) that a worker would publish."""
         end_ns = self.loop.now_ns() + round(seconds * 1e9)
         while (now_ns := self.loop.now_ns()) < end_ns:
             self.loop.run_until(min(now_ns - (now_ns - self.start_ns) % HOST_PERIOD_NS + HOST_PERIOD_NS, end_ns))
-            yield from self.host.step()
+            for topic, header, payload in self.host.step():
+                if self.recorder is not None and topic.startswith((b"trace/", b"snapshot/")):
+                    self.recorder.message(Header.unpack(header)[0], payload)
+                yield topic, header, payload
             if self.automation is not None:
                 self.automation(self.host, self.loop.now_ns())
 
@@ -160,10 +172,14 @@ def _progress(done: float) -> None:
     print(f"\r[{'#' * filled}{'.' * (40 - filled)}] {100 * done:3.0f} %", end="", file=sys.stderr, flush=True)
 
 
-def run_twin(config: Config, hours: float, interval_s: float, show_progress: bool) -> tuple[Twin, Thinner, float]:
-    """Run a twin to its end; returns it, its thinned readings, and the seconds it took."""
+def run_twin(
+    config: Config, hours: float, interval_s: float, show_progress: bool, record: str | None = None
+) -> tuple[Twin, Thinner, float]:
+    """Run a twin to its end, its raw conversions to a file if wanted; returns it, its thinned readings, and the seconds
+    it took."""
     with tempfile.TemporaryDirectory(prefix="stirbar-twin-") as directory:
         twin = Twin(config, directory)
+        recorder = twin.record(record) if record else None
         thinner = Thinner(interval_s, twin.start_ns)
         started = shown = time.monotonic()
         for reading in twin.readings(hours * 3600.0):
@@ -171,6 +187,8 @@ def run_twin(config: Config, hours: float, interval_s: float, show_progress: boo
             if show_progress and time.monotonic() - shown > 0.25:
                 shown = time.monotonic()
                 _progress(twin.elapsed_s / (hours * 3600.0))
+        if recorder is not None:
+            recorder.close()
         if show_progress:
             _progress(1.0)
             print(file=sys.stderr)
@@ -184,6 +202,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="stirbar twin", description="Run a simulated worker in virtual time.")
     parser.add_argument("--hours", type=float, required=True, help="virtual hours to run")
     parser.add_argument("--out", metavar="DIR", help="write readings.csv and readings.png there")
+    parser.add_argument("--record", metavar="FILE", help="write the raw conversions there, as `stirbar record` does")
     parser.add_argument("--interval", type=float, default=10.0, help="seconds between readings in the CSV (default 10)")
     parser.add_argument("--json", action="store_true", help="print a machine-readable summary")
     add_config_options(parser)
@@ -199,8 +218,10 @@ def main(argv: list[str]) -> int:
         config = config_from_arguments(arguments)
         if arguments.out:
             os.makedirs(arguments.out, exist_ok=True)
-        twin, thinner, wall_s = run_twin(config, arguments.hours, arguments.interval, sys.stderr.isatty())
-    except (ConfigError, ValueError, OSError) as error:
+        twin, thinner, wall_s = run_twin(
+            config, arguments.hours, arguments.interval, sys.stderr.isatty(), arguments.record
+        )
+    except (ConfigError, RecorderError, ValueError, OSError) as error:
         print(f"stirbar twin: {error}", file=sys.stderr)
         return 1
     readings = thinner.finish()

@@ -8,14 +8,16 @@ from stirbar.rt.estimators cimport StirringLoop, stirring_apply
 from stirbar.rt.hal cimport Hal
 from stirbar.rt.ports cimport (
     Port, port_command, port_event, port_reading, port_trace, port_trace_for, port_trace_tend, trace_float, trace_int)
-from stirbar.rt.ring cimport stirbar_store_relaxed
-from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_next
+from stirbar.rt.pulse_lock cimport locked_period_ns
+from stirbar.rt.ring cimport stirbar_load_relaxed, stirbar_store_relaxed
+from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next
 from stirbar.rt.types cimport (
     COMMAND_EXPERIMENT, COMMAND_SIMULATION, COMMAND_STIR_RPM, COMMAND_STIR_STOP, COMMAND_TRACE, EVENT_COMMAND_DONE,
     EVENT_COMMAND_REFUSED, STREAM_RPM, TRACE_COMMAND, TRACE_EDGE, TRACE_TICK, Command, Reading, TraceItem)
 
 cdef enum:
     EDGES_PER_TICK = 64
+    LOCK_PARTS = 5000        # the stirrer's PWM is locked anew when the chop period moved by 1/5000 (200 ppm)
 
 cdef struct Actuators:
     StirringLoop stirring
@@ -26,6 +28,12 @@ cdef struct Actuators:
     double written_percent   # the duty that the hardware has; -1: nothing written yet
     uint32_t bus_errors
     uint32_t stirring_off    # read by the sampling thread
+    SleepPolicy* pulses      # of pulses_tick, to be woken by a write
+    uint32_t* heartbeat      # the guard's page; NULL: no guard
+    uint32_t beats
+    const uint32_t* chop_period_ns  # written by the sampling thread, 0 while it does not chop; NULL: nobody says
+    uint32_t locked_chop_ns  # for which the stirrer's period was chosen
+    int64_t stirrer_period_ns       # as configured; 0: the profile's own
 
 
 cdef inline void actuators_feed(Actuators* a, const TraceItem* item) noexcept nogil:
@@ -63,8 +71,43 @@ cdef inline void actuators_write(Actuators* a, double duty_percent, int64_t now_
     if a.hal.stirrer_write(a.hal.context, duty_percent, now_ns) == 0:
         a.written_percent = duty_percent
         stirbar_store_relaxed(&a.stirring_off, duty_percent <= 0)
+        if a.hal.pulse != NULL:
+            a.pulses.target_ns = now_ns
     else:
         a.bus_errors += 1
+
+
+cdef inline void actuators_beat(Actuators* a) noexcept nogil:
+    """Tell the guard that this thread runs: a store, no system call."""
+    if a.heartbeat != NULL:
+        a.beats += 1
+        stirbar_store_relaxed(a.heartbeat, a.beats)
+
+
+cdef inline void actuators_lock(Actuators* a, int64_t now_ns) noexcept nogil:
+    """Keep the stirrer's PWM in step with the chopped light; without chopping it has its own frequency."""
+    cdef uint32_t chop_ns
+    cdef int64_t moved
+    if a.chop_period_ns == NULL:
+        return
+    chop_ns = stirbar_load_relaxed(a.chop_period_ns)
+    moved = <int64_t>chop_ns - <int64_t>a.locked_chop_ns
+    if moved < 0:
+        moved = -moved
+    if moved == 0 or (chop_ns and moved * LOCK_PARTS <= <int64_t>a.locked_chop_ns):
+        return
+    a.locked_chop_ns = chop_ns
+    if a.hal.stirrer_period(a.hal.context, locked_period_ns(chop_ns, a.stirrer_period_ns), now_ns):
+        a.bus_errors += 1
+
+
+cdef inline void pulses_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
+    """Slow PWM: write the edges that are due, wake for the next one."""
+    cdef Actuators* a = <Actuators*>context
+    if a.hal.pulse == NULL:
+        sleep_for_ever(policy)
+        return
+    policy.target_ns = a.hal.pulse(a.hal.context, now_ns)
 
 
 cdef inline void actuators_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
@@ -74,6 +117,8 @@ cdef inline void actuators_tick(void* context, SleepPolicy* policy, int64_t now_
     cdef Command command
     cdef TraceItem item
     cdef int i, count
+    actuators_beat(a)
+    actuators_lock(a, now_ns)
     port_trace_tend(&a.port, now_ns)
     while port_command(&a.port, &command):
         actuators_command(a, &command, now_ns)

@@ -5,7 +5,7 @@
 from libc.stdint cimport int32_t, uint16_t
 from libc.string cimport memset
 
-from stirbar.rt.od_state cimport OD_CLASSIC, OD_REFERENCE, OD_SIGNAL, OD_UNITY, OD_UNUSED, OdConfig
+from stirbar.rt.od_state cimport OD_CLASSIC, OD_RATES, OD_REFERENCE, OD_SIGNAL, OD_UNITY, OD_UNUSED, OdConfig
 from stirbar.rt.stirring cimport StirConfig, stir_config_default
 from stirbar.rt.types cimport MAX_CHANNELS
 
@@ -28,6 +28,24 @@ cdef inline double mains_hz(config) except -1:
     return 0.0 if text == "auto" else float(text)
 
 
+cdef inline int configure_rates(OdConfig* od, config) except -1:
+    """The rate of readings, and the slower ones; without a window of its own each uses all light, 1 / rate."""
+    cdef int i
+    rates = [config.get("od_reading.config", "readings_per_second")]
+    rates += [float(word) for word in config.get("od_reading.config", "slower_readings_per_second").split(",") if word]
+    windows = [config.get("od_reading.config", "window_s")]
+    windows += [float(word) for word in config.get("od_reading.config", "slower_windows_s").split(",") if word]
+    windows += [1.0 / rate for rate in rates[len(windows):]]
+    if len(rates) > OD_RATES:
+        raise ValueError(f"[od_reading.config] slower_readings_per_second names {len(rates) - 1} rates, at most "
+                         f"{OD_RATES - 1} can be had")
+    od.rates = <int>len(rates)
+    for i in range(od.rates):
+        od.readings_per_second[i] = rates[i]
+        od.window_s[i] = windows[i]
+    return 0
+
+
 cdef inline int configure_od(OdConfig* od, config) except -1:
     cdef int32_t angle[MAX_CHANNELS]
     cdef int i
@@ -36,8 +54,7 @@ cdef inline int configure_od(OdConfig* od, config) except -1:
     for i in range(MAX_CHANNELS):
         od.role[i] = OD_UNUSED if angle[i] < 0 else OD_REFERENCE if angle[i] == 0 else OD_SIGNAL
         od.angle[i] = <uint16_t>angle[i] if angle[i] > 0 else 0
-    od.window_s = config.get("od_reading.config", "window_s")
-    od.readings_per_second = config.get("od_reading.config", "readings_per_second")
+    configure_rates(od, config)
     od.mains_hz = mains_hz(config)
     classic = config.get("od_reading.config", "ref_normalization") == "classic"
     od.normalization = OD_CLASSIC if classic else OD_UNITY

@@ -78,9 +78,3 @@ cdef inline void culture_noise_push(CultureNoise* noise, double mean) noexcept n
     spread = n * (<double>n * n - 1.0) / 12.0
     noise.slope_se = sqrt(total / spread) / noise.block_s
 
-
-cdef inline double culture_noise_se(const CultureNoise* noise, double window_s) noexcept nogil:
-    """Standard error of a mean over `window_s` as a measure of the culture: sqrt(S(0) / T); NaN before there is one."""
-    if noise.count < CULTURE_MINIMUM:
-        return NAN
-    return sqrt(noise.density / window_s)

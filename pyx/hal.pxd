@@ -40,6 +40,7 @@ cdef struct HalCounters:
     uint32_t edges_lost        # tachometer edges that did
     uint32_t garbage           # answers that cannot be
     uint32_t pulses_late       # slow PWM edges written later than a tenth of their period
+    uint32_t line_errors       # writes of lines and PWM channels that failed
 
 cdef struct Hal:
     void* context

@@ -7,15 +7,17 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
-from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write
+from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write, pulses_tick
 from stirbar.rt.configure cimport configure_od, configure_stirring, mains_hz, photodiode_angles
 from stirbar.rt.clock cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, Clock, VirtualTime, clock_real, clock_virtual, read_clock_ns)
+from stirbar.rt.guard_link cimport (
+    GUARD_DESCRIPTORS, GUARD_TEXT, stirbar_guard_connect, stirbar_heartbeat_map, stirbar_heartbeat_unmap)
 from stirbar.rt.hal cimport Hal
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
 from stirbar.rt.od cimport od_init
 from stirbar.rt.od_state cimport OdConfig
-from stirbar.rt.ports cimport READING_ROOM, Port, port_init, port_memory_bytes
+from stirbar.rt.ports cimport READING_ROOM, STREAM_COUNT, Port, port_init, port_memory_bytes
 from stirbar.rt.realtime cimport (
     pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start)
 from stirbar.rt.ring cimport (
@@ -50,7 +52,8 @@ cdef enum:
     TASK_HOUSEKEEPING = 1
     TASK_TEMPERATURE = 2
     TASK_ACTUATORS = 3
-    TASKS = 4
+    TASK_PULSES = 4
+    TASKS = 5
     FIRST_ACTUATOR_TASK = TASK_ACTUATORS
     HOUSEKEEPING_NS = 20000000
     SAMPLING_TRACE_ROOM = 4096      # 2 s of two photodiodes at 950 conversions a second
@@ -153,6 +156,8 @@ cdef class Loop:
             return
         if self.started:
             self._join()
+        if self.state.actuators.heartbeat != NULL:
+            stirbar_heartbeat_unmap(self.state.actuators.heartbeat)
         free(self.port_memory[SAMPLING])
         free(self.port_memory[ACTUATORS])
         free(self.state)
@@ -227,12 +232,17 @@ cdef class Loop:
         state.actuators.hal = &state.hal
         state.sampler.simulate = state.actuators.simulate = simulate
         state.sampler.simulated = state.actuators.simulated = &state.sim
+        state.actuators.pulses = &state.tasks[TASK_PULSES].policy
+        state.actuators.locked_chop_ns = 0xFFFFFFFF  # no period was chosen yet
+        state.actuators.stirrer_period_ns = <int64_t>(1e9 / config.get("stirring.config", "pwm_hz"))
         state.sampler.conversions = &state.tasks[TASK_CONVERSIONS].policy
         state.sampler.temperature = &state.tasks[TASK_TEMPERATURE].policy
         state.tasks[TASK_CONVERSIONS].run = sampling_tick
         state.tasks[TASK_HOUSEKEEPING].run = housekeeping_tick
         state.tasks[TASK_TEMPERATURE].run = temperature_tick
         state.tasks[TASK_ACTUATORS].run = actuators_tick
+        state.tasks[TASK_PULSES].run = pulses_tick
+        sleep_for_ever(&state.tasks[TASK_PULSES].policy)
         sleep_for_ever(&state.tasks[TASK_CONVERSIONS].policy)
         sleep_on_grid(&state.tasks[TASK_HOUSEKEEPING].policy, now_ns, HOUSEKEEPING_NS)
         sleep_on_grid(&state.tasks[TASK_TEMPERATURE].policy, now_ns,
@@ -247,6 +257,14 @@ cdef class Loop:
             add_task(&state.together, task)
         state.thread_run[SAMPLING].clock = state.thread_run[ACTUATORS].clock = state.together.clock = &state.clock
         state.thread_run[SAMPLING].running = state.thread_run[ACTUATORS].running = &state.running
+
+    def beat_into(self, int fd):
+        """Let the actuator thread count its ticks into the guard's page; before start(). Raises OSError."""
+        cdef Actuators* a = &self.state.actuators
+        a.heartbeat = stirbar_heartbeat_map(fd)
+        if a.heartbeat == NULL:
+            raise OSError(errno.ENOMEM, "cannot map the guard's heartbeat")
+        a.beats = stirbar_load_relaxed(a.heartbeat)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -450,7 +468,7 @@ cdef class Loop:
         cdef int thread, stream
         ends = {}
         for thread in range(THREADS):
-            for stream in range(16):
+            for stream in range(STREAM_COUNT):
                 if self._port(thread).sequences[stream]:
                     ends[stream] = self._port(thread).sequences[stream]
         return ends
@@ -483,6 +501,17 @@ cdef class Loop:
     def build_id(self):
         """Names the compiled code: equal ids give bit-identical replays on one architecture."""
         return STIRBAR_BUILD_ID.decode()
+
+
+def guard_connect(bytes path, int timeout_ms):
+    """Connect to the guard and take its first message: (connection, text, [descriptors]). Raises OSError."""
+    cdef char text[GUARD_TEXT]
+    cdef int fds[GUARD_DESCRIPTORS]
+    cdef int length, count, i
+    cdef int connection = stirbar_guard_connect(path, timeout_ms, text, &length, fds, &count)
+    if connection < 0:
+        raise OSError(-connection, os.strerror(-connection))
+    return connection, text[:length], [fds[i] for i in range(count)]
 
 
 cdef void add_task(ThreadRun* run, Task* task) noexcept:

@@ -6,34 +6,53 @@
 # od_state.pxd has its state, od_half.pxd makes differences of conversions, od_window.pxd values of differences.
 
 from libc.errno cimport EINVAL
-from libc.math cimport NAN, ceil, fabs, isfinite, sqrt
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
+from libc.math cimport NAN, fabs, isfinite, sqrt
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from stirbar.rt.culture_noise cimport (
-    CULTURE_BLOCKS, CultureNoise, culture_noise_clear, culture_noise_push, culture_noise_se,
-)
+from stirbar.rt.culture_noise cimport CULTURE_BLOCKS, CultureNoise, culture_noise_clear
 from stirbar.rt.mains cimport mains_channel_init, mains_line_init
 from stirbar.rt.mains_run cimport mains_resync
+from stirbar.rt.od_blocks cimport (
+    od_culture_se, od_fit_blocks, od_keep_block, od_push_culture, od_push_within, od_rate_window,
+)
 from stirbar.rt.od_half cimport od_clear_culture, od_close, od_drop_half, od_forget_past, od_limit_count
 from stirbar.rt.od_nulls cimport od_design_nulls, od_nulls_hold, od_window_entries
 from stirbar.rt.od_state cimport (
-    DUE_NULLS, DUE_READING, DUE_SCALES, ENTRY_CLIPPED, ENTRY_GAP, OD_CLASSIC, OD_REFERENCE, OD_RESTART, OD_SIGNAL,
-    OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S, OD_WARM_SLOPE, OdChannel, OdConfig, OdState, OdWindow, od_end_ns,
-    od_newest_ns, od_next_middle_ns,
+    DUE_BLOCK, DUE_END, DUE_NULLS, DUE_RATE, DUE_READING, DUE_REFERENCE, DUE_SCALES, ENTRY_CLIPPED, ENTRY_GAP, OD_BLOCK,
+    OD_CLASSIC, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATE_MAXIMUM, OD_RATE_MINIMUM, OD_RATES, OD_REFERENCE, OD_RESTART,
+    OD_SIGNAL, OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S, OD_WARM_SLOPE, OD_WINDOW_MAXIMUM_S,
+    OD_WINDOW_MINIMUM_S, OD_WINDOWS, OdChannel, OdConfig, OdRate, OdState, OdWindow, od_end_ns, od_newest_ns,
+    od_next_middle_ns,
 )
 from stirbar.rt.od_window cimport od_update_scales, od_window
 from stirbar.rt.types cimport (
     FLAG_AMBIENT_STEP, FLAG_BLANKED, FLAG_DARK, FLAG_MAINS_UNLOCKED, FLAG_SATURATED, FLAG_STALE_REFERENCE,
-    FLAG_UNCALIBRATED, FLAG_WARMING, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION, Reading, STREAM_OD1,
+    FLAG_UNCALIBRATED, FLAG_WARMING, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION, Reading, STREAM_OD1, STREAM_OD1_RATE1,
 )
 
 
-cdef inline double od_culture_block_s(const OdConfig* config) noexcept nogil:
-    """From one mean of the culture's noise to the next: a second, or as long as windows and readings need."""
-    cdef double block_s = ceil(config.window_s - 1e-9)
-    cdef double interval_s = ceil(1.0 / config.readings_per_second - 1e-9)
-    return interval_s if interval_s > block_s else block_s
+cdef inline int od_init_rates(OdState* s) noexcept nogil:
+    """Set the rates up. Returns 0, or -EINVAL when one is out of its bounds."""
+    cdef OdRate* rate
+    cdef double window_s, per_second
+    cdef int r
+    if not 1 <= s.config.rates <= OD_RATES:
+        return -EINVAL
+    for r in range(s.config.rates):
+        rate = &s.rate[r]
+        window_s = s.config.window_s[r]
+        per_second = s.config.readings_per_second[r]
+        if not OD_WINDOW_MINIMUM_S <= window_s <= OD_WINDOW_MAXIMUM_S:
+            return -EINVAL
+        if not OD_RATE_MINIMUM <= per_second <= OD_RATE_MAXIMUM:
+            return -EINVAL
+        rate.window_s = window_s
+        rate.interval_ns = <int64_t>(1e9 / per_second + 0.5)
+        rate.of_blocks = window_s > (OD_DIRECT_SLOW_S if r else OD_DIRECT_S)
+    s.rate[OD_BLOCK].window_s = 1.0
+    s.rate[OD_BLOCK].interval_ns = 1000000000
+    return 0
 
 
 cdef inline int od_init(OdState* s, const OdConfig* config) noexcept nogil:
@@ -42,7 +61,7 @@ cdef inline int od_init(OdState* s, const OdConfig* config) noexcept nogil:
     cdef int signals = 0
     memset(s, 0, sizeof(OdState))
     s.config = config[0]
-    if not 0.1 <= config.window_s <= 5.0 or not 0.01 <= config.readings_per_second <= 50.0:
+    if od_init_rates(s) != 0:
         return -EINVAL
     if config.mains_hz != 0.0 and not 45.0 <= config.mains_hz <= 65.0:
         return -EINVAL
@@ -52,14 +71,11 @@ cdef inline int od_init(OdState* s, const OdConfig* config) noexcept nogil:
         s.channel[i].blank = NAN
         s.channel[i].phase = PHASE_EDGE
         mains_channel_init(&s.channel[i].mains, &s.line)
-        culture_noise_clear(
-            &s.channel[i].culture, od_culture_block_s(config), config.window_s if config.window_s > 1.0 else 1.0)
-        s.channel[i].culture_block = -1
+        culture_noise_clear(&s.channel[i].culture, 1.0, 1.0)
         if config.role[i] == OD_SIGNAL:
             signals += 1
         elif config.role[i] == OD_REFERENCE and s.reference < 0:
             s.reference = i
-    s.interval_ns = <int64_t>(1e9 / config.readings_per_second + 0.5)
     s.led_percent = NAN
     s.warming = 1
     return 0 if signals else -EINVAL
@@ -114,30 +130,11 @@ cdef inline void od_led(OdState* s, double intensity_percent) noexcept nogil:
     s.led_percent = intensity_percent
 
 
-cdef inline void od_push_culture(
-    const OdState* s, OdChannel* ch, double value, const OdWindow* window, int64_t now_ns
-) noexcept nogil:
-    """Means for the culture's noise: the block's first window where windows last a second or more, else the mean of all
-    that began in the block."""
-    cdef int64_t block = now_ns // <int64_t>(ch.culture.block_s * 1e9)
-    if not window.full:
-        return
-    if window.restarted or block > ch.culture_block + 1:
-        od_clear_culture(ch)
-    elif block > ch.culture_block and ch.culture_count:
-        culture_noise_push(&ch.culture, ch.culture_total / ch.culture_count)
-        ch.culture_total = 0.0
-        ch.culture_count = 0
-    ch.culture_block = block
-    if ch.culture_count == 0 or s.config.window_s < 1.0:
-        ch.culture_total += value
-        ch.culture_count += 1
-
-
 cdef inline void od_watch_warming(OdState* s, int64_t now_ns) noexcept nogil:
     """Clear `warming` when the reference's slope is below 0.01 % a minute, or not to be told from it."""
     cdef const CultureNoise* noise
     cdef double slope
+    cdef double reference_v = s.rate[OD_BLOCK].reference_v
     if s.warm_from_ns == 0:
         s.warm_from_ns = now_ns
     if s.reference < 0:
@@ -145,68 +142,58 @@ cdef inline void od_watch_warming(OdState* s, int64_t now_ns) noexcept nogil:
             s.warming = 0
         return
     noise = &s.channel[s.reference].culture
-    if noise.count < CULTURE_BLOCKS // 2 or not s.reference_v > 0.0:
+    if noise.count < CULTURE_BLOCKS // 2 or not reference_v > 0.0:
         return
-    slope = fabs(noise.slope) / s.reference_v
-    if slope < OD_WARM_SLOPE or slope < 2.0 * noise.slope_se / s.reference_v:
+    slope = fabs(noise.slope) / reference_v
+    if slope < OD_WARM_SLOPE or slope < 2.0 * noise.slope_se / reference_v:
         s.warming = 0
 
 
-cdef inline int od_refer(OdState* s, int64_t now_ns) noexcept nogil:
-    """Read the reference; returns whether it is fresh."""
-    cdef OdWindow window
-    cdef OdChannel* ch
-    if s.reference < 0:
-        return 0
-    ch = &s.channel[s.reference]
-    if not ch.started or now_ns - od_newest_ns(ch) > OD_STALL_NS + <int64_t>(3.0 * ch.period_ns):
-        return 0
-    if od_window(s, ch, &window) != 0 or not window.value_v > 0.0:
-        return 0
-    if window.flags & FLAG_DARK:
-        return 0
-    s.reference_v = window.value_v
-    s.reference_se = window.se_v
-    s.reference_ns = now_ns
-    od_push_culture(s, ch, window.value_v, &window, ch.closed_ns)
+cdef inline void od_refer(OdState* s, OdRate* rate, const OdWindow* window) noexcept nogil:
+    """The reference's newest window of a rate, for the readings of that rate."""
+    if not window.value_v > 0.0 or window.flags & FLAG_DARK:
+        return
+    rate.referred = 1
+    rate.reference_v = window.value_v
+    rate.reference_se = window.se_v
     if s.reference_first_v == 0.0 and window.full and not window.flags & (FLAG_AMBIENT_STEP | FLAG_SATURATED):
         s.reference_first_v = window.value_v
-    return 1
 
 
-cdef inline void od_divide(OdState* s, Reading* r, const OdWindow* window) noexcept nogil:
-    """Value and standard error by the reference, before the blank."""
+cdef inline void od_divide(const OdState* s, const OdRate* rate, const OdWindow* window, Reading* r) noexcept nogil:
+    """Value and standard error by the rate's reference, before the blank."""
     cdef double factor = 1.0
     cdef double relative_se = 0.0
-    if s.reference_v > 0.0:
+    if rate.reference_v > 0.0:
         if s.config.normalization == OD_CLASSIC:
-            factor = 1.0 / s.reference_v
-            relative_se = s.reference_se / s.reference_v
+            factor = 1.0 / rate.reference_v
+            relative_se = rate.reference_se / rate.reference_v
         elif s.reference_first_v > 0.0:
-            factor = s.reference_first_v / s.reference_v
-            relative_se = s.reference_se / s.reference_v
+            factor = s.reference_first_v / rate.reference_v
+            relative_se = rate.reference_se / rate.reference_v
     r.value = window.value_v * factor
     relative_se *= r.value
     r.se_instrument = <float>sqrt(window.se_v * factor * window.se_v * factor + relative_se * relative_se)
 
 
-cdef inline int od_read(OdState* s, int channel, Reading* r) noexcept nogil:
-    """Make the reading of one signal channel. Returns 0, or -1 when there is none."""
+cdef inline int od_read(OdState* s, int which, int channel, Reading* r) noexcept nogil:
+    """Make the reading of one signal channel at one rate. Returns 0, or -1 when there is none."""
     cdef OdChannel* ch = &s.channel[channel]
+    cdef const OdRate* rate = &s.rate[which]
     cdef OdWindow window
     cdef double culture
-    if od_window(s, ch, &window) != 0:
+    if od_rate_window(s, ch, which, &window) != 0:
         return -1
     memset(r, 0, sizeof(Reading))
-    od_divide(s, r, &window)
-    od_push_culture(s, ch, r.value, &window, ch.closed_ns)
-    culture = culture_noise_se(&ch.culture, 0.5 / window.bandwidth_hz)
+    od_divide(s, rate, &window, r)
+    od_push_within(s, ch, which, r.value, &window)
+    culture = od_culture_se(s, ch, which, 0.5 / window.bandwidth_hz)
     r.se_culture = <float>culture if not culture < r.se_instrument else r.se_instrument
-    r.monotonic_ns = ch.closed_ns
+    r.monotonic_ns = window.end_ns
     r.window_s = <float>window.window_s
     r.noise_bandwidth_hz = <float>window.bandwidth_hz
     r.signal_v = <float>window.value_v
-    r.reference_v = <float>s.reference_v if s.reference_v > 0.0 else <float>NAN
+    r.reference_v = <float>rate.reference_v if rate.reference_v > 0.0 else <float>NAN
     r.ambient_v = <float>window.ambient_v
     r.used = window.used
     r.rejected = window.rejected
@@ -215,7 +202,7 @@ cdef inline int od_read(OdState* s, int channel, Reading* r) noexcept nogil:
         r.blank = <float>ch.blank
         r.value -= ch.blank
         r.flags |= FLAG_BLANKED
-    if not s.referred:
+    if not rate.referred:
         r.flags |= FLAG_STALE_REFERENCE
     if not s.line.locked:
         r.flags |= FLAG_MAINS_UNLOCKED
@@ -223,69 +210,138 @@ cdef inline int od_read(OdState* s, int channel, Reading* r) noexcept nogil:
         r.flags |= FLAG_WARMING
     if s.led_percent == 0.0 or window.value_v < 3.0 * window.se_v:
         r.flags |= FLAG_DARK
-    r.stream = <uint16_t>(STREAM_OD1 + channel)
+    r.stream = <uint16_t>(STREAM_OD1 + channel if which == 0 else STREAM_OD1_RATE1 + 4 * (which - 1) + channel)
     r.angle = s.config.angle[channel]
     r.half_cycle = <uint16_t>ch.half_cycle
     r.version = RECORD_VERSION
     return 0
 
 
+cdef inline void od_close_block(OdState* s, int channel) noexcept nogil:
+    """Once a second (the reference first): the block's sums, and what it says about the culture."""
+    cdef OdChannel* ch = &s.channel[channel]
+    cdef OdWindow window
+    cdef Reading reading
+    if od_window(s, ch, OD_BLOCK, &window) != 0:
+        return
+    od_keep_block(s, ch, &window, s.block_tick_ns)
+    ch.trusted = 10 * window.rejected <= window.used
+    if window.restarted or not window.full:
+        od_clear_culture(ch)
+    if channel == s.reference:
+        od_refer(s, &s.rate[OD_BLOCK], &window)
+        reading.value = window.value_v
+    else:
+        od_divide(s, &s.rate[OD_BLOCK], &window, &reading)
+    if window.full:
+        od_push_culture(s, ch, reading.value)
+
+
+cdef inline int od_queue(OdState* s, int which, int channel) noexcept nogil:
+    """Make a reading and keep it for od_take; returns whether there was one."""
+    if s.taken == s.pending:
+        s.taken = s.pending = 0
+    elif s.pending == MAX_CHANNELS:
+        s.untaken += s.pending - s.taken
+        s.taken = s.pending = 0
+    if od_read(s, which, channel, &s.out[s.pending]) != 0:
+        return 0
+    s.pending += 1
+    return 1
+
+
 cdef inline int od_work(OdState* s) noexcept nogil:
-    """One piece of what is due: a reading, a channel's scales, or the nulls. Returns how many readings it made."""
-    cdef int i
-    for i in range(MAX_CHANNELS):
-        if s.due & (DUE_READING << i):
-            s.due &= ~<uint32_t>(DUE_READING << i)
-            if od_read(s, i, &s.out[s.pending]) != 0:
-                s.due &= ~<uint32_t>(DUE_SCALES << i)
-                return 0
-            s.pending += 1
-            return 1
-    for i in range(MAX_CHANNELS):
-        if s.due & (DUE_SCALES << i):
-            s.due &= ~<uint32_t>(DUE_SCALES << i)
-            od_update_scales(s, &s.channel[i])
-            return 0
-    s.due = 0
-    if not od_nulls_hold(s, od_window_entries(s)):
-        od_design_nulls(s, od_window_entries(s))
+    """One piece of what is due, in the order of the bits DUE_*. Returns how many readings it made."""
+    cdef OdWindow window
+    cdef int bit = 0
+    cdef int which
+    while not s.due >> bit & 1:
+        bit += 1
+    if bit == DUE_BLOCK and s.reference > 0 and s.due >> (DUE_BLOCK + s.reference) & 1:
+        bit += s.reference
+    s.due &= ~(<uint64_t>1 << bit)
+    if bit >= DUE_NULLS:
+        which = bit - DUE_NULLS
+        if not od_nulls_hold(s, &s.rate[which].nulls, od_window_entries(s, which)):
+            od_design_nulls(s, &s.rate[which].nulls, od_window_entries(s, which))
+    elif bit >= DUE_SCALES:
+        od_update_scales(s, &s.channel[bit - DUE_SCALES])
+    elif bit >= DUE_BLOCK:
+        od_close_block(s, bit - DUE_BLOCK)
+    else:
+        which = bit // DUE_RATE
+        bit -= which * DUE_RATE
+        if bit >= DUE_READING:
+            return od_queue(s, which, bit - DUE_READING)
+        if od_rate_window(s, &s.channel[s.reference], which, &window) == 0:
+            od_refer(s, &s.rate[which], &window)
     return 0
 
 
 cdef inline int od_emit(OdState* s, int64_t now_ns) noexcept nogil:
-    """Read the reference, and begin the readings of this grid time, of all signal channels that are alive.
-
-    One is made at each conversion from here on, then the scales, so that no conversion costs much more than another.
-    """
-    cdef int i
-    s.untaken += s.pending - s.taken
-    s.pending = 0
-    s.taken = 0
+    """Begin what is due at this grid time, for all channels that are alive: readings with their reference, and once a
+    second blocks, scales and nulls. One piece is done at each conversion from here on, so that none costs much more
+    than another."""
+    cdef uint64_t signals = 0
+    cdef uint64_t reference = 0
+    cdef OdChannel* ch
+    cdef int i, r
     if s.spacing_ns <= 0.0:
         return 0
     for i in range(MAX_CHANNELS):
-        if s.config.role[i] == OD_SIGNAL and s.channel[i].started and od_newest_ns(&s.channel[i]) >= s.grid_ns:
-            s.due |= DUE_READING << i
-    s.referred = od_refer(s, now_ns)
-    od_watch_warming(s, now_ns)
-    if s.scale_ns <= now_ns:
-        s.scale_ns = (now_ns // 1000000000 + 1) * 1000000000
-        s.due |= s.due * DUE_SCALES | DUE_NULLS
-        if s.referred:
-            s.due |= DUE_SCALES << s.reference
-    return od_work(s) if s.reference < 0 else 0
+        ch = &s.channel[i]
+        if s.config.role[i] == OD_SIGNAL and ch.started and od_newest_ns(ch) >= s.grid_ns:
+            signals |= <uint64_t>1 << i
+        elif i == s.reference and ch.started and (
+                now_ns - od_newest_ns(ch) <= OD_STALL_NS + <int64_t>(3.0 * ch.period_ns)):
+            reference = <uint64_t>1 << i
+    for r in range(s.config.rates):
+        if s.rate[r].next_ns <= s.grid_ns:
+            s.rate[r].referred = 0
+            s.due |= (signals << DUE_READING | (1 if reference else 0) << DUE_REFERENCE) << r * DUE_RATE
+    if s.rate[OD_BLOCK].next_ns <= s.grid_ns:
+        od_fit_blocks(s)
+        od_watch_warming(s, now_ns)
+        s.rate[OD_BLOCK].referred = 0
+        s.block_tick_ns = s.grid_ns
+        s.due |= (signals | reference) << DUE_BLOCK | (signals | reference) << DUE_SCALES
+        for r in range(OD_WINDOWS):
+            if s.rate[r].nulls.count:
+                s.due |= <uint64_t>1 << DUE_NULLS + r
+    return od_work(s) if s.due else 0
+
+
+cdef inline void od_advance_grid(OdState* s, int64_t now_ns) noexcept nogil:
+    """Every rate whose time has come waits for its next."""
+    cdef OdRate* rate
+    cdef int64_t steps
+    cdef int i, r
+    cdef int64_t earliest_ns = 0
+    for r in range(OD_WINDOWS):
+        rate = &s.rate[r]
+        if rate.interval_ns == 0:
+            continue
+        if rate.next_ns == 0:
+            rate.next_ns = (now_ns // rate.interval_ns + 1) * rate.interval_ns
+        elif rate.next_ns <= s.grid_ns:
+            steps = (now_ns - rate.next_ns) // rate.interval_ns
+            rate.next_ns += (steps + 1) * rate.interval_ns
+            if r < OD_RATES:
+                s.grid_misses += <uint32_t>steps
+        if earliest_ns == 0 or rate.next_ns < earliest_ns:
+            earliest_ns = rate.next_ns
+    s.grid_ns = earliest_ns
+    for i in range(MAX_CHANNELS):
+        if s.channel[i].clocked:
+            od_schedule(s, &s.channel[i])
 
 
 cdef inline int od_grid(OdState* s, int64_t now_ns) noexcept nogil:
     """A conversion ended at or behind the grid time: emit once every channel that is alive has got there."""
     cdef int i
     cdef int made = 0
-    cdef int64_t steps, newest_ns
-    if s.grid_ns == 0:
-        s.scale_ns = (now_ns // 1000000000 + 1) * 1000000000
-        s.grid_ns = now_ns // s.interval_ns * s.interval_ns
-        steps = 0
-    else:
+    cdef int64_t newest_ns
+    if s.grid_ns:
         for i in range(MAX_CHANNELS):
             if s.config.role[i] == OD_UNUSED or not s.channel[i].started:
                 continue
@@ -293,12 +349,7 @@ cdef inline int od_grid(OdState* s, int64_t now_ns) noexcept nogil:
             if newest_ns < s.grid_ns and now_ns - newest_ns <= OD_STALL_NS + <int64_t>(3.0 * s.channel[i].period_ns):
                 return 0
         made = od_emit(s, now_ns)
-        steps = (now_ns - s.grid_ns) // s.interval_ns
-    s.grid_misses += <uint32_t>steps
-    s.grid_ns += (steps + 1) * s.interval_ns
-    for i in range(MAX_CHANNELS):
-        if s.channel[i].clocked:
-            od_schedule(s, &s.channel[i])
+    od_advance_grid(s, now_ns)
     return made
 
 

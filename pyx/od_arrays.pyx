@@ -70,7 +70,7 @@ def tukey_mean(values, double scale, double start=float("nan")):
         ch.entry[i].difference_v = x[i]
     ch.cursor = <int>(x.shape[0] % od_state.OD_RING)
     ch.entries = <int>x.shape[0]
-    kept = od_window.od_iterate(&window.chain, ch, ch.entries, scale, &level, &sums)
+    kept = od_window.od_iterate(&window.chain.rate[0].nulls, ch, ch.entries, scale, &level, &sums)
     return level, kept
 
 
@@ -204,20 +204,24 @@ cdef class OdChain:
     cdef od_state.OdState chain
 
     def __cinit__(self, roles, angles=(0, 0, 0, 0), double window_s=1.0, double readings_per_second=10.0,
-                  double mains_hz=0.0, normalization="unity"):
+                  double mains_hz=0.0, normalization="unity", slower=()):
         cdef od_state.OdConfig config
         cdef int i
         if len(roles) > MAX_CHANNELS:
             raise ValueError(f"{len(roles)} roles, there are {MAX_CHANNELS} channels")
-        config.window_s = window_s
-        config.readings_per_second = readings_per_second
+        rates = [(readings_per_second, window_s), *slower]
+        if len(rates) > od_state.OD_RATES:
+            raise ValueError(f"{len(slower)} slower rates, there can be {od_state.OD_RATES - 1}")
+        config.rates = <int>len(rates)
+        for i in range(config.rates):
+            config.readings_per_second[i], config.window_s[i] = rates[i]
         config.mains_hz = mains_hz
         config.normalization = NORMALIZATIONS[normalization]
         for i in range(MAX_CHANNELS):
             config.role[i] = ROLES[roles[i]] if i < len(roles) else od_state.OD_UNUSED
             config.angle[i] = angles[i] if i < len(angles) else 0
         if od.od_init(&self.chain, &config) != 0:
-            raise ValueError("OdChain needs a signal channel, window_s 0.1..5, readings_per_second 0.01..50, "
+            raise ValueError("OdChain needs a signal channel, windows of 0.005..100 s, 0.01..150 readings a second, "
                              "mains_hz 0 or 45..65")
 
     def clock(self, int channel, uint32_t index0, int64_t t0_ns, double period_ns):
@@ -269,13 +273,14 @@ cdef class OdChain:
 
     def inspect(self, int channel=0):
         cdef od_state.OdChannel* ch = &self.chain.channel[channel]
+        cdef od_state.OdNulls* nulls = &self.chain.rate[0].nulls
         cdef int i
         slots = [(ch.cursor - ch.entries + i + od_state.OD_RING) % od_state.OD_RING for i in range(ch.entries)]
         return {
             "difference_v": np.array([ch.entry[i].difference_v for i in slots]),
             "on_count": np.array([1.0 / ch.entry[i].on_inverse for i in slots]),
             "flags": np.array([ch.entry[i].flags for i in slots]),
-            "null_weight": np.array([self.chain.null_weight[i] for i in range(self.chain.null_count)]),
+            "null_weight": np.array([nulls.weight[min(i, nulls.count - 1 - i)] for i in range(nulls.count)]),
             "spacing_s": self.chain.spacing_ns * 1e-9,
             "scale_v": ch.scale.value,
             "on_scale_v": ch.on_scale.value,

@@ -36,14 +36,14 @@ cdef inline void od_drop_half(OdChannel* ch) noexcept nogil:
 
 cdef inline void od_clear_culture(OdChannel* ch) noexcept nogil:
     culture_noise_clear(&ch.culture, ch.culture.block_s, ch.culture.mean_s)
-    ch.culture_total = 0.0
-    ch.culture_count = 0
+    memset(ch.within, 0, sizeof(ch.within))
 
 
 cdef inline void od_forget_past(OdChannel* ch) noexcept nogil:
     """Entries up to now do not count any more."""
     ch.entries = 0
-    ch.leveled = 0
+    ch.blocks = 0
+    memset(ch.leveled, 0, sizeof(ch.leveled))
     od_clear_culture(ch)
     od_drop_half(ch)
 

@@ -9,13 +9,13 @@ from libc.math cimport M_PI, cos, fabs, floor, sin
 from stirbar.rt.cholesky cimport solve_cholesky
 from stirbar.rt.chop cimport chop_gain
 from stirbar.rt.mains_run cimport HARMONICS
-from stirbar.rt.od_state cimport OD_RING, OD_UNUSED, OdChannel, OdState
+from stirbar.rt.od_state cimport OD_RING, OD_UNUSED, OdChannel, OdNulls, OdState
 from stirbar.rt.types cimport MAX_CHANNELS
 
 
-cdef inline int od_window_entries(const OdState* s) noexcept nogil:
-    """Chop periods in a window, as many as fit."""
-    cdef double n = s.config.window_s * 1e9 / s.spacing_ns + 0.5
+cdef inline int od_window_entries(const OdState* s, int which) noexcept nogil:
+    """Chop periods in a window of that rate, as many as fit."""
+    cdef double n = s.rate[which].window_s * 1e9 / s.spacing_ns + 0.5
     if n > OD_RING:
         return OD_RING
     return <int>n if n > 1.0 else 1
@@ -71,23 +71,23 @@ cdef inline double od_null_prior(const OdState* s, int harmonic, int count) noex
     return od_hum_to_noise(s, harmonic, False) + 9.0 / count
 
 
-cdef inline bint od_nulls_hold(const OdState* s, int count) noexcept nogil:
+cdef inline bint od_nulls_hold(const OdState* s, const OdNulls* nulls, int count) noexcept nogil:
     """Whether the weights still fit: aliases within 1/20 of a turn over the window, hum within 30 %."""
     cdef double drift, prior
     cdef int h
-    if s.null_count != count:
+    if nulls.count != count:
         return False
-    drift = fabs(s.line.frequency_hz / s.null_hz - 1.0) + fabs(s.spacing_ns / s.null_spacing_ns - 1.0)
+    drift = fabs(s.line.frequency_hz / nulls.hz - 1.0) + fabs(s.spacing_ns / nulls.spacing_ns - 1.0)
     if HARMONICS * drift * s.line.frequency_hz * count * s.spacing_ns * 1e-9 > 0.05:
         return False
     for h in range(HARMONICS):
         prior = od_null_prior(s, h, count)
-        if prior > 1.3 * s.null_prior[h] or 1.3 * prior < s.null_prior[h]:
+        if prior > 1.3 * nulls.prior[h] or 1.3 * prior < nulls.prior[h]:
             return False
     return True
 
 
-cdef inline void od_design_nulls(OdState* s, int count) noexcept nogil:
+cdef inline void od_design_nulls(const OdState* s, OdNulls* nulls, int count) noexcept nogil:
     """Weights of `count` equally spaced entries: least variance of white noise plus mains of known power.
 
     The row of the least-squares fit (constant and harmonics, ridge 1 / prior power) that gives the constant; by
@@ -103,19 +103,19 @@ cdef inline void od_design_nulls(OdState* s, int count) noexcept nogil:
     cdef double turns, total, weight
     cdef int h, i, m
     cdef int used = 0
-    s.null_hz = s.line.frequency_hz
-    s.null_spacing_ns = s.spacing_ns
-    s.null_count = count
+    nulls.hz = s.line.frequency_hz
+    nulls.spacing_ns = s.spacing_ns
+    nulls.count = count
     for h in range(HARMONICS):
-        s.null_prior[h] = od_null_prior(s, h, count)
-        if s.null_prior[h] > 0.0:
+        nulls.prior[h] = od_null_prior(s, h, count)
+        if nulls.prior[h] > 0.0:
             turns = (h + 1) * s.line.frequency_hz * s.spacing_ns * 1e-9
             turns = M_PI * (turns - floor(turns + 0.5))
             angle[used].sine = sin(turns)
             angle[used].cosine = cos(turns)
             angle[used].count_sine = sin(count * turns)
             angle[used].count_cosine = cos(count * turns)
-            gram[used * HARMONICS + used] = 1.0 / s.null_prior[h]
+            gram[used * HARMONICS + used] = 1.0 / nulls.prior[h]
             used += 1
     zero.sine = 0.0
     zero.cosine = 1.0
@@ -144,9 +144,8 @@ cdef inline void od_design_nulls(OdState* s, int count) noexcept nogil:
             turns = twice[i] * now[i] - before[i]
             before[i] = now[i]
             now[i] = turns
-        s.null_weight[m] = weight
-        s.null_weight[count - 1 - m] = weight
+        nulls.weight[m] = <float>weight
         total += weight if 2 * m == count - 1 else 2.0 * weight
     total = 1.0 / total
-    for m in range(count):
-        s.null_weight[m] *= total
+    for m in range((count + 1) // 2):
+        nulls.weight[m] *= <float>total

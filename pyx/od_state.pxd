@@ -3,7 +3,7 @@
 #   every later reading is the same bit by bit.
 # Units: volts, nanoseconds, seconds, hertz; values in AU (docs/optical-density.md).
 
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from stirbar.rt.culture_noise cimport CultureNoise
 from stirbar.rt.mains cimport MainsLine
@@ -13,11 +13,17 @@ from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
 cdef enum:
     OD_RING = 480            # chop periods that are kept: 5 s at 96 Hz
+    OD_HALF_RING = 240
     OD_BUFFER = 64           # conversions of a half-cycle; more without a change of the light: it is not chopped
     OD_UNCHOPPED = 8         # conversions that make one entry where the light is not chopped
     OD_ITERATIONS = 8
     OD_RESTART = 256         # an index that falls back by more: the converter was started anew
     OD_FEWEST = 4            # chop periods that make the first reading of a run
+    OD_SCALE_ENTRIES = 16    # chop periods that make a scale, at the least
+    OD_RATES = 4             # readings_per_second, and up to three slower ones
+    OD_BLOCK = OD_RATES      # the window behind them: a second, whose sums the slow windows are made of
+    OD_WINDOWS = OD_RATES + 1
+    OD_BLOCKS = 100          # that are kept: 100 s
 
 cdef enum:                   # OdConfig.role
     OD_UNUSED = 0
@@ -35,10 +41,14 @@ cdef enum:                   # OdEntry.flags
     ENTRY_UNCHOPPED = 8
     ENTRY_DARK = 16
 
-cdef enum:                   # OdState.due, the first two shifted by the channel
+cdef enum:                   # bits of OdState.due: what is to be done, in this order
+    DUE_REFERENCE = 0        # of a rate, 5 bits each: its reference, then the reading of each channel
     DUE_READING = 1
-    DUE_SCALES = 16
-    DUE_NULLS = 256
+    DUE_RATE = 1 + MAX_CHANNELS
+    DUE_BLOCK = DUE_RATE * OD_RATES       # of a channel
+    DUE_SCALES = DUE_BLOCK + MAX_CHANNELS  # of a channel
+    DUE_NULLS = DUE_SCALES + MAX_CHANNELS  # of a window
+    DUE_END = DUE_NULLS + OD_WINDOWS
 
 cdef extern from *:
     """
@@ -48,6 +58,12 @@ cdef extern from *:
     #define STIRBAR_OD_LEAST_NOISE 0.35       /* codes: below, neighbours' differences are 0 or 1 */
     #define STIRBAR_OD_LEAST_COUNT 0.25       /* weight of a half-cycle whose conversions disagree altogether */
     #define STIRBAR_OD_FIRST_READING_S 0.2
+    #define STIRBAR_OD_DIRECT_S 5.0           /* longer windows of the first rate are made of blocks, */
+    #define STIRBAR_OD_DIRECT_SLOW_S 1.5      /* and of the slower rates */
+    #define STIRBAR_OD_WINDOW_MINIMUM_S 0.005
+    #define STIRBAR_OD_WINDOW_MAXIMUM_S 100.0
+    #define STIRBAR_OD_RATE_MINIMUM 0.01
+    #define STIRBAR_OD_RATE_MAXIMUM 150.0
     #define STIRBAR_OD_WARM_SLOPE 1.67e-6     /* of the reference, per second: 0.01 % a minute */
     #define STIRBAR_OD_WARM_S 60.0            /* LED is taken as warm after that where there is no reference */
     #define STIRBAR_OD_TUKEY_LOSS 1.05        /* variance of the biweight against the mean, over the weights' own */
@@ -58,13 +74,20 @@ cdef extern from *:
     const double OD_LEAST_NOISE "STIRBAR_OD_LEAST_NOISE"
     const double OD_LEAST_COUNT "STIRBAR_OD_LEAST_COUNT"
     const double OD_FIRST_READING_S "STIRBAR_OD_FIRST_READING_S"
+    const double OD_DIRECT_S "STIRBAR_OD_DIRECT_S"
+    const double OD_DIRECT_SLOW_S "STIRBAR_OD_DIRECT_SLOW_S"
+    const double OD_WINDOW_MINIMUM_S "STIRBAR_OD_WINDOW_MINIMUM_S"
+    const double OD_WINDOW_MAXIMUM_S "STIRBAR_OD_WINDOW_MAXIMUM_S"
+    const double OD_RATE_MINIMUM "STIRBAR_OD_RATE_MINIMUM"
+    const double OD_RATE_MAXIMUM "STIRBAR_OD_RATE_MAXIMUM"
     const double OD_WARM_SLOPE "STIRBAR_OD_WARM_SLOPE"
     const double OD_WARM_S "STIRBAR_OD_WARM_S"
     const double OD_TUKEY_LOSS "STIRBAR_OD_TUKEY_LOSS"
 
 cdef struct OdConfig:
-    double window_s                  # 0.1..5
-    double readings_per_second       # 0.01..50
+    double window_s[OD_RATES]        # 0.005..100
+    double readings_per_second[OD_RATES]  # 0.01..150
+    int32_t rates                    # how many of them: 1..4
     double mains_hz                  # 50, 60, or 0: find out
     int32_t normalization            # OD_UNITY, OD_CLASSIC
     uint8_t role[MAX_CHANNELS]
@@ -92,13 +115,54 @@ cdef struct OdHalf:
     uint8_t flags
     uint8_t valid
 
+# A second's sums: the sufficient statistics of slow windows. Its weights are decided once, about its own level.
+cdef struct OdBlock:
+    double mean_v
+    float share                      # of the weight that was kept; 0: nothing came
+    float squares                    # of the final weights, whose sum is 1
+    float variance                   # of mean_v, by the noise of conversions
+    float ambient_v
+    uint16_t used
+    uint16_t rejected
+    uint16_t lit
+    uint8_t flags                    # ENTRY_*
+
+# Weights that take mains out of a window's mean, and what they are for. Symmetric: the first half is kept.
+cdef struct OdNulls:
+    double hz
+    double spacing_ns
+    double prior[HARMONICS]
+    int32_t count
+    float weight[OD_HALF_RING]        # their sum over the window is 1
+
+# One rate of readings; OD_BLOCK: the blocks.
+cdef struct OdRate:
+    OdNulls nulls
+    double window_s
+    double reference_v
+    double reference_se
+    int64_t interval_ns
+    int64_t next_ns                  # grid time of the next reading
+    int32_t of_blocks                # windows are made of blocks
+    int32_t referred                 # the reference is fresh
+
+# The readings of one rate against the blocks, for what windows shorter than a block add to the culture's error.
+cdef struct OdWithin:
+    double total                     # since the last block, about its value
+    double square
+    double variance                  # about the block's mean, of the last minute
+    int32_t count
+    int32_t blocks                   # that made it
+
 cdef struct OdChannel:
     OdEntry entry[OD_RING]
+    OdBlock block[OD_BLOCKS]
     MainsChannel mains
     CarriedScale scale               # of the differences, about the window's value
     CarriedScale on_scale            # of single conversions, from neighbours
     CarriedScale off_scale
     CultureNoise culture
+    OdWithin within[OD_RATES]
     double sample[OD_BUFFER]         # of the half-cycle that is open
     OdHalf off                       # the last off half-cycle
     OdHalf on                        # the on half-cycle after it
@@ -107,12 +171,13 @@ cdef struct OdChannel:
     double on_square, off_square     # of neighbours' differences, this second
     double step_square               # mean square of the change from one off half-cycle to the next
     double enough_inverse            # 1 / conversions by weight that give an on half-cycle its full weight
-    double level_v                   # the last window's value
+    double level_v[OD_WINDOWS]       # the last window's value, where it is `leveled`
+    double block_value               # of the last block, by its reference
     double blank
     int64_t t0_ns
     int64_t closed_ns                # end of the newest entry
-    double culture_total             # of the readings of the block that is open
-    int64_t culture_block            # its number
+    int64_t block_ns                 # end of the newest block
+    int64_t block_tick_ns            # the grid's time of the newest block
     uint32_t index0
     uint32_t next_index
     uint32_t first_index
@@ -127,9 +192,10 @@ cdef struct OdChannel:
     int32_t on_pairs, off_pairs
     int32_t cycle                    # conversions in the last whole chop period
     int32_t half_cycle               # k, once two chop periods agree
-    int32_t culture_count
-    uint8_t trusted                  # the last window rejected a tenth at most
-    uint8_t leveled
+    int32_t blocks
+    int32_t block_cursor
+    uint8_t trusted                  # the last block rejected a tenth at most
+    uint8_t leveled[OD_WINDOWS]
     uint8_t started
     uint8_t clocked
     uint8_t unchopped
@@ -139,31 +205,22 @@ cdef struct OdState:
     OdConfig config
     MainsLine line
     OdChannel channel[MAX_CHANNELS]
-    double null_weight[OD_RING]      # of the window's entries, sum 1
+    OdRate rate[OD_WINDOWS]
     Reading out[MAX_CHANNELS]
     double spacing_ns                # from one chop period to the next
     double led_percent
     double reference_first_v         # R0; 0: not yet
-    double reference_v
-    double reference_se
-    int64_t reference_ns
-    int64_t interval_ns
-    int64_t grid_ns                  # next reading
-    int64_t scale_ns                 # next update of the scales
+    int64_t grid_ns                  # when something is due: the earliest next_ns
+    int64_t block_tick_ns            # grid time of the newest blocks
     int64_t warm_from_ns
+    uint64_t due                     # bits DUE_*
     uint32_t grid_misses             # readings that were due while nothing came
     uint32_t untaken                 # readings that were overwritten before od_take
-    double null_hz                   # what null_weight is for
-    double null_spacing_ns
-    double null_prior[HARMONICS]
-    int32_t null_count
     int32_t spaced
     int32_t pending
     int32_t taken
     int32_t warming
     int32_t reference                # channel, -1: none
-    int32_t referred                 # the reference is fresh
-    uint32_t due                     # by channel, DUE_READING and DUE_SCALES; DUE_NULLS
 
 # What a window of one channel says.
 cdef struct OdWindow:
@@ -172,12 +229,17 @@ cdef struct OdWindow:
     double ambient_v
     double bandwidth_hz
     double window_s
+    int64_t end_ns
     uint32_t used
     uint32_t rejected
+    uint32_t lit                     # conversions with the light on
     uint32_t flags
     int32_t entries
     int32_t full                     # as long as was asked for
     int32_t restarted                # the level moved by more than the window could reject
+    double kept                      # share of the weight
+    double squares                   # of the final weights, whose sum is 1
+    uint32_t entry_flags
 
 
 # Sums over a window's entries, with weights.

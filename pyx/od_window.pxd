@@ -9,7 +9,7 @@ from libc.string cimport memset
 from stirbar.rt.od_nulls cimport od_design_nulls, od_window_entries
 from stirbar.rt.od_state cimport (
     ENTRY_CLIPPED, ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, OD_FEWEST, OD_FIRST_READING_S, OD_ITERATIONS,
-    OD_RING, OD_TUKEY_LOSS, OdChannel, OdEntry, OdState, OdSums, OdWindow,
+    OD_RING, OD_SCALE_ENTRIES, OD_TUKEY_LOSS, OdChannel, OdEntry, OdNulls, OdState, OdSums, OdWindow,
 )
 from stirbar.rt.robust cimport (
     TUKEY_C, CarriedScale, carried_scale_push, mad_scale, median_in_place, winsorised_scale,
@@ -26,7 +26,7 @@ cdef inline double od_scale_now(const CarriedScale* carried, double square, int3
     return sqrt(square / pairs) if pairs >= 16 else 0.0
 
 
-cdef inline int od_available(const OdState* s, const OdChannel* ch, int wanted) noexcept nogil:
+cdef inline int od_available(const OdState* s, const OdChannel* ch, int wanted, double window_s) noexcept nogil:
     """How many of the newest entries, at most `wanted`, lie within a window that ends with the newest one."""
     cdef int n = wanted if wanted < ch.entries else ch.entries
     cdef int slot
@@ -34,7 +34,7 @@ cdef inline int od_available(const OdState* s, const OdChannel* ch, int wanted) 
     if n == 0:
         return 0
     newest = ch.entry[ch.cursor - 1 if ch.cursor else OD_RING - 1].tick
-    limit = <uint32_t>((1.25e9 * s.config.window_s + 2.0 * s.spacing_ns) / 128.0)
+    limit = <uint32_t>((1.25e9 * window_s + 2.0 * s.spacing_ns) / 128.0)
     while n > 1:
         slot = ch.cursor - n
         if slot < 0:
@@ -46,7 +46,7 @@ cdef inline int od_available(const OdState* s, const OdChannel* ch, int wanted) 
 
 
 cdef inline void od_weigh(
-    const OdState* s, const OdChannel* ch, int count, double level, double inverse_cut, OdSums* result
+    const OdNulls* nulls, const OdChannel* ch, int count, double level, double inverse_cut, OdSums* result
 ) noexcept nogil:
     """All sums over the newest `count` entries with Tukey's weights about `level` (`inverse_cut` 0: without).
 
@@ -57,7 +57,7 @@ cdef inline void od_weigh(
     cdef OdSums sums
     cdef const OdEntry* e
     cdef const OdEntry* end = &ch.entry[0] + OD_RING
-    cdef const double* null_weight = &s.null_weight[0] if s.null_count == count else NULL
+    cdef bint nulled = nulls.count == count
     cdef double before = 0.0
     cdef double enough_inverse = ch.enough_inverse
     cdef double off_inverse = 0.0
@@ -72,7 +72,7 @@ cdef inline void od_weigh(
         sums.flags |= e.flags
         w = 0.0
         if not e.flags & ENTRY_STEP:
-            g = null_weight[i] if null_weight else 1.0
+            g = nulls.weight[i if 2 * i < count else count - 1 - i] if nulled else 1.0
             if e.on_inverse > enough_inverse:
                 g *= enough_inverse / e.on_inverse
             sums.whole += g
@@ -107,7 +107,7 @@ cdef inline void od_weigh(
 
 
 cdef inline double od_iterate(
-    const OdState* s, const OdChannel* ch, int count, double scale, double* level, OdSums* sums
+    const OdNulls* nulls, const OdChannel* ch, int count, double scale, double* level, OdSums* sums
 ) noexcept nogil:
     """Tukey's biweight from *level*: Newton's steps, until one is below a fifth of the scale (what is left is then a
     twentieth of a standard error at most, whatever the count: it goes with the step's square, and as the error does
@@ -119,7 +119,7 @@ cdef inline double od_iterate(
     cdef int _turn
     cdef bint steep
     for _turn in range(OD_ITERATIONS):
-        od_weigh(s, ch, count, level[0], 1.0 / (TUKEY_C * scale), sums)
+        od_weigh(nulls, ch, count, level[0], 1.0 / (TUKEY_C * scale), sums)
         if not sums.weights > 0.05 * sums.whole:
             break
         steep = sums.slope > 0.5 * sums.weights
@@ -145,6 +145,22 @@ cdef inline int od_copy(const OdChannel* ch, int count, double* values) noexcept
     return n
 
 
+cdef inline uint32_t od_entry_flags(uint32_t entry_flags) noexcept nogil:
+    """Flags of a reading that has entries of these flags."""
+    cdef uint32_t flags = 0
+    if entry_flags & ENTRY_CLIPPED:
+        flags |= FLAG_SATURATED
+    if entry_flags & ENTRY_GAP:
+        flags |= FLAG_GAP
+    if entry_flags & ENTRY_STEP:
+        flags |= FLAG_AMBIENT_STEP
+    if entry_flags & ENTRY_UNCHOPPED:
+        flags |= FLAG_UNCHOPPED
+    if entry_flags & ENTRY_DARK:
+        flags |= FLAG_DARK
+    return flags
+
+
 cdef inline void od_account(
     const OdState* s, const OdChannel* ch, double scale, const OdSums* sums, OdWindow* window
 ) noexcept nogil:
@@ -154,16 +170,9 @@ cdef inline void od_account(
     window.ambient_v = sums.ambient_v / window.entries
     window.used = sums.used
     window.rejected = sums.rejected
-    if sums.flags & ENTRY_CLIPPED:
-        window.flags |= FLAG_SATURATED
-    if sums.flags & ENTRY_GAP:
-        window.flags |= FLAG_GAP
-    if sums.flags & ENTRY_STEP:
-        window.flags |= FLAG_AMBIENT_STEP
-    if sums.flags & ENTRY_UNCHOPPED:
-        window.flags |= FLAG_UNCHOPPED
-    if sums.flags & ENTRY_DARK:
-        window.flags |= FLAG_DARK
+    window.lit = sums.lit
+    window.entry_flags = sums.flags
+    window.flags |= od_entry_flags(sums.flags)
     if not sums.weights > 0.0:
         window.se_v = NAN
         window.bandwidth_hz = NAN
@@ -173,32 +182,36 @@ cdef inline void od_account(
     else:
         window.se_v = sqrt(sums.squares) * scale / sums.weights
     window.se_v *= sqrt(OD_TUKEY_LOSS) if scale > 0.0 else 1.0
-    window.bandwidth_hz = sums.squares / (sums.weights * sums.weights) * 0.5e9 / s.spacing_ns
+    window.squares = sums.squares / (sums.weights * sums.weights)
+    window.bandwidth_hz = window.squares * 0.5e9 / s.spacing_ns
     if 4 * window.rejected > sums.lit:
         window.flags |= FLAG_BUBBLES
 
 
-cdef inline int od_window(OdState* s, OdChannel* ch, OdWindow* window) noexcept nogil:
-    """Value of the newest window of a channel. Returns 0, or -1 when there is not enough of it."""
+cdef inline int od_window(OdState* s, OdChannel* ch, int which, OdWindow* window) noexcept nogil:
+    """Value of a channel's newest window, of the length of rate `which`. Returns 0, or -1 when there is not enough."""
     cdef double work[OD_RING]
     cdef OdSums sums
-    cdef int wanted = od_window_entries(s)
+    cdef OdNulls* nulls = &s.rate[which].nulls
+    cdef int wanted = od_window_entries(s, which)
     cdef int fewest = <int>ceil(OD_FIRST_READING_S * 1e9 / s.spacing_ns)
     cdef int n = 0
     cdef double scale = ch.scale.value
     cdef double kept = 1.0
     cdef double centre
+    cdef double before = ch.level_v[which]
     memset(window, 0, sizeof(OdWindow))
-    if s.null_count != wanted:
-        od_design_nulls(s, wanted)
+    if nulls.count != wanted:
+        od_design_nulls(s, nulls, wanted)
     fewest = fewest if fewest > OD_FEWEST else OD_FEWEST
-    window.entries = od_available(s, ch, wanted)
+    window.entries = od_available(s, ch, wanted, s.rate[which].window_s)
     window.full = window.entries == wanted
     if window.entries < (fewest if fewest < wanted else wanted):
         return -1
     window.window_s = window.entries * s.spacing_ns * 1e-9
-    window.value_v = ch.level_v
-    if not ch.leveled or ch.scale.count == 0:
+    window.end_ns = ch.closed_ns
+    window.value_v = before
+    if not ch.leveled[which] or ch.scale.count == 0:
         n = od_copy(ch, window.entries, work)
         if n == 0:
             return -1
@@ -207,30 +220,34 @@ cdef inline int od_window(OdState* s, OdChannel* ch, OdWindow* window) noexcept 
         if ch.scale.count == 0:
             scale = mad_scale(work, n, centre)
     if scale > 0.0:
-        kept = od_iterate(s, ch, window.entries, scale, &window.value_v, &sums)
-        if kept < 0.6 and ch.leveled:
-            centre = median_in_place(work, od_copy(ch, window.entries, work))
-            window.restarted = fabs(centre - ch.level_v) > TUKEY_C * scale
+        kept = od_iterate(nulls, ch, window.entries, scale, &window.value_v, &sums)
+        if kept < 0.6 and ch.leveled[which]:
+            n = od_copy(ch, window.entries, work)
+            if n == 0:
+                return -1
+            centre = median_in_place(work, n)
+            window.restarted = fabs(centre - before) > TUKEY_C * scale
             window.value_v = centre
-            kept = od_iterate(s, ch, window.entries, scale, &window.value_v, &sums)
+            kept = od_iterate(nulls, ch, window.entries, scale, &window.value_v, &sums)
     else:
-        od_weigh(s, ch, window.entries, window.value_v, 0.0, &sums)
+        od_weigh(nulls, ch, window.entries, window.value_v, 0.0, &sums)
     if sums.lit == 0:
         return -1
+    window.kept = kept
     od_account(s, ch, scale, &sums, window)
-    ch.level_v = window.value_v
-    ch.leveled = 1
-    ch.trusted = 10 * window.rejected <= window.used
+    ch.level_v[which] = window.value_v
+    ch.leveled[which] = 1
     return 0
 
 
 cdef inline void od_update_scales(OdState* s, OdChannel* ch) noexcept nogil:
-    """Once a second: scales of the differences of the last second, and of single conversions."""
+    """Once a second: scales of the differences of the last second (or of 16 chop periods), and of conversions."""
     cdef double work[OD_RING]
     cdef double centre, start
     cdef int n = <int>(1e9 / s.spacing_ns + 0.5)
     cdef bint trusted = ch.trusted
-    n = od_copy(ch, od_available(s, ch, OD_RING if n > OD_RING else n), work)
+    n = n if n > OD_SCALE_ENTRIES else OD_SCALE_ENTRIES
+    n = od_copy(ch, od_available(s, ch, OD_RING if n > OD_RING else n, n * s.spacing_ns * 1e-9), work)
     if n < 8:
         return
     centre = median_in_place(work, n)

@@ -9,13 +9,13 @@ from libc.string cimport memcpy, memset
 from stirbar.rt.ring cimport (
     Ring, ring_count, ring_init, ring_pop, ring_push, stirbar_fence, stirbar_store_relaxed)
 from stirbar.rt.types cimport (
-    STREAM_STATUS, TRACE_SNAPSHOT, Command, Event, Reading, TraceItem)
+    STREAM_MODULATION4, TRACE_SNAPSHOT, Command, Event, Reading, TraceItem)
 
 cdef enum:
     COMMAND_ROOM = 64
     READING_ROOM = 512       # at most, of one port: 25 s of two photodiodes at 10 readings a second
     EVENT_ROOM = 64
-    STREAM_COUNT = STREAM_STATUS
+    STREAM_COUNT = STREAM_MODULATION4 + 1
     SNAPSHOT_PERIOD_S = 5    # a recording can begin, and go on after a hole, at each of these
 
 cdef struct Port:

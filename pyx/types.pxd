@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef enum:
     RECORD_VERSION = 1      # of Reading, TraceItem and the batch header; see docs/protocol.md
     MAX_CHANNELS = 4        # photodiode channels 1..4, held at index 0..3
-    SNAPSHOT_BYTES = 65536  # room for the state of the estimators of all channels
+    SNAPSHOT_BYTES = 90112  # room for the state of the estimators of all channels
 
 # Streams: one number and one name each, in core/records.py too (a test holds them equal).
 cdef enum:
@@ -15,12 +15,29 @@ cdef enum:
     STREAM_OD2 = 2
     STREAM_OD3 = 3
     STREAM_OD4 = 4
+    STREAM_OD_FUSED = 5     # one concentration from several angles
     STREAM_RPM = 8          # stirring speed
     STREAM_TEMPERATURE = 9  # of the heater board
     STREAM_EVENT = 16
     STREAM_STATUS = 17
     STREAM_RAW = 18         # trace of the sampling thread
     STREAM_EDGES = 19       # trace of the actuator thread
+    STREAM_OD1_RATE1 = 32   # optical density at the first slower rate, channels 1..4; then at the second and third
+    STREAM_OD2_RATE1 = 33
+    STREAM_OD3_RATE1 = 34
+    STREAM_OD4_RATE1 = 35
+    STREAM_OD1_RATE2 = 36
+    STREAM_OD2_RATE2 = 37
+    STREAM_OD3_RATE2 = 38
+    STREAM_OD4_RATE2 = 39
+    STREAM_OD1_RATE3 = 40
+    STREAM_OD2_RATE3 = 41
+    STREAM_OD3_RATE3 = 42
+    STREAM_OD4_RATE3 = 43
+    STREAM_MODULATION1 = 44  # of the light through channels 1..4, by the stir bar
+    STREAM_MODULATION2 = 45
+    STREAM_MODULATION3 = 46
+    STREAM_MODULATION4 = 47
 
 # Flags of a reading.
 cdef enum:
@@ -40,6 +57,8 @@ cdef enum:
     FLAG_SIMULATED = 1 << 13
     FLAG_BLANKED = 1 << 14         # a blank was subtracted
     FLAG_MAINS_UNLOCKED = 1 << 15  # mains frequency not tracked yet; nominal used
+    FLAG_BELOW_CURVE = 1 << 16     # outside the calibration: value is the low end of its range
+    FLAG_ABOVE_CURVE = 1 << 17     # its high end; both flags: beyond the curve's own top or bottom within the range
 
 cdef packed struct Reading:          # 88 bytes
     uint64_t sequence                # per stream and run, from 0, without gaps unless the ring dropped
@@ -50,7 +69,7 @@ cdef packed struct Reading:          # 88 bytes
     float se_culture                 # standard error as a measure of the culture, unit of value
     float window_s
     float noise_bandwidth_hz         # equivalent noise bandwidth of the window
-    float signal_v                   # od: on minus off; rpm: PWM duty in percent; else NaN
+    float signal_v                   # od: on minus off, or the uncalibrated value; fused: se by its model; rpm: duty
     float reference_v                # od: reference photodiode; rpm: target rpm; else NaN
     float ambient_v                  # od: level of the off phase; else NaN
     float blank                      # what was subtracted, unit of value; 0 without FLAG_BLANKED
@@ -73,6 +92,7 @@ cdef enum:
     TRACE_COMMAND = 6        # index: command code, channel, value
     TRACE_TICK = 7           # the actuator's control tick, time in ns
     TRACE_SNAPSHOT = 8       # index: number of the snapshot of the estimators taken at this point
+    TRACE_CURVE = 9          # a calibration. channel: slot, phase: PART_*, index: word, value: its 8 bytes
 
 cdef union TraceValue:
     int64_t i
@@ -80,11 +100,17 @@ cdef union TraceValue:
 
 cdef packed struct TraceItem:        # 16 bytes
     uint8_t kind
-    uint8_t channel                  # 0..3
+    uint8_t channel                  # 0..3; of a curve its slot
     uint8_t phase                    # PHASE_*
     uint8_t flags                    # bit 0: the converter clipped
     uint32_t index
     TraceValue value
+
+# TraceItem.phase of a TRACE_CURVE.
+cdef enum:
+    PART_WORD = 0
+    PART_CLEAR = 1           # the slot is empty from here on
+    PART_DONE = 2            # all words are there: in force from here on
 
 # Light during a conversion.
 cdef enum:
@@ -105,6 +131,8 @@ cdef enum:
     COMMAND_STIR_STOP = 9
     COMMAND_TEMPERATURE = 10  # value: 1 reads the sensor, 0 stops
     COMMAND_SIMULATION = 11   # index: parameter of the simulated vial, value
+    COMMAND_CURVE = 12        # what the host has staged becomes words of a slot of the estimators
+    COMMAND_REFERENCE = 13    # channel, value: coefficient of the reference (reference.pxd); NaN: learn it
 
 cdef struct Command:
     uint32_t id

@@ -211,7 +211,7 @@ def null_weights(count: int, spacing_s: float, mains_hz: float) -> np.ndarray:
             column = np.cos(2 * np.pi * h * mains_hz * x)
             covariance += 9 / count * np.outer(column, column)
     weights = np.linalg.solve(covariance, np.ones(count))
-    return weights / weights.sum()
+    return (weights / weights.sum()).astype(np.float32).astype(float)
 
 
 def biweight(values: np.ndarray, weights: np.ndarray, scale: float, start: float) -> tuple[float, np.ndarray]:

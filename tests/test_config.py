@@ -359,8 +359,8 @@ def test_override_names():
     [
         (["od_config.photodiode_channel.3=REF"], "channels 1 and 3 are REF"),
         (["od_config.photodiode_channel.2="], "no channel has an angle"),
-        (["od_reading.config.window_s=0.1", "od_reading.config.half_cycle=16"], "four cycles of the light are 128"),
-        (["od_reading.config.adc_rate_hz=8"], "raise window_s to 2 s"),
+        (["od_reading.config.window_s=0.03", "od_reading.config.half_cycle=16"], "a cycle of the light is 32"),
+        (["od_reading.config.adc_rate_hz=8", "od_reading.config.window_s=0.1"], "raise window_s to 0.5 s"),
         (["od_reading.config.half_cycle=1"], "write 0, or 2 and more"),
         (["loop.config.priority_sampling=47"], "priority_actuators (47) must be above priority_sampling (47)"),
         (["stirring.config.maximum_rpm=400"], "initial_target_rpm (500 rpm) is above maximum_rpm (400 rpm)"),

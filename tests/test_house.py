@@ -121,7 +121,8 @@ POINTED_AT = {
     "actuators": {"actuators_tick"},
     "clock": {"real_now_ns", "real_sleep_until_ns", "virtual_now_ns", "virtual_sleep_until_ns"},
     "sim": {
-        "sim_adc_start", "sim_adc_read", "sim_led_write", "sim_temperature_read", "sim_edges_read", "sim_stirrer_write"
+        "sim_adc_plan", "sim_adc_start", "sim_adc_gain", "sim_adc_convert", "sim_adc_read", "sim_led_write",
+        "sim_temperature_read", "sim_rail_read", "sim_edges_read", "sim_stirrer_write", "sim_stirrer_period",
     },
 }  # fmt: skip
 HOST_ONLY = {"configure.pxd"}  # turns Python's configuration into structs, before the threads live
@@ -421,10 +422,11 @@ def test_units_run_commands_that_exist_with_what_the_loop_needs() -> None:
 
     config = load_config()
     highest = max(config.get("loop.config", f"priority_{thread}") for thread in ("sampling", "actuators"))
-    for name in ("worker", "bridge", "leader"):
+    starts = {"worker": "worker", "bridge": "bridge", "leader": "leader", "recorder": "record --continuous"}
+    for name, start in starts.items():
         text = (ROOT / "core" / "deploy" / f"stirbar-{name}.service").read_text()
-        command = re.search(r"^ExecStart=/opt/stirbar/bin/stirbar (\w+)$", text, re.MULTILINE)
-        assert command and command[1] == name and name in {**COMMANDS, **UPPER_COMMANDS}
+        command = re.search(r"^ExecStart=/opt/stirbar/bin/stirbar (.+)$", text, re.MULTILINE)
+        assert command and command[1] == start and start.split()[0] in {**COMMANDS, **UPPER_COMMANDS}
         assert "NoNewPrivileges=yes" in text and "CapabilityBoundingSet=\n" in text and "User=stirbar" in text
         rtprio = re.search(r"^LimitRTPRIO=(\d+)$", text, re.MULTILINE)
         if name == "worker":

@@ -50,9 +50,8 @@ def test_agrees_with_the_twin():
     got, scales = [], []
     for n in range(len(record.index)):
         got.append(chain.push(0, *(a[n : n + 1] for a in (record.index, record.code, record.phase, record.clipped))))
-        if n % 43 == 0 or len(got[-1]):
-            inside = chain.inspect(0)
-            assert not inside["mains_power"].any(), "the twin knows no hum"
+        inside = chain.inspect(0)
+        assert not inside["mains_power"].any(), "the twin knows no hum"
         scales.append((inside["scale_v"] or None, inside["on_scale_v"], inside["off_scale_v"]))
     seen = np.concatenate(got)
     # the twin is given the scales that were in force before each conversion (their own twins are tested below)
@@ -391,7 +390,7 @@ def test_a_snapshot_goes_on_bit_by_bit():
     copy.restore(state)
     assert run(copy, halves[1]).tobytes() == later.tobytes() and len(later) > 50
     assert copy.state() == live.state()
-    assert od_arrays.STATE_BYTES <= 65536
+    assert od_arrays.STATE_BYTES <= 90112
     with pytest.raises(ValueError, match="bytes"):
         copy.restore(state[:-1])
 
@@ -400,7 +399,7 @@ def test_a_snapshot_goes_on_bit_by_bit():
     "options",
     [
         {"roles": ["reference"]},
-        {"roles": ["signal"], "window_s": 9.0},
+        {"roles": ["signal"], "window_s": 900.0},
         {"roles": ["signal"], "readings_per_second": 0.0},
         {"roles": ["signal"], "mains_hz": 400.0},
         {"roles": ["signal"] * 5},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 import struct
@@ -11,7 +10,8 @@ import pytest
 from stirbar.core import records
 from stirbar.core.commands import Commands
 from stirbar.core.config import load_config, parse_overrides
-from stirbar.core.recording import Reader, RecordingError, Writer, _Assembler, replay
+from stirbar.core.recorder import Recorder
+from stirbar.core.recording import RecordingError, Segment, replay
 from stirbar.core.records import Header
 from stirbar.core.twin import Twin
 
@@ -31,27 +31,21 @@ def record_twin(tmp_path, *, before_s, seconds, disturb=(), drop=()):
     path = tmp_path / "recording"
     live = {}
     seen = 0
-    with open(path, "wb") as file:
-        writer = Writer(file, {"build_id": twin.loop.build_id()})
-        assemblers = {stream: _Assembler(writer) for stream in (18, 19)}
-        for second in range(seconds + 2):
-            if second == seconds // 2:
-                for request in disturb:
-                    commands.handle(request, lambda answer, frames: None)
-            for topic, packed, payload in twin.run(1):
-                header = Header.unpack(packed)[0]
-                if header.kind == records.KIND_SNAPSHOT:
-                    assemblers[header.stream].snapshot(header, payload)
-                elif header.kind == records.KIND_TRACE:
-                    seen += 1
-                    if seen not in drop:
-                        assemblers[header.stream].trace(header, payload)
-                elif topic.startswith(b"reading/"):
-                    for fields in records.READING.iter_unpack(payload):
-                        reading = dict(zip(records.READING_FIELDS, fields, strict=True))
-                        live[reading["stream"], reading["monotonic_ns"]] = reading
-        for assembler in assemblers.values():
-            assembler.flush()
+    recorder = Recorder(str(path), {"build_id": twin.loop.build_id()})
+    for second in range(seconds + 2):
+        if second == seconds // 2:
+            for request in disturb:
+                commands.handle(request, lambda answer, frames: None)
+        for topic, packed, payload in twin.run(1):
+            header = Header.unpack(packed)[0]
+            seen += header.kind == records.KIND_TRACE
+            if header.kind == records.KIND_SNAPSHOT or (header.kind == records.KIND_TRACE and seen not in drop):
+                recorder.message(header, payload)
+            elif topic.startswith(b"reading/"):
+                for fields in records.READING.iter_unpack(payload):
+                    reading = dict(zip(records.READING_FIELDS, fields, strict=True))
+                    live[reading["stream"], reading["monotonic_ns"]] = reading
+    recorder.close()
     return path, live, config
 
 
@@ -110,9 +104,8 @@ def test_a_flipped_bit_is_found(tmp_path):
     path, _, _ = record_twin(tmp_path, before_s=1, seconds=16)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
-    reader = Reader(io.BytesIO(bytes(data)), "x")
-    list(reader)
-    assert reader.missing_bytes > 0
+    path.write_bytes(data)
+    assert Segment(str(path)).missing_bytes > 0
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"STBREC01", b"STBREC01\xff\xff\xff\xff1234"])

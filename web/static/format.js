@@ -74,6 +74,8 @@ const FLAGS = {
   unchopped: ["light always on: room light is in the value", "warn"],
   stalled: ["stirrer stalled", "bad"],
   sensor_lost: ["sensor lost", "bad"],
+  below_curve: ["below the calibration", "warn"],
+  above_curve: ["above the calibration", "warn"],
   mains_unlocked: ["mains not tracked yet", "info"],
 };
 

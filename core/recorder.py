@@ -1,0 +1,430 @@
+"""Writes recordings: one file, or for ever a directory of segments of which the oldest are dropped.
+
+A frame reaches the operating system as a whole when its chunk is full, and the disk at least every few seconds: what a
+killed recorder loses is the chunk that was open, what a power cut loses is that and the seconds since the last sync.
+Whatever follows starts in a new segment.
+
+Synchronization: one thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import sys
+import time
+import zlib
+
+from stirbar.core import raw_codec, records
+from stirbar.core.recording import FRAME, MAGIC, SUFFIX, TraceState, segment_paths
+from stirbar.core.records import Header
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from stirbar.core.client import Worker
+    from stirbar.core.config import Config
+
+CHUNK_ITEMS = 8192  # about 5 s of two photodiodes
+SNAPSHOT_PERIOD_S = 600.0  # a snapshot is as large as ten seconds of raw data
+SYNC_S = 5.0
+LEASE_S = 30.0
+RETRY_S = 2.0
+SEGMENTS = 16  # that a limited recording is made of
+SEGMENT_BYTES_MAXIMUM = 64 << 20
+KEEP_MB_MINIMUM = 16
+TRACE_STREAMS = (records.STREAM_IDS["raw"], records.STREAM_IDS["edges"])
+
+
+class RecorderError(Exception):
+    """Why nothing can be recorded, and what to do; one sentence."""
+
+
+class SegmentWriter:
+    """One file of a recording. The file must not exist (FileExistsError)."""
+
+    def __init__(self, path: str, header: dict[str, Any]) -> None:
+        self.path = path
+        self.bytes = 0
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        self._synced = time.monotonic()
+        try:
+            self._append(MAGIC)
+            self.frame(json.dumps(header).encode())
+        except OSError:
+            os.close(self._file)
+            os.unlink(path)
+            raise
+
+    def frame(self, body: bytes) -> None:
+        """Append one frame, whole or not at all (OSError)."""
+        self._append(FRAME.pack(len(body), zlib.crc32(body)) + body)
+        if time.monotonic() - self._synced > SYNC_S:
+            self.sync()
+
+    def _append(self, data: bytes) -> None:
+        written = 0
+        try:
+            while written < len(data):
+                written += os.write(self._file, data[written:])
+        except OSError:
+            os.ftruncate(self._file, self.bytes)
+            os.lseek(self._file, self.bytes, os.SEEK_SET)
+            raise
+        self.bytes += written
+
+    def sync(self) -> None:
+        os.fsync(self._file)
+        self._synced = time.monotonic()
+
+    def close(self) -> None:
+        self.sync()
+        os.close(self._file)
+
+
+class Assembler:
+    """Orders one trace stream: begins at a snapshot, gathers items into chunks, and begins anew after a hole or when a
+    new segment waits."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+        self.writer: SegmentWriter | None = None
+        self.snapshots: dict[int, tuple[Header, bytes]] = {}
+        self.next_sequence = -1  # -1: waiting for a snapshot
+        self.header: Header | None = None
+        self.items = bytearray()
+        self.holes = 0
+        self.snapshot_at_s = 0.0
+
+    def snapshot(self, header: Header, state: bytes) -> None:
+        self.snapshots[header.first_sequence] = (header, state)
+
+    def trace(self, header: Header, items: bytes) -> None:
+        """A run of trace items, `header.first_sequence` the first of them."""
+        if self.next_sequence >= 0 and header.first_sequence != self.next_sequence:
+            self.hole()
+        for sequence in sorted(self.snapshots):
+            if sequence >= header.end_sequence:
+                break
+            snapshot, state = self.snapshots.pop(sequence)
+            if sequence >= header.first_sequence and self._is_wanted(snapshot):
+                if self.next_sequence >= 0:
+                    self._gather(header, items, max(self.next_sequence, header.first_sequence), sequence)
+                    self.flush()
+                self._begin(snapshot, state)
+        if self.next_sequence >= 0:
+            self._gather(header, items, max(self.next_sequence, header.first_sequence), header.end_sequence)
+
+    def hole(self) -> None:
+        """What comes next does not follow on what came."""
+        self.flush()
+        self.holes += 1
+        self.next_sequence = -1
+
+    def _is_wanted(self, snapshot: Header) -> bool:
+        return (
+            self.next_sequence < 0
+            or self.writer is not self.recorder.newest
+            or snapshot.monotonic_ns * 1e-9 - self.snapshot_at_s >= SNAPSHOT_PERIOD_S
+        )
+
+    def _begin(self, header: Header, state: bytes) -> None:
+        self.writer = self.recorder.newest
+        if self.recorder.write(self.writer, header.pack() + state):
+            self.next_sequence = header.first_sequence
+            self.snapshot_at_s = header.monotonic_ns * 1e-9
+
+    def _gather(self, header: Header, items: bytes, first: int, end: int) -> None:
+        if first >= end:
+            return
+        if not self.items:
+            self.header = Header.unpack(header.pack())[0]
+            self.header.first_sequence = first
+        size = records.TRACE.size
+        self.items += items[(first - header.first_sequence) * size : (end - header.first_sequence) * size]
+        self.next_sequence = end
+        if len(self.items) >= CHUNK_ITEMS * size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        if not self.items or self.header is None or self.writer is None:
+            return
+        items = bytes(self.items)
+        self.items.clear()
+        self.header.kind, self.header.record_size = records.KIND_RAW_CHUNK, 0
+        self.header.count = len(items) // records.TRACE.size
+        if self.recorder.write(self.writer, self.header.pack() + raw_codec.encode(items)):
+            self.recorder.items += self.header.count
+            if self.header.stream == records.STREAM_IDS["raw"]:
+                self.recorder.trace_state.feed(items)
+        else:
+            self.next_sequence = -1
+
+
+class Recorder:
+    """Takes a worker's trace and snapshot messages, and writes them.
+
+    `path` is a new file; with `keep_bytes` it is a directory, made if it is not there, whose segments take at most so
+    much: the oldest are deleted, and the segments that are left say how much that was. `description` is what the worker
+    says of itself, with its config.
+
+    Raises RecorderError when another recorder writes there.
+    """
+
+    def __init__(self, path: str, description: dict[str, Any], keep_bytes: int = 0) -> None:
+        self.path = path
+        self.keep_bytes = keep_bytes
+        self.items = 0
+        self.lost_frames = 0  # that the disk did not take
+        self.dropped_bytes = 0
+        self.failure = ""
+        self.trace_state = TraceState(description)
+        self._description = description
+        self._number = 0
+        self._older: list[tuple[str, int]] = []  # paths and sizes, oldest first
+        self._lock = self._take(path) if keep_bytes else -1
+        self._segment_bytes = min(keep_bytes // SEGMENTS, SEGMENT_BYTES_MAXIMUM)
+        self._writers: list[SegmentWriter] = []
+        self._run = b""
+        self.assemblers = {stream: Assembler(self) for stream in TRACE_STREAMS}
+        self._open()
+
+    def _take(self, path: str) -> int:
+        os.makedirs(path, mode=0o750, exist_ok=True)
+        lock = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(lock)
+            raise RecorderError(f"another recorder writes to {path}; stop it, or name another directory") from None
+        for name in segment_paths(path):
+            self._older.append((name, os.path.getsize(name)))
+            self._number = int(os.path.basename(name)[: -len(SUFFIX)])
+        return lock
+
+    @property
+    def newest(self) -> SegmentWriter:
+        """The segment in which streams begin."""
+        return self._writers[-1]
+
+    def _open(self) -> None:
+        self._number += 1
+        path = os.path.join(self.path, f"{self._number:08d}{SUFFIX}") if self.keep_bytes else self.path
+        header = {
+            **self._description,
+            "recorded_at": time.time(),
+            "segment": self._number,
+            "dropped_bytes": self.dropped_bytes,
+            "trace_state": self.trace_state.as_header(),
+        }
+        self._writers.append(SegmentWriter(path, header))
+
+    def message(self, header: Header, payload: bytes) -> None:
+        """A trace or snapshot message of the worker; another run of it begins a new segment."""
+        if header.run_id != self._run:
+            if self._run:
+                for assembler in self.assemblers.values():
+                    assembler.hole()
+                    assembler.snapshots.clear()
+            self._run = header.run_id
+        if header.kind == records.KIND_SNAPSHOT:
+            self.assemblers[header.stream].snapshot(header, payload)
+        elif header.kind == records.KIND_TRACE:
+            self.assemblers[header.stream].trace(header, payload)
+            if self.keep_bytes:
+                self._rotate()
+
+    def describe(self, description: dict[str, Any]) -> None:
+        """The worker says something new of itself (it was started anew): from here on in a new segment."""
+        self._description = description
+        self.trace_state = TraceState(description)
+        if self.keep_bytes:
+            self._open()
+
+    def write(self, writer: SegmentWriter, body: bytes) -> bool:
+        """Append a frame; False, and counted, when the disk does not take it even after the oldest segment is gone."""
+        for _ in range(2):
+            try:
+                writer.frame(body)
+            except OSError as error:
+                self.failure = f"{writer.path}: {os.strerror(error.errno or errno.EIO)}"
+                if error.errno != errno.ENOSPC or not self._drop_oldest():
+                    break
+            else:
+                self.failure = ""
+                return True
+        self.lost_frames += 1
+        if not self.keep_bytes:
+            raise OSError(errno.EIO, self.failure)
+        return False
+
+    def _rotate(self) -> None:
+        """Close segments that no stream needs any more, open a new one when the newest is full, drop the oldest."""
+        used = {id(assembler.writer) for assembler in self.assemblers.values()}
+        for writer in self._writers[:-1]:
+            if id(writer) not in used:
+                writer.close()
+                self._writers.remove(writer)
+                self._older.append((writer.path, writer.bytes))
+        if self.newest.bytes >= self._segment_bytes and len(self._writers) == 1:
+            try:
+                self._open()
+            except OSError as error:
+                self.failure = f"{self.path}: {os.strerror(error.errno or errno.EIO)}"
+                if error.errno == errno.ENOSPC:
+                    self._drop_oldest()
+        while self._total() > self.keep_bytes and self._drop_oldest():
+            pass
+
+    def _total(self) -> int:
+        return sum(size for _, size in self._older) + sum(writer.bytes for writer in self._writers)
+
+    def _drop_oldest(self) -> bool:
+        """Delete the oldest segment that is finished; False when there is none."""
+        if not self._older:
+            return False
+        path, size = self._older.pop(0)
+        os.unlink(path)
+        if not self.dropped_bytes:
+            print(
+                f"stirbar record: {self.path} has reached its {self.keep_bytes / 1e6:g} MB; the oldest segment "
+                f"({os.path.basename(path)}) was dropped, and so will be others",
+                file=sys.stderr,
+            )
+        self.dropped_bytes += size
+        return True
+
+    def flush(self) -> None:
+        """Write what was gathered so far."""
+        for assembler in self.assemblers.values():
+            assembler.flush()
+
+    def close(self) -> None:
+        """Write and sync everything."""
+        self.flush()
+        for writer in self._writers:
+            writer.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+
+    def summary(self) -> dict[str, Any]:
+        """What was written: items, bytes, holes, what was lost or dropped."""
+        return {
+            "path": self.path,
+            "items": self.items,
+            "bytes": self._total(),
+            "holes": sum(assembler.holes for assembler in self.assemblers.values()),
+            "lost_frames": self.lost_frames,
+            "dropped_bytes": self.dropped_bytes,
+        }
+
+
+# --- from a worker ----------------------------------------------------------------------------------------------------
+
+
+def describe(worker: Worker) -> dict[str, Any]:
+    """What a recording says of its worker."""
+    return {**worker.describe(), "config": worker.command("config")["config"]}
+
+
+def record(worker: Worker, path: str, seconds: float | None = None, keep_bytes: int = 0) -> dict[str, Any]:
+    """Record a worker's trace until `seconds` have passed or the caller interrupts; returns Recorder.summary().
+
+    With `keep_bytes` a worker that goes away is waited for; without it is an error (WorkerUnreachable).
+    """
+    from stirbar.core.client import WorkerUnreachable
+
+    end = None if seconds is None else time.monotonic() + seconds
+    recorder = Recorder(path, describe(worker), keep_bytes)
+    run = b""
+    asked = 0.0
+    reported = ""
+    away = False
+    stream = worker.batches("trace/", "snapshot/", timeout_s=0.5, idle=True)
+    try:
+        for batch in stream:
+            now = time.monotonic()
+            if end is not None and now >= end:
+                break
+            if batch is not None:
+                if run and batch[1].run_id != run:
+                    recorder.flush()
+                    recorder.describe(describe(worker))
+                run = batch[1].run_id
+                recorder.message(batch[1], batch[2])
+            if recorder.failure != reported:
+                reported = recorder.failure
+                print(f"stirbar record: {reported or 'the disk takes data again'}", file=sys.stderr)
+            if now - asked > (RETRY_S if away else LEASE_S / 2):
+                asked = now
+                try:
+                    worker.command("raw", seconds=LEASE_S)
+                    if away:
+                        print("stirbar record: the worker is back", file=sys.stderr)
+                    away = False
+                except WorkerUnreachable as error:
+                    if not keep_bytes:
+                        raise
+                    if not away:
+                        print(f"stirbar record: {error} Waiting for it.", file=sys.stderr)
+                    away = True
+    except KeyboardInterrupt:
+        pass
+    finally:
+        recorder.close()
+    return recorder.summary()
+
+
+def main(argv: list[str]) -> int:
+    """`stirbar record`"""
+    import argparse
+    import signal
+
+    from stirbar.core import paths
+    from stirbar.core.client import CommandRefused, Worker, WorkerUnreachable
+    from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
+
+    parser = argparse.ArgumentParser(
+        prog="stirbar record",
+        description="Write a worker's raw conversions: to one file, or continuously to a directory that keeps the "
+        "newest ([recorder.config] keep_mb).",
+    )
+    parser.add_argument("--unit", help="name of the unit (default: that of the config)")
+    parser.add_argument("--out", help="file to write; must not exist")
+    parser.add_argument("--continuous", action="store_true", help="until stopped, in a directory of bounded size")
+    parser.add_argument("--directory", help="of --continuous (default: [recorder.config] directory)")
+    parser.add_argument("--keep-mb", type=int, help="size of --continuous (default: [recorder.config] keep_mb)")
+    parser.add_argument("--seconds", type=float, help="stop after so long (default: at Ctrl-C)")
+    parser.add_argument("--address", help="base address of the worker's sockets")
+    add_config_options(parser)
+    arguments = parser.parse_args(argv)
+    if bool(arguments.out) == arguments.continuous:
+        parser.error("name a file (--out FILE) or record --continuous")
+    if arguments.unit:
+        arguments.set = [*(arguments.set or []), f"unit.name={arguments.unit}"]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        config = config_from_arguments(arguments)
+        keep_mb = arguments.keep_mb or int(config.get("recorder.config", "keep_mb"))
+        if arguments.continuous and keep_mb < KEEP_MB_MINIMUM:
+            parser.error(f"--keep-mb is at least {KEEP_MB_MINIMUM}")
+        path = arguments.out or arguments.directory or directory(config, paths.data_directory(config))
+        with Worker(arguments.address, config=config) as worker:
+            done = record(worker, path, arguments.seconds, keep_mb * 1_000_000 if arguments.continuous else 0)
+    except FileExistsError:
+        print(f"stirbar record: {arguments.out} exists and is not overwritten; name another file", file=sys.stderr)
+        return 1
+    except (ConfigError, RecorderError, WorkerUnreachable, CommandRefused, ValueError, OSError) as error:
+        print(f"stirbar record: {error}", file=sys.stderr)
+        return 1
+    print(f"{done['items']} items, {done['bytes']} bytes, {done['holes']} holes in {done['path']}")
+    return 0
+
+
+def directory(config: Config, data_directory: str) -> str:
+    """Where a continuous recording goes."""
+    return str(config.get("recorder.config", "directory") or "") or os.path.join(data_directory, "raw")

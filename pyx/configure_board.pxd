@@ -1,0 +1,314 @@
+# Why compiled: turns a hardware profile into a board with its bus, its lines and its chips.
+# Thread rule: the host thread, before the loop's threads live and after they have ended.
+# Units: those of the profile's keys.
+
+from libc.errno cimport EAGAIN, EBUSY, errno
+from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memset
+
+from stirbar.rt.ads111x cimport ads111x_config, ads111x_init, ads111x_set_single
+from stirbar.rt.board cimport (
+    CHIP_ADS, CHIP_DAC43608, CHIP_NONE, CHIP_RP2040, Board, BoardChannel, Source, board_dark)
+from stirbar.rt.clock cimport CLOCK_MONOTONIC, read_clock_ns
+from stirbar.rt.dac43608 cimport dac43608_init, dac43608_power
+from stirbar.rt.gpio_lines cimport (
+    EVENT_QUEUE, GPIO_V2_LINE_FLAG_BIAS_PULL_UP, GPIO_V2_LINE_FLAG_EDGE_FALLING, GPIO_V2_LINE_FLAG_INPUT, O_CLOEXEC,
+    O_RDWR, c_close, c_open, gpio_find, gpio_is_bcm, gpio_line_info, gpio_open, gpio_request, gpio_v2_line_info)
+from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
+from stirbar.rt.i2c_bus cimport RECOVERY_LINES, RECOVERY_REGISTERS, I2cBus, i2c_open, i2c_wire_ns
+from stirbar.rt.rp2040 cimport MCU_LEDS, rp2040_init, rp2040_light, rp2040_start
+from stirbar.rt.tmp1075 cimport tmp1075_init, tmp1075_start
+from stirbar.rt.types cimport MAX_CHANNELS
+
+import os
+
+cdef extern from "<sys/file.h>" nogil:
+    int flock(int fd, int operation)
+    int LOCK_EX
+    int LOCK_NB
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void* address, size_t length, int protection, int flags, int fd, long offset)
+    int munmap(void* address, size_t length)
+    int PROT_READ
+    int PROT_WRITE
+    int MAP_SHARED
+    void* MAP_FAILED
+
+cdef enum:
+    REGISTERS_BYTES = 4096
+    I2C_SDA_PIN = 2            # of bus 1 on a Pi's header
+    I2C_SCL_PIN = 3
+
+
+cdef inline dict paces():
+    return {"ready": PACE_READY, "pilot": PACE_PILOT, "host": PACE_HOST, "smoothed": PACE_SMOOTHED}
+
+
+cdef inline void forget_board(Board* board) noexcept:
+    """A board of which nothing is open."""
+    cdef int i
+    memset(board, 0, sizeof(Board))
+    board.bus.fd = board.bus.gpio = -1
+    board.bus.counters = &board.counters
+    for i in range(MAX_CHANNELS):
+        board.ads[i].ready.fd = -1
+
+
+cdef inline void close_board(Board* board) noexcept:
+    """Light off, then everything closed. Safe to call twice."""
+    cdef int i
+    if board.bus.fd >= 0:
+        if board.led_chip != CHIP_NONE:
+            board_dark(board)
+        c_close(board.bus.fd)
+    for i in range(MAX_CHANNELS):
+        if board.ads[i].ready.fd >= 0:
+            c_close(board.ads[i].ready.fd)
+    if board.bus.gpio >= 0:
+        c_close(board.bus.gpio)
+    if board.bus.registers != NULL:
+        munmap(board.bus.registers, REGISTERS_BYTES)
+    forget_board(board)
+
+
+# --- the bus and the chip of the lines -------------------------------------------------------------------------------
+
+cdef inline str open_bus_reason(str path, int code):
+    """Why a bus could not be opened, and what to do."""
+    remedy = {
+        "ENOENT": "there is no such device: enable I2C (dtparam=i2c_arm=on in /boot/firmware/config.txt, or raspi-config)"
+                  " and load i2c-dev",
+        "EACCES": "permission denied: add this user to the group i2c",
+        "EPERM": "permission denied: add this user to the group i2c",
+    }.get(errno_name(code), os.strerror(code))
+    return f"cannot open {path}: {remedy}; or run with --simulate for a simulated vial"
+
+
+cdef inline str errno_name(int code):
+    import errno as names
+    return names.errorcode.get(code, str(code))
+
+
+cdef inline int open_bus(Board* board, profile) except -1:
+    cdef int status
+    path = f"/dev/i2c-{profile.get('i2c', 'bus')}"
+    status = i2c_open(&board.bus, path.encode(), profile.get("i2c", "clock_hz"), profile.get("i2c", "timeout_ms"))
+    if status:
+        raise ConnectionError(open_bus_reason(path, -status))
+    if flock(board.bus.fd, LOCK_EX | LOCK_NB) < 0 and errno == EAGAIN:
+        raise ConnectionError(
+            f"another worker has {path}: one worker drives a board; stop it (`lsof {path}` names it), or run with"
+            " --simulate for a simulated vial")
+    return 0
+
+
+cdef inline int open_gpio(Board* board, profile) except -1:
+    """The chip of the header's lines; a board that has no use for one may be without."""
+    cdef int number = -1
+    cdef int fd, i
+    needed = profile.get("i2c", "recovery") == "lines"
+    for i in range(MAX_CHANNELS):
+        needed = needed or profile.get(f"photodiode.{i + 1}", "ready_line") is not None
+    where = str(profile.get("gpio", "chip"))
+    if where == "auto":
+        fd = gpio_find(&number)
+        where = "any /dev/gpiochip that has a Pi's header lines (pinctrl-bcm2835, -bcm2711 or -rp1)"
+    else:
+        where = f"/dev/gpiochip{where}" if where.isdigit() else where
+        fd = gpio_open(where.encode())
+    if fd < 0 and needed:
+        raise ConnectionError(
+            f"cannot open {where} ({os.strerror(-fd)}): add this user to the group gpio, or say in the profile which"
+            " it is ([gpio] chip); or run with --simulate for a simulated vial")
+    board.bus.gpio = fd
+    return 0
+
+
+cdef inline int configure_recovery(Board* board, profile) except -1:
+    """How a held bus is freed. The registers can give the pins back to the adapter; lines do so only where they never
+    left it, so that a profile must ask for them."""
+    cdef int fd
+    cdef void* registers
+    how = profile.get("i2c", "recovery")
+    board.bus.sda = I2C_SDA_PIN
+    board.bus.scl = I2C_SCL_PIN
+    if how == "lines":
+        board.bus.recovery = RECOVERY_LINES
+    elif how == "registers" or (how is None and profile.get("i2c", "bus") == 1 and gpio_is_bcm(board.bus.gpio)):
+        fd = c_open(b"/dev/gpiomem", O_RDWR | O_CLOEXEC)
+        if fd < 0:
+            return 0
+        registers = mmap(NULL, REGISTERS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+        c_close(fd)
+        if registers != MAP_FAILED:
+            board.bus.registers = <uint32_t*>registers
+            board.bus.recovery = RECOVERY_REGISTERS
+    return 0
+
+
+# --- chips -----------------------------------------------------------------------------------------------------------
+
+cdef inline int ready_line(Board* board, int line) except -1:
+    """Request the line of a converter's ALERT/RDY: its descriptor."""
+    cdef uint32_t offset = <uint32_t>line
+    cdef gpio_v2_line_info info
+    cdef int fd = gpio_request(
+        board.bus.gpio, &offset, 1,
+        GPIO_V2_LINE_FLAG_INPUT | GPIO_V2_LINE_FLAG_EDGE_FALLING | GPIO_V2_LINE_FLAG_BIAS_PULL_UP, 0,
+        b"stirbar ready", EVENT_QUEUE)
+    if fd >= 0:
+        return fd
+    user = ""
+    if fd == -EBUSY and gpio_line_info(board.bus.gpio, offset, &info) == 0:
+        user = f" by '{info.consumer.decode(errors='replace')}'"
+    raise ConnectionError(
+        f"line {line} (ALERT/RDY) cannot be requested: {'it is in use' + user if fd == -EBUSY else os.strerror(-fd)};"
+        " release it, or change ready_line in the profile")
+
+
+cdef inline int converter_of(Board* board, int address, line) except -1:
+    """Place of the ADS111x at an address; a new one where there is none yet."""
+    cdef int i
+    for i in range(board.ads_count):
+        if board.ads[i].device.address == address:
+            return i
+    if board.ads_count == MAX_CHANNELS:
+        raise ConnectionError(f"the profile has more than {MAX_CHANNELS} ADS111x")
+    ads111x_init(&board.ads[board.ads_count], &board.bus, address, -1 if line is None else ready_line(board, line))
+    board.ads_count += 1
+    return board.ads_count - 1
+
+
+cdef inline int configure_source(Board* board, Source* source, profile, str section) except -1:
+    """An input; source.chip stays CHIP_NONE where the profile has none. Returns 0."""
+    chip = profile.get(section, "chip")
+    source.chip = CHIP_NONE
+    if chip is None:
+        return 0
+    address = profile.get(section, "address")
+    source.input = profile.get(section, "input") or 0
+    if chip == "rp2040":
+        source.chip = CHIP_RP2040
+        rp2040_init(&board.mcu, &board.bus, address)
+        return 0
+    source.chip = CHIP_ADS
+    if chip == "ads1114":
+        source.input = -1
+    line = profile.get(section, "ready_line") if section.startswith("photodiode") else None
+    source.converter = converter_of(board, address, line)
+    return 0
+
+
+cdef inline int configure_channel(Board* board, int index, profile) except -1:
+    cdef BoardChannel* c = &board.channel[index]
+    section = f"photodiode.{index + 1}"
+    configure_source(board, &c.source, profile, section)
+    if c.source.chip == CHIP_NONE:
+        return 0
+    c.plan.pace = paces()[profile.get(section, "pace")]
+    c.plan.converter = profile.get(section, "converter")
+    c.plan.rate_hz = profile.get(section, "rate_hz")
+    c.plan.conversion_hz = profile.get(section, "conversion_hz")
+    c.plan.settle_ns = <int64_t>(1e6 * profile.get(section, "settle_ms"))
+    c.full_scale_v = profile.get(section, "full_scale_v")
+    if c.plan.pace == PACE_READY and board.ads[c.source.converter].ready.fd < 0:
+        raise ConnectionError(f"the profile paces photodiode {index + 1} by ALERT/RDY, but names no ready_line")
+    if c.source.chip == CHIP_RP2040:
+        c.plan.read_ns = i2c_wire_ns(&board.bus, 2, 3)
+    elif ads111x_config(c.full_scale_v, c.plan.conversion_hz, c.source.input) < 0:
+        raise ConnectionError(
+            f"photodiode {index + 1}: an ADS111x has no conversion_hz = {c.plan.conversion_hz:g} with full_scale_v ="
+            f" {c.full_scale_v:g}")
+    else:
+        c.plan.read_ns = i2c_wire_ns(&board.bus, 1, 2)
+    c.plan.light_ns = i2c_wire_ns(&board.bus, 1, 3 if board.led_chip == CHIP_DAC43608 else 2)
+    return 0
+
+
+cdef inline int configure_led(Board* board, profile) except -1:
+    chip = profile.get("led", "chip")
+    if chip is None:
+        return 0
+    output = profile.get("led", profile.get("led", "ir"))
+    if output is None:
+        raise ConnectionError(f"the profile measures with LED {profile.get('led', 'ir')}, which has no output")
+    board.led_output = output
+    if chip == "rp2040":
+        board.led_chip = CHIP_RP2040
+        rp2040_init(&board.mcu, &board.bus, profile.get("led", "address"))
+        if output >= MCU_LEDS:
+            raise ConnectionError(f"the RP2040 has no LED output {output}")
+    else:
+        board.led_chip = CHIP_DAC43608
+        dac43608_init(&board.dac, &board.bus, profile.get("led", "address"))
+    return 0
+
+
+# --- who answers -----------------------------------------------------------------------------------------------------
+
+cdef inline int dark_leds(Board* board) noexcept:
+    """Every LED of the board off, whatever an earlier program left on: 0, or minus an errno."""
+    cdef int status = 0
+    cdef int i
+    if board.led_chip == CHIP_DAC43608:
+        return dac43608_power(&board.dac)
+    for i in range(MCU_LEDS):
+        status = rp2040_light(&board.mcu, i, 0) or status
+    return status
+
+
+cdef inline list look_for_chips(Board* board, profile):
+    """Ask every chip of the profile once; returns (what, status) of each."""
+    cdef int i, status
+    found = []
+    if board.led_chip != CHIP_NONE:
+        status = dark_leds(board)
+        found.append((f"{profile.get('led', 'chip')} at {profile.get('led', 'address'):#04x} (LEDs)", status))
+    for i in range(board.ads_count):
+        board.bus.down_until_ns = 0
+        status = ads111x_set_single(&board.ads[i], 1.024, 860.0)
+        found.append((f"ADS111x at {board.ads[i].device.address:#04x} (converter)", status))
+    if board.mcu.device.bus != NULL:
+        board.bus.down_until_ns = 0
+        status = rp2040_start(&board.mcu)
+        found.append((f"RP2040 at {board.mcu.device.address:#04x} (microcontroller; is its firmware loaded?)", status))
+    if board.has_temperature:
+        board.bus.down_until_ns = 0
+        status = tmp1075_start(&board.tmp, read_clock_ns(CLOCK_MONOTONIC))
+        found.append((f"TMP1075 at {board.tmp.device.address:#04x} (heater board's sensor)", status))
+    return found
+
+
+cdef inline list open_board(Board* board, profile):
+    """Open what the profile names, with every LED off. Returns a sentence for each chip that does not answer.
+
+    Raises ConnectionError, one sentence, where the board cannot be used at all; nothing is then left open.
+    """
+    cdef int i
+    name = getattr(profile, "name", "?")
+    forget_board(board)
+    try:
+        open_bus(board, profile)
+        open_gpio(board, profile)
+        configure_recovery(board, profile)
+        configure_led(board, profile)
+        for i in range(MAX_CHANNELS):
+            configure_channel(board, i, profile)
+        configure_source(board, &board.rail, profile, "rail")
+        configure_source(board, &board.version, profile, "version_sense")
+        board.rail_divider = profile.get("rail", "divider") or 1.0
+        if profile.get("temperature", "chip") is not None:
+            board.has_temperature = 1
+            tmp1075_init(&board.tmp, &board.bus, profile.get("temperature", "address"))
+        found = look_for_chips(board, profile)
+        if found and all([status for _, status in found]):
+            raise ConnectionError(
+                f"no board found: on /dev/i2c-{profile.get('i2c', 'bus')} profile '{name}' looks for"
+                f" {', '.join([what for what, _ in found])}, and none answers ({os.strerror(-found[0][1])}); is the HAT"
+                " on and powered, is it another one (`stirbar hardware detect`)? Or run with --simulate for a simulated"
+                " vial")
+    except BaseException:
+        close_board(board)
+        raise
+    return [f"{what} does not answer as it should: {os.strerror(-status)}" for what, status in found if status]
