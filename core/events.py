@@ -22,6 +22,8 @@ COMMAND_REFERENCE = 13
 EVENT_COMMAND_DONE = 1
 EVENT_COMMAND_REFUSED = 2
 EVENT_STIR_FAULT = 5
+EVENT_HALF_CYCLE = 8
+EVENT_LIGHT_PATH = 16
 
 # code: (name, level, source, message); the message may use {value}, {argument} and {stream}
 EVENTS: dict[int, tuple[str, str, str, str]] = {
@@ -40,7 +42,7 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "od_reading",
         "converter of photodiode {argument} makes {value:.3f} conversions a second",
     ),
-    8: ("half_cycle", "info", "od_reading", "light chopped at {value:.2f} Hz: {argument} conversions in half a cycle"),
+    EVENT_HALF_CYCLE: ("half_cycle", "info", "od_reading", "light chopped at {value:.2f} Hz: {argument} conversions in half a cycle"),
     9: (
         "sensor_lost",
         "error",
@@ -53,6 +55,12 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "warning",
         "od_reading",
         "photodiode {argument} is at the converter's limit: lower the LED's intensity or raise adc_full_scale_v",
+    ),
+    EVENT_LIGHT_PATH: (
+        "light_path",
+        "notice",
+        "od_reading",
+        "light follows the LED in {value:.3g} ms: {argument} conversions are discarded after each change",
     ),
 }
 

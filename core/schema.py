@@ -301,6 +301,14 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "Half a cycle of the chopped light; 0 lets the worker choose it against mains, stirrer and PWM.",
             ),
             _intensity(),
+            _real(
+                "led_duty",
+                50.0,
+                "%",
+                5.0,
+                50.0,
+                "Share of the time in which the LED is lit: 50 chops without a pause, less in bursts of one window each.",
+            ),
             _choice("local_ac_hz", "auto", ("auto", "50", "60"), "Mains frequency in Hz; auto finds it in the light."),
             _choice(
                 "ref_normalization",

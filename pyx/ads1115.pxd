@@ -117,6 +117,11 @@ cdef inline int ads1115_start(
     return 0
 
 
+cdef inline void ads1115_convert(Ads1115* adc, double time_s) noexcept nogil:
+    """Begin a single conversion: the result is there one period and the wake-up time of 25 us later."""
+    adc.next_s = time_s + 25e-6 + adc.period_s
+
+
 cdef inline int32_t ads1115_code(const Ads1115* adc, double v, uint8_t* clipped) noexcept nogil:
     """Quantise, and clip at the converter's limits."""
     cdef double shifted = v * adc.codes_per_v + adc.offset_lsb

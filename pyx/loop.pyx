@@ -8,7 +8,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write, pulses_tick
-from stirbar.rt.configure cimport configure_od, configure_stirring, mains_hz, photodiode_angles
+from stirbar.rt.configure cimport configure_od, configure_plan, configure_sampling, configure_stirring
 from stirbar.rt.clock cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, Clock, VirtualTime, clock_real, clock_virtual, read_clock_ns)
 from stirbar.rt.guard_link cimport (
@@ -23,8 +23,9 @@ from stirbar.rt.realtime cimport (
 from stirbar.rt.ring cimport (
     ring_count, ring_pop, ring_pop_many, ring_push, stirbar_fence, stirbar_load_relaxed,
     stirbar_store_relaxed)
-from stirbar.rt.sampling cimport (
-    Sampler, housekeeping_tick, sampler_light, sampling_tick, temperature_tick)
+from stirbar.rt.light cimport sampler_light
+from stirbar.rt.sampler_state cimport Sampler
+from stirbar.rt.sampling cimport housekeeping_tick, sampling_tick, temperature_tick
 from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
 from stirbar.rt.sim_parameters cimport PARAM_COUNT
 from stirbar.rt.sleep_policy cimport sleep_for_ever, sleep_on_grid
@@ -105,7 +106,8 @@ class HardwareError(Exception):
 cdef class Loop:
     """The loop with its hardware (`[unit] simulate` chooses the simulated vial) and its two threads.
 
-    `virtual` gives it a clock of its own that only `run_until` moves.
+    `virtual` gives it a clock of its own that only `run_until` moves. `profile` (core/profiles.py) says which board the
+    hardware is, or the vial's converters are like; None: two converters with ready lines.
 
     Synchronization: all methods are for one thread, the host thread.
     """
@@ -121,16 +123,18 @@ cdef class Loop:
     cdef int latency_fd
     cdef object latency_us
     cdef tuple simulation_names
+    cdef object profile
     cdef unsigned long long trace_sequences[THREADS]
 
-    def __cinit__(self, config, *, bint virtual=False):
+    def __cinit__(self, config, *, bint virtual=False, profile=None):
         self.latency_fd = -1
         self.is_virtual = virtual
         self.state = <LoopState*>calloc(1, sizeof(LoopState))
         if self.state == NULL:
             raise MemoryError()
 
-    def __init__(self, config, *, bint virtual=False):
+    def __init__(self, config, *, bint virtual=False, profile=None):
+        self.profile = profile
         self.is_simulated = bool(config.get("unit", "simulate"))
         if not self.is_simulated:
             raise HardwareError(
@@ -167,13 +171,7 @@ cdef class Loop:
     def _configure_sampler(self, config):
         cdef Sampler* s = &self.state.sampler
         cdef OdConfig od
-        s.master = photodiode_angles(config, &s.config.angle[0])
-        s.config.full_scale_v = config.get("od_reading.config", "adc_full_scale_v")
-        s.config.rate_hz = config.get("od_reading.config", "adc_rate_hz")
-        s.config.half_cycle = config.get("od_reading.config", "half_cycle")
-        s.config.intensity_percent = config.get("od_reading.config", "ir_led_intensity")
-        s.config.mains_hz = mains_hz(config)
-        s.config.rpm = config.get("stirring.config", "initial_target_rpm")
+        s.master = configure_sampling(&s.config, config, self.profile)
         configure_od(&od, config)
         if od_init(&s.estimators.od, &od):
             raise ValueError(
@@ -198,6 +196,8 @@ cdef class Loop:
         sim.seed = keys[0][1]
         for i in range(MAX_CHANNELS):
             sim.angle[i] = self.state.sampler.config.angle[i]
+            configure_plan(&sim.plan[i], self.profile if sim.angle[i] >= 0 else None, i,
+                           config.get("od_reading.config", "adc_rate_hz"))
         for i in range(PARAM_COUNT):
             sim.parameter[i] = keys[i + 1][1]
         if sim_init(&self.state.sim, &sim, self.now_ns()):

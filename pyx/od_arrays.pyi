@@ -11,14 +11,39 @@ from numpy.typing import ArrayLike, NDArray
 
 STATE_BYTES: int
 
-def choose_half_cycle(rate_hz: float, mains_hz: float = 0.0, rpm: float = 0.0, low: int = ..., high: int = ...) -> int:
-    """Conversions in half a chop cycle, k in low..high, with the least `chop_cost`. 0 stands for unknown."""
+def choose_half_cycle(
+    rate_hz: float,
+    mains_hz: float = 0.0,
+    rpm: float = 0.0,
+    low: int = ...,
+    high: int = ...,
+    discard: int = 1,
+    aperture: float = 1.0,
+    pwm_hz: float = 0.0,
+) -> int:
+    """Conversions in half a chop cycle, k in low..high, with the least `chop_cost`. 0 stands for unknown.
 
-def chop_cost(rate_hz: float, k: int, mains_hz: float = 0.0, rpm: float = 0.0) -> float:
-    """Variance against an always-on mean, times what mains, stirrer and ambient light add (IS-16, 17, 19)."""
+    `discard` of each half-cycle are not used; `aperture` is the share of the time in which the converter integrates.
+    """
 
-def chop_gain(frequency_hz: float, rate_hz: float, k: int) -> float:
+def chop_cost(
+    rate_hz: float,
+    k: int,
+    mains_hz: float = 0.0,
+    rpm: float = 0.0,
+    discard: int = 1,
+    aperture: float = 1.0,
+    pwm_hz: float = 0.0,
+) -> float:
+    """Variance against an always-on mean, times what mains, stirrer, PWM and ambient light add (IS-16, 17, 19, 30)."""
+
+def chop_gain(frequency_hz: float, rate_hz: float, k: int, discard: int = 1, aperture: float = 1.0) -> float:
     """|response| of one on half-cycle minus the mean of its off neighbours to a sinusoid."""
+
+def chop_rejection_db(
+    frequency_hz: float, rate_hz: float, k: int, window_s: float, discard: int = 1, aperture: float = 1.0
+) -> float:
+    """What is left of ambient light that varies at a frequency in the mean over a window, as 20 log10 of its share."""
 
 def classify(
     edges_ns: ArrayLike,

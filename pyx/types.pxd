@@ -154,6 +154,7 @@ cdef enum:
     EVENT_SENSOR_LOST = 9      # argument: STREAM_*
     EVENT_SENSOR_BACK = 10
     EVENT_SATURATED = 11       # argument: channel
+    EVENT_LIGHT_PATH = 16      # argument: d, value: time constant in ms
 
 cdef packed struct Event:
     int64_t monotonic_ns

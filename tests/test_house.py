@@ -118,7 +118,7 @@ C_LIBRARY = {
 POINTED_AT = {
     "loop": {"run_thread", "simulate"},
     "sampling": {"sampling_tick", "housekeeping_tick", "temperature_tick"},
-    "actuators": {"actuators_tick"},
+    "actuators": {"actuators_tick", "pulses_tick"},
     "clock": {"real_now_ns", "real_sleep_until_ns", "virtual_now_ns", "virtual_sleep_until_ns"},
     "sim": {
         "sim_adc_plan", "sim_adc_start", "sim_adc_gain", "sim_adc_convert", "sim_adc_read", "sim_led_write",
