@@ -23,13 +23,13 @@ STREAMS: dict[int, str] = {
     18: "raw",
     19: "edges",
 }
-STREAMS.update({32 + 4 * rate + channel: f"od{channel + 1}_rate{rate + 1}" for rate in range(3) for channel in range(4)})
+STREAMS.update({32 + i: f"od{i % 4 + 1}_rate{i // 4 + 1}" for i in range(12)})
 STREAMS.update({44 + channel: f"modulation{channel + 1}" for channel in range(4)})
 STREAM_IDS: dict[str, int] = {name: number for number, name in STREAMS.items()}
 READING_STREAMS: tuple[int, ...] = (1, 2, 3, 4, 5, 8, 9, *range(32, 48))
 STREAM_UNITS: dict[int, str] = {1: "AU", 2: "AU", 3: "AU", 4: "AU", 5: "AU", 8: "rpm", 9: "°C"}
-STREAM_UNITS.update({stream: "AU" for stream in range(32, 44)})
-STREAM_UNITS.update({stream: "%" for stream in range(44, 48)})
+STREAM_UNITS.update(dict.fromkeys(range(32, 44), "AU"))
+STREAM_UNITS.update(dict.fromkeys(range(44, 48), "%"))
 
 FLAGS: dict[str, int] = {
     name: 1 << bit

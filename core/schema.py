@@ -118,6 +118,7 @@ def _is_cpu_list(text: str) -> bool:
 def _is_numbers(text: str) -> bool:
     return all(part.strip().replace(".", "", 1).isdecimal() for part in text.split(","))
 
+
 # type: (what is permitted, in words; the test of a text that is not empty)
 TEXT_RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "text": ("text", _any_text),

@@ -52,11 +52,12 @@ def _numbers(text: str) -> list[float]:
 def _slower_rates(get: Get) -> str | None:
     rates, windows = (_numbers(get(OD, key)) for key in ("slower_readings_per_second", "slower_windows_s"))
     if len(rates) > SLOWER_RATES or len(windows) > len(rates):
-        return f"{len(rates)} slower rates with {len(windows)} windows; name at most {SLOWER_RATES}, each with one window"
+        return f"{len(rates)} slower rates, {len(windows)} windows; name at most {SLOWER_RATES}, each with one window"
     fastest = get(OD, "readings_per_second")
     for rate in rates:
         if not RATE_MINIMUM_HZ <= rate <= fastest:
-            return f"a slower rate of {number(rate)}/s; write {RATE_MINIMUM_HZ} to readings_per_second ({number(fastest)})"
+            limits = f"{RATE_MINIMUM_HZ} to readings_per_second ({number(fastest)})"
+            return f"a slower rate of {number(rate)}/s; write {limits}"
     for window in windows:
         if not WINDOW_MINIMUM_S <= window <= WINDOW_MAXIMUM_S:
             return f"a window of {number(window)} s; write {WINDOW_MINIMUM_S} to {WINDOW_MAXIMUM_S:g} s"

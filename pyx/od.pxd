@@ -226,6 +226,10 @@ cdef inline void od_close_block(OdState* s, int channel) noexcept nogil:
         return
     od_keep_block(s, ch, &window, s.block_tick_ns)
     ch.trusted = 10 * window.rejected <= window.used
+    if window.restarted or not ch.centred:
+        ch.centre_v = window.value_v
+        ch.coarse.level_v = window.value_v
+        ch.centred = 1
     if window.restarted or not window.full:
         od_clear_culture(ch)
     if channel == s.reference:

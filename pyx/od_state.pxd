@@ -17,6 +17,11 @@ cdef enum:
     OD_BUFFER = 64           # conversions of a half-cycle; more without a change of the light: it is not chopped
     OD_UNCHOPPED = 8         # conversions that make one entry where the light is not chopped
     OD_ITERATIONS = 8
+    OD_CENTRE_ENTRIES = 16   # that the expected difference remembers
+    OD_CENTRE_STRAYS = 8     # differences in a row that are not as expected: it begins anew
+    OD_QUARTET = 4           # differences whose sums the test of block means is made of
+    OD_COARSE_FIRST = 16     # block means that make a scale before any is tested
+    OD_COARSE_STRAYS = 6     # strays in a row: the light has changed
     OD_RESTART = 256         # an index that falls back by more: the converter was started anew
     OD_FEWEST = 4            # chop periods that make the first reading of a run
     OD_SCALE_ENTRIES = 16    # chop periods that make a scale, at the least
@@ -40,6 +45,7 @@ cdef enum:                   # OdEntry.flags
     ENTRY_STEP = 4           # a step of ambient light: not used
     ENTRY_UNCHOPPED = 8
     ENTRY_DARK = 16
+    ENTRY_WEAK = 32          # within eight whose mean strays: a weak long bubble
 
 cdef enum:                   # bits of OdState.due: what is to be done, in this order
     DUE_REFERENCE = 0        # of a rate, 5 bits each: its reference, then the reading of each channel
@@ -55,8 +61,11 @@ cdef extern from *:
     #define STIRBAR_OD_STALL_NS 500000000     /* a channel that is silent for longer is not waited for */
     #define STIRBAR_OD_CHOP_LIMIT_NS 2.5e9    /* one level of the light for longer: it is not chopped */
     #define STIRBAR_OD_STEP_SIGMAS 8.0        /* off half-cycles that differ by more: a step of ambient light */
+    #define STIRBAR_OD_COARSE_SIGMAS 3.5      /* means of eight differences that stray by more: a weak long bubble */
+    #define STIRBAR_OD_DECIDE_S 0.5           /* of light decides whether the level has moved */
     #define STIRBAR_OD_LEAST_NOISE 0.35       /* codes: below, neighbours' differences are 0 or 1 */
     #define STIRBAR_OD_LEAST_COUNT 0.25       /* weight of a half-cycle whose conversions disagree altogether */
+    #define STIRBAR_OD_LEAST_SHARE 0.2        /* of a half-cycle that is as expected; below, its own median begins */
     #define STIRBAR_OD_FIRST_READING_S 0.2
     #define STIRBAR_OD_DIRECT_S 5.0           /* longer windows of the first rate are made of blocks, */
     #define STIRBAR_OD_DIRECT_SLOW_S 1.5      /* and of the slower rates */
@@ -66,13 +75,15 @@ cdef extern from *:
     #define STIRBAR_OD_RATE_MAXIMUM 150.0
     #define STIRBAR_OD_WARM_SLOPE 1.67e-6     /* of the reference, per second: 0.01 % a minute */
     #define STIRBAR_OD_WARM_S 60.0            /* LED is taken as warm after that where there is no reference */
-    #define STIRBAR_OD_TUKEY_LOSS 1.05        /* variance of the biweight against the mean, over the weights' own */
     """
     const int64_t OD_STALL_NS "STIRBAR_OD_STALL_NS"
     const double OD_CHOP_LIMIT_NS "STIRBAR_OD_CHOP_LIMIT_NS"
     const double OD_STEP_SIGMAS "STIRBAR_OD_STEP_SIGMAS"
+    const double OD_COARSE_SIGMAS "STIRBAR_OD_COARSE_SIGMAS"
+    const double OD_DECIDE_S "STIRBAR_OD_DECIDE_S"
     const double OD_LEAST_NOISE "STIRBAR_OD_LEAST_NOISE"
     const double OD_LEAST_COUNT "STIRBAR_OD_LEAST_COUNT"
+    const double OD_LEAST_SHARE "STIRBAR_OD_LEAST_SHARE"
     const double OD_FIRST_READING_S "STIRBAR_OD_FIRST_READING_S"
     const double OD_DIRECT_S "STIRBAR_OD_DIRECT_S"
     const double OD_DIRECT_SLOW_S "STIRBAR_OD_DIRECT_SLOW_S"
@@ -82,7 +93,6 @@ cdef extern from *:
     const double OD_RATE_MAXIMUM "STIRBAR_OD_RATE_MAXIMUM"
     const double OD_WARM_SLOPE "STIRBAR_OD_WARM_SLOPE"
     const double OD_WARM_S "STIRBAR_OD_WARM_S"
-    const double OD_TUKEY_LOSS "STIRBAR_OD_TUKEY_LOSS"
 
 cdef struct OdConfig:
     double window_s[OD_RATES]        # 0.005..100
@@ -154,6 +164,16 @@ cdef struct OdWithin:
     int32_t count
     int32_t blocks                   # that made it
 
+# Means of eight differences about a slow level: bubbles that no single one shows.
+cdef struct OdCoarse:
+    double level_v
+    double square                    # mean square of block means about it
+    double total[2]                  # of the differences of the newest four, and of the four before
+    int32_t count[2]
+    int32_t entries                  # in the newest four
+    int32_t blocks                   # that made `square`
+    int32_t strays                   # in a row
+
 cdef struct OdChannel:
     OdEntry entry[OD_RING]
     OdBlock block[OD_BLOCKS]
@@ -162,8 +182,12 @@ cdef struct OdChannel:
     CarriedScale on_scale            # of single conversions, from neighbours
     CarriedScale off_scale
     CultureNoise culture
+    OdCoarse coarse
     OdWithin within[OD_RATES]
     double sample[OD_BUFFER]         # of the half-cycle that is open
+    double lit[OD_BUFFER]            # of the on half-cycle that waits for the dark one after it
+    double centre_v                  # what a difference is expected to be, where it is `centred`: about 16 entries
+    double lit_scale                 # of single conversions about it and the dark level; 0: not known
     OdHalf off                       # the last off half-cycle
     OdHalf on                        # the on half-cycle after it
     double volts_per_code
@@ -196,6 +220,8 @@ cdef struct OdChannel:
     int32_t block_cursor
     uint8_t trusted                  # the last block rejected a tenth at most
     uint8_t leveled[OD_WINDOWS]
+    uint8_t centred
+    uint8_t strays                   # entries in a row that are not as expected
     uint8_t started
     uint8_t clocked
     uint8_t unchopped

@@ -8,8 +8,8 @@ from libc.string cimport memset
 
 from stirbar.rt.od_nulls cimport od_design_nulls, od_window_entries
 from stirbar.rt.od_state cimport (
-    ENTRY_CLIPPED, ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, OD_FEWEST, OD_FIRST_READING_S, OD_ITERATIONS,
-    OD_RING, OD_SCALE_ENTRIES, OD_TUKEY_LOSS, OdChannel, OdEntry, OdNulls, OdState, OdSums, OdWindow,
+    ENTRY_CLIPPED, ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, ENTRY_WEAK, OD_DECIDE_S, OD_FEWEST, OD_FIRST_READING_S, OD_ITERATIONS,
+    OD_RING, OD_SCALE_ENTRIES, OdChannel, OdEntry, OdNulls, OdState, OdSums, OdWindow,
 )
 from stirbar.rt.robust cimport (
     TUKEY_C, CarriedScale, carried_scale_push, mad_scale, median_in_place, winsorised_scale,
@@ -46,11 +46,11 @@ cdef inline int od_available(const OdState* s, const OdChannel* ch, int wanted, 
 
 
 cdef inline void od_weigh(
-    const OdNulls* nulls, const OdChannel* ch, int count, double level, double inverse_cut, OdSums* result
+    const OdNulls* nulls, const OdChannel* ch, int count, double level, double inverse_cut, int skip, OdSums* result
 ) noexcept nogil:
     """All sums over the newest `count` entries with Tukey's weights about `level` (`inverse_cut` 0: without).
 
-    Weights of the nulls, less for entries of few conversions, none for steps of ambient light. Noise of single
+    Weights of the nulls, less for entries of few conversions, none for those whose flags are in `skip`. Noise of single
     conversions is carried through: entry m has the weight g_m, its on half-cycle g_m and each off half-cycle half the
     sum of its neighbours' weights.
     """
@@ -80,7 +80,7 @@ cdef inline void od_weigh(
             v = e.difference_v - level
             u = v * inverse_cut
             u = 1.0 - u * u
-            if u > 0.0:
+            if u > 0.0 and not e.flags & skip:
                 g *= u
                 w = g * u
                 sums.weights += w
@@ -107,7 +107,7 @@ cdef inline void od_weigh(
 
 
 cdef inline double od_iterate(
-    const OdNulls* nulls, const OdChannel* ch, int count, double scale, double* level, OdSums* sums
+    const OdNulls* nulls, const OdChannel* ch, int count, double scale, int skip, double* level, OdSums* sums
 ) noexcept nogil:
     """Tukey's biweight from *level*: Newton's steps, until one is below a fifth of the scale (what is left is then a
     twentieth of a standard error at most, whatever the count: it goes with the step's square, and as the error does
@@ -119,7 +119,7 @@ cdef inline double od_iterate(
     cdef int _turn
     cdef bint steep
     for _turn in range(OD_ITERATIONS):
-        od_weigh(nulls, ch, count, level[0], 1.0 / (TUKEY_C * scale), sums)
+        od_weigh(nulls, ch, count, level[0], 1.0 / (TUKEY_C * scale), skip, sums)
         if not sums.weights > 0.05 * sums.whole:
             break
         steep = sums.slope > 0.5 * sums.weights
@@ -181,7 +181,6 @@ cdef inline void od_account(
         window.se_v = sqrt(sums.on_variance * on * on + sums.off_variance * off * off) / sums.weights
     else:
         window.se_v = sqrt(sums.squares) * scale / sums.weights
-    window.se_v *= sqrt(OD_TUKEY_LOSS) if scale > 0.0 else 1.0
     window.squares = sums.squares / (sums.weights * sums.weights)
     window.bandwidth_hz = window.squares * 0.5e9 / s.spacing_ns
     if 4 * window.rejected > sums.lit:
@@ -196,6 +195,7 @@ cdef inline int od_window(OdState* s, OdChannel* ch, int which, OdWindow* window
     cdef int wanted = od_window_entries(s, which)
     cdef int fewest = <int>ceil(OD_FIRST_READING_S * 1e9 / s.spacing_ns)
     cdef int n = 0
+    cdef int turn
     cdef double scale = ch.scale.value
     cdef double kept = 1.0
     cdef double centre
@@ -220,17 +220,25 @@ cdef inline int od_window(OdState* s, OdChannel* ch, int which, OdWindow* window
         if ch.scale.count == 0:
             scale = mad_scale(work, n, centre)
     if scale > 0.0:
-        kept = od_iterate(nulls, ch, window.entries, scale, &window.value_v, &sums)
+        kept = od_iterate(nulls, ch, window.entries, scale, ENTRY_WEAK, &window.value_v, &sums)
         if kept < 0.6 and ch.leveled[which]:
-            n = od_copy(ch, window.entries, work)
-            if n == 0:
-                return -1
-            centre = median_in_place(work, n)
-            window.restarted = fabs(centre - before) > TUKEY_C * scale
-            window.value_v = centre
-            kept = od_iterate(nulls, ch, window.entries, scale, &window.value_v, &sums)
+            # a short window asks a longer one where the level is; when that has nothing in common with it, itself
+            n = <int>(OD_DECIDE_S * 1e9 / s.spacing_ns + 0.5)
+            n = n if n > window.entries else window.entries
+            for turn in range(2):
+                n = od_copy(ch, od_available(s, ch, n, n * s.spacing_ns * 1e-9), work)
+                if n == 0:
+                    return -1
+                centre = median_in_place(work, n)
+                window.restarted = fabs(centre - before) > TUKEY_C * scale
+                window.value_v = centre
+                kept = od_iterate(
+                    nulls, ch, window.entries, scale, 0 if turn else ENTRY_WEAK, &window.value_v, &sums)
+                if kept > 0.1:
+                    break
+                n = window.entries
     else:
-        od_weigh(nulls, ch, window.entries, window.value_v, 0.0, &sums)
+        od_weigh(nulls, ch, window.entries, window.value_v, 0.0, 0, &sums)
     if sums.lit == 0:
         return -1
     window.kept = kept
@@ -263,6 +271,8 @@ cdef inline void od_update_scales(OdState* s, OdChannel* ch) noexcept nogil:
         if ch.on_scale.count == 0 and 0.0 < 1.5 * ch.off_scale.value < start:
             start = 1.5 * ch.off_scale.value  # whether light's own noise or bubbles: grows from here if it must
         carried_scale_push(&ch.on_scale, start, trusted)
+    start = ch.on_scale.value * ch.on_scale.value * (1.0 - ch.enough_inverse) + ch.scale.value * ch.scale.value
+    ch.lit_scale = sqrt(start) if start > 0.0 else 0.0
     ch.on_square = 0.0
     ch.off_square = 0.0
     ch.on_pairs = 0

@@ -17,6 +17,7 @@ import pytest
 if importlib.util.find_spec("stirbar") is None:
     sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "build" / "view"))
 
+from board_plugin import BoardPlugin
 from running import RunningWorker
 
 _skipped: collections.Counter[str] = collections.Counter()
@@ -28,6 +29,7 @@ _skipped: collections.Counter[str] = collections.Counter()
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "soak: a long campaign; runs only with -m soak")
     config.addinivalue_line("markers", "hil: needs the simulator kernel that STIRBAR_HIL names")
+    config.pluginmanager.register(BoardPlugin(config), "boards")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

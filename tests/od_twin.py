@@ -111,16 +111,25 @@ def always_on_bound(noise_v: float, rate_hz: float, window_s: float) -> float:
 
 # --- the twin ---------------------------------------------------------------------------------------------------------
 
-TUKEY_C, TUKEY_LOSS = 4.685, 1.05
+TUKEY_C = 4.685
+
+
+class Known(NamedTuple):
+    """What the chain has carried along before a conversion: scales of differences (None: not yet), of lit and of dark
+    conversions, what a difference is expected to be (None: not yet) and the scale of lit conversions about that."""
+
+    scale_v: float | None
+    on_scale_v: float
+    off_scale_v: float
+    centre_v: float | None
+    lit_scale_v: float
 
 
 class Half(NamedTuple):
     phase: int
     first: int
     last: int
-    mean_v: float
-    weight: float
-    rejected: int
+    volts: np.ndarray
     middle_ns: int
 
 
@@ -156,43 +165,53 @@ def tukey_weights(residual: np.ndarray, scale: float) -> np.ndarray:
     return np.where(np.abs(u) < 1, (1 - u**2) ** 2, 0.0)
 
 
-def halves(record: Record, on_scale) -> list[Half]:
-    """Runs of one phase. `on_scale(index)` is the scale of lit conversions then, 0 for none."""
+def halves(record: Record) -> list[Half]:
+    """Runs of one phase."""
     out = []
     bounds = np.flatnonzero(np.diff(record.phase)) + 1
     for run in np.split(np.arange(len(record.phase)), bounds)[:-1]:
         phase, first, last = int(record.phase[run[0]]), int(run[0]), int(run[-1])
-        if phase == EDGE:
-            continue
-        volts = record.code[run] * VOLTS_PER_CODE
-        mean, weight, rejected = volts.mean(), float(len(run)), 0
-        scale = on_scale(last + 1)
-        if phase == ON and len(run) >= 3 and scale > 0:
-            mean = np.median(volts)
-            for _ in range(2):
-                w = tukey_weights(volts - mean, scale)
-                mean = mean + (w * (volts - mean)).sum() / w.sum() if w.sum() > 0 else mean
-            weight, rejected = max(w.sum(), 0.25), int((w == 0).sum())
-        middle = (end_ns(record, first) + end_ns(record, last) - int(record.period_ns)) >> 1
-        out.append(Half(phase, first, last, mean, weight, rejected, middle))
+        if phase != EDGE:
+            middle = (end_ns(record, first) + end_ns(record, last) - int(record.period_ns)) >> 1
+            out.append(Half(phase, first, last, record.code[run] * VOLTS_PER_CODE, middle))
     return out
 
 
-def periods(half: list[Half]) -> list[Period]:
-    """IS-19: each on half-cycle against the line through its two off neighbours."""
+def lit_mean(volts: np.ndarray, dark_v: float, known: Known) -> tuple[float, float, int]:
+    """Mean, weight and rejected conversions of an on half-cycle: two Tukey steps from what is expected."""
+    scale = known.on_scale_v
+
+    def step(centre: float, scale: float) -> tuple[float, np.ndarray]:
+        w = tukey_weights(volts - centre, scale)
+        return (centre + (w * (volts - centre)).sum() / w.sum() if w.sum() > 0 else centre), w
+
+    if scale <= 0:
+        return volts.mean(), float(len(volts)), 0
+    if known.centre_v is not None and known.lit_scale_v > 0:
+        mean, w = step(dark_v + known.centre_v, known.lit_scale_v)
+        if w.sum() >= 0.2 * len(volts):
+            mean, w = step(mean, scale)
+            return mean, w.sum(), int((w == 0).sum())
+    mean, w = step(step(float(np.median(volts)), scale)[0], scale)
+    return mean, max(w.sum(), 0.25), int((w == 0).sum())
+
+
+def periods(half: list[Half], known) -> list[Period]:
+    """IS-19: each on half-cycle against the line through its two off neighbours. `known(index)` is what was known."""
     out = []
     for before, on, after in zip(half, half[1:], half[2:], strict=False):
         if (before.phase, on.phase, after.phase) != (OFF, ON, OFF):
             continue
         share = (on.middle_ns - before.middle_ns) / (after.middle_ns - before.middle_ns)
-        ambient = before.mean_v + share * (after.mean_v - before.mean_v)
+        ambient = before.volts.mean() + share * (after.volts.mean() - before.volts.mean())
+        mean, weight, rejected = lit_mean(on.volts, ambient, known(after.last + 1))
         out.append(
             Period(
-                on.mean_v - ambient,
+                mean - ambient,
                 on.middle_ns,
-                1 / float(np.float32(1 / on.weight)),
+                1 / float(np.float32(1 / weight)),
                 on.last - on.first + 1,
-                on.rejected,
+                rejected,
                 after.last - after.first + 1,
                 after.last + 1,
                 ambient,
@@ -246,10 +265,10 @@ def smoothed_spacing_ns(period: list[Period]) -> list[float]:
     return out
 
 
-def readings(record: Record, window_s: float, mains_hz: float, scales, grid_s: float = 0.1) -> list[Twin]:
-    """Readings of one signal channel. `scales(index)` gives (difference, on, off) scales at a conversion; a
-    difference scale of None is the window's own MAD."""
-    period = periods(halves(record, lambda index: scales(index)[1] if scales(index)[0] is not None else 0.0))
+def readings(record: Record, window_s: float, mains_hz: float, known, grid_s: float = 0.1) -> list[Twin]:
+    """Readings of one signal channel. `known(index)` is what was known at a conversion; without a scale of differences
+    it is the window's own MAD."""
+    period = periods(halves(record), known)
     spacing = smoothed_spacing_ns(period)
     ends = np.array([end_ns(record, i) for i in range(len(record.index))])
     step = round(grid_s * 1e9)
@@ -260,17 +279,17 @@ def readings(record: Record, window_s: float, mains_hz: float, scales, grid_s: f
     while grid <= ends[-1]:
         index = int(np.searchsorted(ends, grid))
         grid += step
-        known = sum(p.known <= index for p in period)
-        if known < 2:
+        here = sum(p.known <= index for p in period)
+        if here < 2:
             continue
-        gap_ns = spacing[known - 1]
+        gap_ns = spacing[here - 1]
         wanted = int(window_s * 1e9 / gap_ns + 0.5)
-        part = period[max(0, known - wanted) : known]
+        part = period[max(0, here - wanted) : here]
         if len(nulls) != wanted:
             nulls = null_weights(wanted, gap_ns * 1e-9, mains_hz)
         if len(part) < min(wanted, max(4, int(np.ceil(0.2e9 / gap_ns)))):
             continue
-        difference_scale, on_scale, off_scale = scales(index)
+        difference_scale, on_scale, off_scale, _, _ = known(index)
         d = np.array([p.difference_v for p in part])
         weights = nulls if len(part) == wanted else np.ones(len(part))
         start = level if difference_scale is not None and level is not None else float(np.median(d))
@@ -284,7 +303,7 @@ def readings(record: Record, window_s: float, mains_hz: float, scales, grid_s: f
             Twin(
                 int(ends[part[-1].known - 1]),
                 level,
-                float(np.sqrt(TUKEY_LOSS * variance) / w.sum()),
+                float(np.sqrt(variance) / w.sum()),
                 float((w**2).sum() / w.sum() ** 2 / 2 / (gap_ns * 1e-9)),
                 float(np.mean([p.ambient_v for p in part])),
                 sum(p.on_used - p.on_rejected + p.off_used for p in part),

@@ -215,7 +215,7 @@ def test_nothing_that_is_accepted_can_spoil_a_commit(store, data):
         (lambda head, body: (head, body[:-1]), "bytes came"),
         (lambda head, body: (head, body[88:] + body[:88]), "reading with sequence"),
         (lambda head, body: (_with(head, stream=1), body), "stream 2"),
-        (lambda head, body: (_with(head, stream=5), body), "unknown stream 5"),
+        (lambda head, body: (_with(head, stream=7), body), "unknown stream 7"),
         (lambda head, body: (_with(head, stream=16), body), "readings in stream event"),
         (lambda head, body: (_with(head, record_size=16), body), "16 bytes announced"),
         (lambda head, body: (_with(head, count=0), b""), "count 0"),
