@@ -49,6 +49,7 @@ cdef enum:
     GAIN_AUTO = -1           # gain_init: the range follows the light
     GAIN_SURE = 2            # conversions that say the same, before it is believed
     GAIN_PAIRS = 6           # chop periods at either range that make a ratio
+    GAIN_LOOKS = 48          # at a register, while nobody knows which conversion it holds: some half-cycles of the light
     GAIN_REST = 6            # chop periods in force before a neighbour is compared
 
 cdef enum:                   # Gain.state
@@ -141,6 +142,17 @@ cdef inline void gain_init(Gain* g, int fixed, double rate_hz) noexcept nogil:
     g.dwell = g.again = g.moves = 0
     g.dwell_count = <uint32_t>(GAIN_DWELL_S * rate_hz)
     g.again_count = <uint32_t>(GAIN_AGAIN_S * rate_hz)
+
+
+cdef inline void gain_resume(Gain* g) noexcept nogil:
+    """The converter is started anew: at the lowest gain, or the fixed one. Ratios stay, and so does over-voltage."""
+    g.home = g.guest = g.target = g.wanted = g.in_force = 0 if g.fixed == GAIN_AUTO else g.fixed
+    g.pending = g.clipped = g.over = g.high = g.settled = g.rested = 0
+    g.sums.on = g.sums.off = g.peak_v = g.before = 0.0
+    g.sums.on_count = g.sums.off_count = 0
+    g.dwell = g.again = 0
+    if g.state != GAIN_SHUT:
+        g.state = GAIN_PROBING if g.fixed == GAIN_AUTO else GAIN_STEADY
 
 
 # --- what holds ---
@@ -414,3 +426,45 @@ cdef inline int gain_conversion(Gain* g, int32_t code, int clipped, int phase) n
             g.peak_v = volts
         g.high = g.high + 1 if volts > GAIN_HIGH * GAIN_FULL_SCALE_V[g.in_force] else 0 if phase == PHASE_ON else g.high
     return told
+
+
+cdef inline bint gain_looked(Gain* g, int64_t latch_ns, double period_ns) noexcept nogil:
+    """A register is read whose conversions have no numbers yet: whether a range that was written is in force by now."""
+    if not g.pending or latch_ns < g.to_ns + <int64_t>(2.5 * period_ns):
+        return False
+    g.pending = 0
+    g.in_force = g.home = g.wanted
+    g.clipped = 0
+    g.settled = 0
+    g.moves += 1
+    return True
+
+
+cdef inline int gain_look(Gain* g, int32_t code, int clipped) noexcept nogil:
+    """The same, its code: the range is chosen from many looks, for the light changes meanwhile. Returns what to do."""
+    if g.pending or g.state == GAIN_SHUT:
+        return 0
+    if clipped and code > 0:
+        g.clipped += 1
+        # looks repeat a conversion: as many as two conversions can have
+        return gain_alarm(g) if g.clipped > 8 * GAIN_SURE else 0
+    g.clipped = 0
+    g.level_v = code * gain_nominal(g, g.in_force) * g.correction[g.in_force]
+    if g.level_v > GAIN_OVER_V:
+        g.over += 1
+        if g.over > 8 * GAIN_SURE:
+            g.state = GAIN_SHUT
+            return GAIN_LIGHT_OFF | GAIN_OVER_VOLTAGE
+    if g.state != GAIN_PROBING and g.state != GAIN_DARK:
+        return 0
+    if g.level_v > g.peak_v:
+        g.peak_v = g.level_v
+    g.settled += 1
+    if g.settled < GAIN_LOOKS:
+        return 0
+    g.settled = 0
+    if g.state == GAIN_DARK:
+        g.state = GAIN_PROBING
+        g.peak_v = 0.0
+        return 0
+    return gain_settle(g, gain_choose(g))

@@ -416,6 +416,18 @@ cdef inline void pilot_edge(Pilot* p, int64_t from_ns, int64_t to_ns) noexcept n
             pilot_found(p)
 
 
+cdef inline void pilot_forget(Pilot* p) noexcept nogil:
+    """Codes are on another scale from here on: what was read before does not compare with what comes."""
+    cdef uint32_t i
+    for i in range(PILOT_CODES):
+        p.newest[i].index = i + 1
+    p.edge_done = p.edge_count
+    if p.state == PILOT_ACQUIRING:
+        p.acquisition.reads = 0
+        p.acquisition.leveled = 0
+        p.acquisition.vague = 1
+
+
 # --- reads ---
 
 cdef inline void pilot_keep(Pilot* p, uint32_t index, int32_t code, int clipped) noexcept nogil:
