@@ -22,6 +22,7 @@ from stirbar.rt.hal cimport Hal, HalCounters
 from stirbar.rt.hardware cimport Hardware, hardware_hal
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
 from stirbar.rt.od cimport od_init
+from stirbar.rt.od_price cimport OdPrice, od_price
 from stirbar.rt.od_state cimport OdConfig
 from stirbar.rt.outputs cimport OUTPUT_STIRRING, outputs_can_pulse
 from stirbar.rt.ports cimport READING_ROOM, STREAM_COUNT, Port, port_init, port_memory_bytes
@@ -594,6 +595,17 @@ cdef class Loop:
     def half_cycle(self):
         """k in force: conversions in half a chop cycle."""
         return self.state.sampler.half_cycle
+
+    def price(self):
+        """What chopping costs the first rate's windows, for the k and the converter's rate that are in force
+        (od_price.pxd): {name: value}, empty where nothing is chopped yet."""
+        cdef Sampler* s = &self.state.sampler
+        cdef OdPrice price
+        cdef double mains = s.estimators.od.line.nominal_hz
+        if od_price(sampler_rate_hz(s, s.master), s.half_cycle, s.discard, s.estimators.od.config.window_s[0], mains,
+                    &price):
+            return {}
+        return price
 
     def chop(self):
         """How the light is chopped: half_cycle (k), discard (d), frequency_hz, time constant of the light path
