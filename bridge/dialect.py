@@ -36,7 +36,8 @@ _FROM_READINGS = {("stirring", "measured_rpm"), ("temperature_automation", "temp
 _VALUE_BYTES = 64
 _NAME_BYTES = 128
 _OD = (1, 2, 3, 4)
-_RPM, _TEMPERATURE = STREAM_IDS["rpm"], STREAM_IDS["temperature"]
+_RPM, _TEMPERATURE, _FUSED = STREAM_IDS["rpm"], STREAM_IDS["temperature"], STREAM_IDS["od_fused"]
+_OD_TOPICS = ("od", "raw_od", "calibrated_od")
 
 
 def timestamp(wall_ns: int) -> str:
@@ -61,16 +62,18 @@ def scalar(value: object) -> bytes:
     return str(value).encode()
 
 
-def od_reading(reading: Reading, intensity_percent: float) -> dict[str, object]:
-    """The struct of one OD channel."""
-    return {
-        "calibrated": 0 if int(reading["flags"]) & FLAGS["uncalibrated"] else 1,
+def od_reading(reading: Reading, intensity_percent: float, calibration: str | None = None) -> dict[str, object]:
+    """The struct of one OD channel, with its calibration's name; without one, what it was before a calibration."""
+    calibrated = not int(reading["flags"]) & FLAGS["uncalibrated"]
+    struct: dict[str, object] = {
+        "calibrated": 0 if calibration is None else 1,
         "timestamp": timestamp(int(reading["wall_ns"])),
         "angle": str(reading["angle"]),
-        "od": reading["value"],
+        "od": reading["signal_v"] if calibrated and calibration is None else reading["value"],
         "channel": str(reading["stream"]),
         "ir_led_intensity": intensity_percent,
     }
+    return struct if calibration is None else {**struct, "calibration_name": calibration}
 
 
 def parse_number(payload: bytes) -> float:
@@ -137,6 +140,7 @@ class Dialect:
         self._said: dict[tuple[str, str], bytes] = {}  # (job, setting): retained payload in force
         self._latest: dict[int, bytes] = {}
         self._intensity = 0.0
+        self._calibrations: dict[int, str] = {}  # channel: name
 
     def _topic(self, job: str, setting: str) -> str:
         experiment = topics.UNIVERSAL_EXPERIMENT if job == MONITOR else self.experiment
@@ -172,10 +176,17 @@ class Dialect:
             if not math.isfinite(value):
                 continue
             if stream in _OD and reading["angle"]:
-                struct = od_reading(reading, self._intensity)
+                struct = raw = od_reading(reading, self._intensity)
+                if not int(reading["flags"]) & FLAGS["uncalibrated"]:
+                    struct = od_reading(reading, self._intensity, self._calibrations.get(stream, ""))
+                    self.say("od_reading", f"raw_od{stream}", compact(raw))
+                    self.say("od_reading", f"calibrated_od{stream}", compact(struct))
                 ods[str(stream)] = struct
                 newest = max(newest, wall_ns)
                 self.say("od_reading", f"od{stream}", compact(struct))
+            elif stream == _FUSED:
+                said = {"od_fused": value, "timestamp": timestamp(wall_ns)}
+                self.say("od_reading", "od_fused", compact(said))
             elif stream == _RPM:
                 said = {"measured_rpm": max(value, 0.0), "timestamp": timestamp(wall_ns)}
                 self.say("stirring", "measured_rpm", compact(said))
@@ -193,9 +204,23 @@ class Dialect:
             return
         if name == "ir_led_intensity" and isinstance(value, int | float):
             self._intensity = float(value)
+        if name[:-1] == "calibration" and name[-1] in "1234":
+            self._calibration(name, value)
+            return
         payload = scalar(value)
         if self._said.get((job, name), b"") != payload:
             self.say(job, topics.level(name), payload)
+
+    def _calibration(self, name: str, value: object) -> None:
+        """Remember a channel's calibration; without one, what was said of its readings goes."""
+        channel = int(name[-1])
+        if isinstance(value, dict):
+            self._calibrations[channel] = str(value.get("name", ""))
+            return
+        self._calibrations.pop(channel, None)
+        for setting in (f"raw_od{channel}", f"calibrated_od{channel}"):
+            if ("od_reading", setting) in self._said:
+                self.say("od_reading", setting, b"")
 
     def event(self, document: dict[str, object]) -> None:
         """An event of the worker becomes a log line of the dialect."""
@@ -225,7 +250,7 @@ class Dialect:
                 self._publish(self._topic(job, setting), b"", 0, True)
         self.experiment = name
         for (job, setting), payload in moving.items():
-            if setting.startswith("od") or (job, setting) in _FROM_READINGS:
+            if setting.startswith(_OD_TOPICS) or (job, setting) in _FROM_READINGS:
                 del self._said[(job, setting)]  # a reading belongs to the experiment it was made in
             else:
                 self.say(job, setting, payload)

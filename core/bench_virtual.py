@@ -19,6 +19,7 @@ from stirbar.rt.loop import Loop
 DAY_H = 24.0
 LOOP_LIMIT_S, WORKER_LIMIT_S = 20.0, 30.0
 CAPTURE_LIMIT_PERCENT = 99.9
+QUANTILES = 1024
 RAW_LIMIT_BYTES, ENTROPY_RATIO = 1.1, 1.15
 CHUNK_S = 5
 QUIET_SIGMA_LSB = 30.0
@@ -104,29 +105,58 @@ def bench_twin(argv: list[str]) -> Result:
     )
 
 
+def measured_lateness(config: Any, seconds: float) -> list[int]:
+    """Quantiles of how late the sampling thread wakes on this machine, ns, from the loop itself in real time."""
+    loop = Loop(config)
+    start_everything(loop, config)
+    loop.start()
+    time.sleep(seconds)
+    loop.stop()
+    counts = loop.lateness(SAMPLING)["counts"]
+    total = sum(count for _, _, count in counts)
+    quantiles: list[int] = []
+    passed = 0
+    for low, high, count in counts:
+        passed += count
+        while len(quantiles) < QUANTILES and (len(quantiles) + 0.5) * total <= passed * QUANTILES:
+            quantiles.append((low + high) // 2)
+    return quantiles
+
+
 def bench_capture(argv: list[str]) -> Result:
     """`stirbar bench capture`"""
     parser = parser_for("capture", "Share of the converters' conversions that the loop reads, each once.")
     parser.add_argument("--seconds", type=positive, default=120.0, help="virtual seconds for each clock error (120)")
+    parser.add_argument("--measure", type=positive, default=20.0, help="seconds in which lateness is measured (20)")
     arguments = parser.parse_args(argv)
+    late_ns = measured_lateness(worker_config(), arguments.measure)
     rows = []
-    for percent in (-10, 0, 10):
-        config = worker_config(None, [("simulation", "oscillator_error_percent", str(percent))])
-        loop = Loop(config, virtual=True)
-        run_loop(loop, config, arguments.seconds)
-        counters = loop.counters()
-        made = counters["conversions"] + counters["missed_conversions"]
-        rows.append(
-            Row(
-                f"captured, converter clock {percent:+d} %",
-                100.0 * counters["conversions"] / made,
-                "%",
-                CAPTURE_LIMIT_PERCENT,
-                at_least=True,
-                note=f"{counters['conversions']} of {made}, {made / arguments.seconds:.1f} a second",
+    for late, words in ((None, ""), (late_ns, ", threads late as measured here")):
+        for percent in (-10, 0, 10):
+            config = worker_config(None, [("simulation", "oscillator_error_percent", str(percent))])
+            loop = Loop(config, virtual=True)
+            if late:
+                loop.wake_late(late)
+            run_loop(loop, config, arguments.seconds)
+            counters = loop.counters()
+            made = counters["conversions"] + counters["missed_conversions"]
+            rows.append(
+                Row(
+                    f"captured, converter clock {percent:+d} %{words}",
+                    100.0 * counters["conversions"] / made,
+                    "%",
+                    CAPTURE_LIMIT_PERCENT,
+                    at_least=True,
+                    note=f"{counters['conversions']} of {made}, {made / arguments.seconds:.1f} a second",
+                )
             )
-        )
-    return Result("capture", rows, f"{arguments.seconds:g} virtual seconds each, from the first conversion on")
+    middle, high, highest = (late_ns[QUANTILES * part // 1000] / 1e3 for part in (500, 990, 999))
+    return Result(
+        "capture",
+        rows,
+        f"{arguments.seconds:g} virtual seconds each, from the first conversion on; lateness p50 {middle:.0f} µs, "
+        f"p99 {high:.0f} µs, p99.9 {highest:.0f} µs",
+    )
 
 
 def trace_chunks(config: Any, seconds: float) -> list[bytes]:

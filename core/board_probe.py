@@ -44,25 +44,20 @@ def config_word(number: int, full_scale_v: float, rate_hz: float, flags: int) ->
     return (INPUT_0 + (number << 12)) | gain << 9 | RATES_HZ.index(round(rate_hz)) << 5 | flags
 
 
-def convert(bus: I2cBus, address: int, number: int, full_scale_v: float, rate_hz: float = 860.0) -> float:
-    """One single-shot conversion in volts. Raises ProbeError when it does not end."""
-    volts, _ = timed_convert(bus, address, number, full_scale_v, rate_hz)
-    return volts
-
-
-def timed_convert(bus: I2cBus, address: int, number: int, full_scale_v: float, rate_hz: float) -> tuple[float, float]:
-    """The volts, and the seconds from the write that started the conversion to the read that found it done."""
+def timed_convert(
+    bus: I2cBus, address: int, number: int, full_scale_v: float, rate_hz: float
+) -> tuple[float, float, float]:
+    """The volts, the time.monotonic() at which the conversion began, and that of the read that found it done."""
     bus.write_word(address, CONFIG, config_word(number, full_scale_v, rate_hz, OS | SINGLE | COMPARATOR_OFF))
     start = time.monotonic()
-    if rate_hz >= 128.0:
-        time.sleep(0.9 / rate_hz)
+    time.sleep(0.8 / rate_hz)
     limit = start + 0.05 + CONVERSION_SPREAD / rate_hz
     while not bus.read_word(address, CONFIG) & OS:
         if time.monotonic() > limit:
             raise ProbeError(f"the converter at {address:#x} does not finish a conversion; is it an ADS111x?")
     done = time.monotonic()
     code = int.from_bytes(bus.read_register(address, CONVERSION), "big", signed=True)
-    return code * full_scale_v / 32768.0, done - start
+    return code * full_scale_v / 32768.0, start, done
 
 
 def power_down(bus: I2cBus, address: int) -> None:
@@ -73,17 +68,21 @@ def power_down(bus: I2cBus, address: int) -> None:
     bus.transfer(address, b"\0")
 
 
-def oscillator_ratio(bus: I2cBus, address: int, number: int, trials: int = 10) -> float:
-    """The converter's clock over its nominal one, to about 1 %: slow conversions, timed by asking when they end."""
-    rate_hz = 64.0
-    total = 0.0
+def oscillator_ratio(bus: I2cBus, address: int, number: int, trials: int = 5) -> float:
+    """The converter's clock over its nominal one, to about 1 %: the slowest conversions, timed by asking when they end.
+
+    A conversion ends before the read that sees it: by half a read on average, and by that read's second half.
+    """
+    rate_hz = 8.0
+    asked, spans = [], []
     for _ in range(trials):
         before = time.monotonic()
         bus.read_word(address, CONFIG)
-        ask_s = time.monotonic() - before
-        _, seconds = timed_convert(bus, address, number, 4.096, rate_hz)
-        total += seconds - 0.5 * ask_s  # it ended some time before the read that saw it, half a read on average
-    return trials / (total * rate_hz)
+        asked.append(time.monotonic() - before)
+        _, start, done = timed_convert(bus, address, number, 4.096, rate_hz)
+        spans.append(done - start)
+    ask_s, span_s = min(asked), sorted(spans)[trials // 2]
+    return 1.0 / (rate_hz * (span_s - ask_s))
 
 
 def ready_edges(
@@ -136,10 +135,15 @@ class Converter:
         return self.full_scale_v
 
     def volts(self) -> float:
+        return self.sample()[1]
+
+    def sample(self) -> tuple[float, float]:
+        """time.monotonic() at the begin of the conversion (of the microcontroller: at the read), and the volts."""
         if self.chip == "rp2040":
             low, high = self.bus.read_register(self.address, MCU_ADC + self.input)
-            return (high << 8 | low) * MCU_VOLTS / (4095.0 * self.scale())
-        return convert(self.bus, self.address, self.input, self.full_scale_v)
+            return time.monotonic(), (high << 8 | low) * MCU_VOLTS / (4095.0 * self.scale())
+        volts, start, _ = timed_convert(self.bus, self.address, self.input, self.full_scale_v, 860.0)
+        return start, volts
 
     def clips(self, volts: float) -> bool:
         return volts > 0.995 * self.full_scale_v

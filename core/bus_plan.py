@@ -69,14 +69,14 @@ def shared_rate_limit(profile: Profile, section: str) -> float | None:
     return 1.0 / (turn_s * _sharing(profile, section))
 
 
-def discarded(profile: Profile, section: str) -> int:
-    """Conversions that are lost to one change of the light.
+def discarded(profile: Profile, section: str, settle_ms: float | None = None) -> int:
+    """Conversions that are lost to one change of the light; `settle_ms` as measured, or the profile's.
 
     Started one at a time: those that would begin before the light has settled, and the worker waits for it in the gap
     if that is long enough. Free-running: the one that the change falls into, and as many as settling outlasts it.
     """
     rate = float(profile.get(section, "rate_hz"))
-    settle_s = 1e-3 * float(profile.get(section, "settle_ms"))
+    settle_s = 1e-3 * float(profile.get(section, "settle_ms") if settle_ms is None else settle_ms)
     pace = profile.get(section, "pace")
     if pace == "host":
         gap_s = 1.0 / (rate * _sharing(profile, section)) - _slowest_conversion_s(profile, section)

@@ -18,6 +18,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "guard": ("stirbar.core.guard_command:main", "hold the lines of heater, pumps and stirrer for the worker"),
     "status": ("stirbar.core.status:main", "what a worker is doing now"),
     "config": ("stirbar.core.config_command:main", "check, show and change the configuration"),
+    "hardware": ("stirbar.core.hardware_command:main", "find, list and check the board"),
+    "calibrations": ("stirbar.core.calibrations_command:main", "keep, fit and choose calibration curves"),
+    "identify": ("stirbar.core.identify_command:main", "let the LED of a unit's board blink"),
     "record": ("stirbar.core.recorder:main", "write a worker's raw conversions to disk"),
     "recording": ("stirbar.core.recording_command:main", "look into a recording, export it"),
     "replay": ("stirbar.core.recording:replay_main", "repeat the readings of a recording"),
@@ -55,8 +58,8 @@ def find(name: str) -> Callable[[list[str]], int] | None:
 def usage() -> str:
     """The page of text of `stirbar --help`."""
     lines = ["usage: stirbar COMMAND [OPTIONS]", "", "commands:"]
-    lines += [f"  {name:10} {text}" for name, (_, text) in COMMANDS.items()]
-    lines += [f"  {name:10} {text}" for name, text in UPPER_COMMANDS.items()]
+    lines += [f"  {name:12} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  {name:12} {text}" for name, text in UPPER_COMMANDS.items()]
     lines += ["", "`stirbar COMMAND --help` explains one. `stirbar --version` prints the version."]
     return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 from stirbar.core import events, records
+from stirbar.core.calibrations import describe
 from stirbar.core.host import NO_EXPERIMENT, all_of
 from stirbar.core.jobs import CommandError, number
 
@@ -217,6 +218,13 @@ class Commands:
             if channel not in measured:
                 raise CommandError(f"photodiode {channel} does not measure the culture", "channel", list(measured))
             channels = (channel,)
+        calibrated = sorted(set(channels) & set(self.host.calibrations.channels()))
+        if calibrated and not request.get("clear"):
+            raise CommandError(
+                f"photodiode {calibrated[0]} has a calibration, whose curve holds its own blank",
+                "channel",
+                remedy="take the calibration out of force, or measure a new one",
+            )
         if request.get("clear"):
             self._put_blanks(request, reply, dict.fromkeys(channels))
         elif request.get("value") is not None:
@@ -248,6 +256,20 @@ class Commands:
             self.host.apply_blank(channel, value, done)
         text = ", ".join(f"photodiode {c}: {'none' if v is None else f'{v:.6g} AU'}" for c, v in values.items())
         self.host.event("notice", "od_reading", f"blank set ({text})", code="blank")
+
+    def do_calibrations(self, request: Request, reply: Reply) -> None:
+        calibrations = self.host.calibrations
+
+        def in_force() -> dict[str, object]:
+            return {"calibrations": [describe(curve) for curve in calibrations.in_force.values()]}
+
+        if request.get("reload"):
+            calibrations.reload(self._by_loop(request, reply, in_force))
+        else:
+            reply(_success(request, in_force()), [])
+
+    def do_identify(self, request: Request, reply: Reply) -> None:
+        reply(_success(request, {"seconds": self.host.identify()}), [])
 
     def do_simulate(self, request: Request, reply: Reply) -> None:
         if not self.host.loop.simulated():

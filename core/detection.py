@@ -9,11 +9,17 @@ import errno
 import fcntl
 import os
 
-from stirbar.core import chips
+from stirbar.core import chips, identity, paths
 from stirbar.core.board_probe import ready_edges
 from stirbar.core.i2c_bus import BusError, I2cBus
+from stirbar.core.ini import write_atomically
 from stirbar.core.profiles import PROFILES, SIMULATED, Profile, ProfileError, load_profile
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from stirbar.core.config import Config
+
+MEMORY = "board"  # in the runtime directory
 DEVICE_TREE = "/proc/device-tree"
 GPIO_CHIPS = 8
 READY_S = 0.03  # 25 conversions
@@ -200,6 +206,25 @@ def detect(bus: int = 1) -> Detection:
         ),
     )
     return result
+
+
+def _memory(config: Config) -> str:
+    return os.path.join(paths.runtime_directory(config), MEMORY)
+
+
+def remember(config: Config, name: str) -> None:
+    """Leave the name of the board that was found to other processes of this unit, until the machine starts again."""
+    write_atomically(_memory(config), f"{identity.boot_id().hex()} {name}\n")
+
+
+def recall(config: Config) -> str:
+    """The name that was remembered since the machine started, or nothing."""
+    try:
+        with open(_memory(config), encoding="ascii", errors="replace") as file:
+            boot, _, name = file.read().strip().partition(" ")
+    except OSError:
+        return ""
+    return name if boot == identity.boot_id().hex() and name in BOARDS else ""
 
 
 def gpio_label(path: str) -> str:

@@ -17,11 +17,11 @@ COMMAND_STIR_STOP = 9
 COMMAND_TEMPERATURE = 10
 COMMAND_SIMULATION = 11
 COMMAND_CURVE = 12
-COMMAND_REFERENCE = 13
 
 EVENT_COMMAND_DONE = 1
 EVENT_COMMAND_REFUSED = 2
 EVENT_STIR_FAULT = 5
+EVENT_RATE_LOCKED = 7
 EVENT_HALF_CYCLE = 8
 EVENT_LIGHT_PATH = 16
 
@@ -36,7 +36,7 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "stirrer does not turn: switched off; check the stir bar, the fan and its cable, then set a target again",
     ),
     6: ("stir_running", "info", "stirring", "stirrer runs at {value:.1f} rpm"),
-    7: (
+    EVENT_RATE_LOCKED: (
         "rate_locked",
         "info",
         "od_reading",

@@ -3,8 +3,8 @@
     guard = connect(socket_path(config))
     guard.lines["stirring"], guard.pwms["media"], guard.heartbeat
 
-The guard is a C program (pyx/guard/guard.c), started by `stirbar guard`. It begins with one message: what it hands over,
-one line each in the order of the descriptors that come with it (docs/determinism.md).
+The guard is a C program (pyx/guard/guard.c), started by `stirbar guard`. It begins with one message: what it hands
+over, one line each in the order of the descriptors that come with it (docs/determinism.md).
 
 Synchronization: none; belongs to the host thread.
 """
@@ -40,8 +40,8 @@ class GuardError(Exception):
 class Guard:
     """What the guard gave: as long as `connection` is open, the outputs are this process's.
 
-    `lines` maps a device to the descriptor of its GPIO line's request, `pwms` one to the descriptors (period, duty_cycle,
-    enable) of its kernel PWM channel; `heartbeat` is the page that the loop counts its ticks into.
+    `lines` maps a device to the descriptor of its GPIO line's request, `pwms` one to the descriptors of its kernel PWM
+    channel (period, duty_cycle, enable); `heartbeat` is the page that the loop counts its ticks into.
     """
 
     __slots__ = ("connection", "heartbeat", "lines", "pwms")

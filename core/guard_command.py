@@ -55,8 +55,8 @@ def main(argv: list[str]) -> int:
 
     parser = argparse.ArgumentParser(
         prog="stirbar guard",
-        description="Hold the lines of heater, pumps and stirrer, off, and hand them to the worker; switch them off when"
-        " the worker ends or hangs.",
+        description="Hold the lines of heater, pumps and stirrer, off, and hand them to the worker; switch them off"
+        " when the worker ends or hangs.",
     )
     parser.add_argument("--show", action="store_true", help="print the guard's command line and end")
     add_config_options(parser)
@@ -65,11 +65,11 @@ def main(argv: list[str]) -> int:
         config = config_from_arguments(options)
         if config.get("unit", "simulate"):
             raise ConfigError("[unit] simulate = 1: a simulated vial has no lines to hold; the worker needs no guard")
-        command = arguments(config, profiles.choose(config))
+        command = arguments(config, profiles.choose(config, remembered=True))
     except (ConfigError, OSError) as error:
         print(f"stirbar guard: {error}", file=sys.stderr)
         return 1
-    if options.show:
-        print(shlex.join(command))
-        return 0
-    os.execv(command[0], command)
+    if not options.show:
+        os.execv(command[0], command)
+    print(shlex.join(command))
+    return 0

@@ -14,8 +14,10 @@ import zlib
 
 from stirbar.core import events, records
 from stirbar.core.blanks import Blanks, BlankTaking
+from stirbar.core.calibrations import FUSION_SLOT, ActiveCalibrations
 from stirbar.core.history import History
 from stirbar.core.ini import write_atomically
+from stirbar.core.led_hours import LedHours
 from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs
 from stirbar.core.records import Header
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stirbar.core.config import Config
+    from stirbar.core.front_panel import Panel
     from stirbar.rt.loop import Loop
 
     Message = tuple[bytes, bytes, bytes]
@@ -37,7 +40,9 @@ LOOP_ANSWER_NS = 2_000_000_000  # the loop answers within a tick; longer means t
 
 
 class Host:
-    """See the module. `unit_id`, `run_id` and `boot_id` are 16 bytes each."""
+    """See the module. `unit_id`, `run_id` and `boot_id` are 16 bytes each. `without_outputs` is why nothing can be
+    switched on; empty: it can.
+    """
 
     def __init__(
         self,
@@ -50,6 +55,7 @@ class Host:
         boot_id: bytes,
         directory: str,
         version: str,
+        without_outputs: str = "",
     ) -> None:
         self.loop = loop
         self.config = config
@@ -59,8 +65,11 @@ class Host:
         self.boot_id = boot_id
         self.directory = directory
         self.version = version
+        self.without_outputs = without_outputs
+        self.panel: Panel | None = None  # button and LED, where the board has them
         self.history = History(int(config.get("worker.config", "history_mb")) * 1_000_000)
         self.blanks = Blanks(directory)
+        self.led_hours = LedHours(directory, loop.now_ns())
         self.blank_taking: list[tuple[BlankTaking, Callable[[dict[int, float]], None]]] = []
         self.settings: dict[tuple[str, str], dict[str, object]] = {}
         self.latest: dict[int, dict[str, object]] = {}
@@ -80,6 +89,8 @@ class Host:
             if publish is not None:
                 publish()
         self.set_experiment(self._stored_experiment(), _ignore)
+        self.calibrations = ActiveCalibrations(self)
+        self.calibrations.start()
         if config.get("od_reading.config", "raw"):
             self.request_raw(RAW_SECONDS_FOR_EVER)
 
@@ -88,8 +99,13 @@ class Host:
     def start_jobs(self) -> None:
         """Start what the config asks for at start."""
         for name in ("od_reading", "stirring", "temperature_automation"):
-            if self.config.get(f"{name}.config", "autostart"):
+            if not self.config.get(f"{name}.config", "autostart"):
+                continue
+            try:
                 self.jobs[name].start(_ignore)
+            except CommandError as error:
+                text = f"{name} was not started: {error.message}"
+                self.event("error", name, f"{text}; {error.remedy}" if error.remedy else text, code="not_started")
 
     @property
     def waiting(self) -> bool:
@@ -99,6 +115,7 @@ class Host:
     def step(self) -> list[Message]:
         """Drain the loop, and return the messages to publish: (topic, header, payload)."""
         now_ns = self.loop.now_ns()
+        self._step_panel(now_ns)
         self._drain_events(now_ns)
         self._drain_readings()
         self._drain_trace()
@@ -106,9 +123,26 @@ class Host:
         if now_ns >= self._status_at_ns:
             self._status_at_ns = now_ns - (now_ns - self._status_at_ns) % STATUS_PERIOD_NS + STATUS_PERIOD_NS
             self._watch_wall_clock()
+            self.led_hours.update(self.loop.led_seconds(), now_ns)
+            self.publish_setting("od_reading", "led_hours", round(self.led_hours.hours, 2), "h")
+            rail_v = self.loop.rail_v()
+            if rail_v is not None:
+                self.publish_setting("monitor", "voltage_on_pwm_rail", round(rail_v, 2), "V")
             self._publish_json(b"status", records.STREAM_IDS["status"], self.status())
         messages, self._outbox = self._outbox, []
         return messages
+
+    def _step_panel(self, now_ns: int) -> None:
+        if self.panel is None:
+            return
+        for pressed in self.panel.step(now_ns):
+            self.publish_setting("monitor", "button_down", pressed)
+
+    def identify(self) -> float:
+        """Let the board's LED blink; returns for how many seconds. Raises CommandError where there is none."""
+        if self.panel is None or not self.panel.has_led:
+            raise CommandError("this unit has no LED to blink", "command", remedy="its hardware profile names none")
+        return self.panel.identify(self.loop.now_ns())
 
     def _read_wall_offset_ns(self) -> int:
         _, monotonic_ns, realtime_ns = self.loop.clock_triple()
@@ -323,6 +357,7 @@ class Host:
 
     def describe(self) -> dict[str, object]:
         """Who this unit is and what it can do."""
+        units = {channel: str(curve["x"]) for channel, curve in self.calibrations.channels().items()}
         return {
             "unit": self.unit,
             "unit_id": self.unit_id.hex(),
@@ -339,12 +374,13 @@ class Host:
                     "channel": channel,
                     "angle": angle,
                     "name": "REF" if angle == 0 else f"{angle}°",
-                    "unit": "AU",
+                    "unit": units.get(channel, "AU"),
                     "reference": angle == 0,
                     "volts_per_code": self._volts_per_code(),
                 }
                 for channel, angle in self.loop.channels()
             ],
+            "fused": FUSION_SLOT in self.calibrations.in_force,
             "normalisation": self.config.get("od_reading.config", "ref_normalization"),
             "jobs": {name: {"state": job.state, "settable": list(job.settable)} for name, job in self.jobs.items()},
             "limits": {"target_rpm": [RPM_FLOOR, getattr(self.jobs["stirring"], "rpm_maximum", RPM_CEILING)]},

@@ -119,6 +119,24 @@ class OdReading(Job):
             self.name, "interval", 1.0 / float(self.config.get("od_reading.config", "readings_per_second")), "s"
         )
         self.host.publish_setting(self.name, "ir_led_intensity", self.intensity, "%", settable=True)
+        self.host.publish_setting(self.name, "led_duty", self.config.get("od_reading.config", "led_duty"), "%")
+
+    def publish_chop(self) -> None:
+        """How the light is chopped, and what that leaves of ambient light at 0.1, 1 and 5 Hz."""
+        chop = self.host.loop.chop()
+        if chop is None:
+            return
+        publish, name = self.host.publish_setting, self.name
+        publish(name, "half_cycle", chop["half_cycle"], "conversions")
+        publish(name, "discarded", chop["discard"], "conversions")
+        publish(name, "chop_frequency", round(chop["frequency_hz"], 3), "Hz")
+        path_ms = chop["light_path_ms"]
+        publish(name, "light_path", None if path_ms is None else round(path_ms, 4), "ms")
+        publish(name, "ambient_rejection", [round(decibel, 1) for decibel in chop["rejection_db"]], "dB")
+
+    def on_event(self, code: int, value: float) -> None:
+        if code in (events.EVENT_HALF_CYCLE, events.EVENT_LIGHT_PATH, events.EVENT_RATE_LOCKED):
+            self.publish_chop()
 
     def start(self, done: Done) -> None:
         self.become(INIT)
@@ -136,6 +154,7 @@ class OdReading(Job):
             if ok:
                 self.intensity = intensity
                 self.publish()
+                self.host.calibrations.check_intensity()
             done(ok, limit)
 
         self.host.send(SAMPLING, events.COMMAND_LED, 0, 0, intensity, answered)
@@ -170,6 +189,14 @@ class Stirring(Job):
             raise CommandError(f"target_rpm must be {limit}, not {rpm:g}", "target_rpm", limit)
         return rpm
 
+    def _check_outputs(self) -> None:
+        if self.host.without_outputs:
+            raise CommandError(
+                f"there is nothing to stir with: {self.host.without_outputs}",
+                "job",
+                remedy="then restart the worker",
+            )
+
     def _drive(self, done: Done) -> None:
         if self.use_rpm:
             self.host.send(ACTUATORS, events.COMMAND_STIR_RPM, 0, 0, self.target_rpm, done)
@@ -177,6 +204,7 @@ class Stirring(Job):
             self.host.send(ACTUATORS, events.COMMAND_STIR_DUTY, 0, 0, self.duty_percent, done)
 
     def start(self, done: Done) -> None:
+        self._check_outputs()
         self.become(INIT)
         self._drive(self._then(READY, done))
 

@@ -27,14 +27,22 @@ ADS = ("ads1115", "ads1114")
 BUS_LINES = {1: (2, 3)}  # the lines that carry a bus of the header
 
 
-def _photodiodes(profile: Profile) -> list[str]:
-    return [f"photodiode.{n}" for n in profile.channels()]
+def _own(profile: Profile, section: str, *keys: str) -> bool:
+    """Whether the file itself says one of these, not what it extends: of two that collide it is the one to blame."""
+    return any(profile.source(section, key).startswith(f"{profile.path}:") for key in keys)
+
+
+def _photodiodes(profile: Profile, *keys: str) -> list[str]:
+    """The photodiodes; those that the file itself says one of `keys` of last."""
+    sections = [f"photodiode.{n}" for n in profile.channels()]
+    return sorted(sections, key=lambda section: _own(profile, section, *keys))
 
 
 def _parts(profile: Profile) -> list[str]:
-    """Everything that is on the bus."""
+    """Everything that is on the bus; what the file itself names last."""
     others = [name for name in ("led", "temperature", "rail", "version_sense") if profile.has(name)]
-    return [*_photodiodes(profile), *others]
+    sections = [*_photodiodes(profile), *others]
+    return sorted(sections, key=lambda section: _own(profile, section, "chip", "address", "input"))
 
 
 REQUIRED: dict[str, tuple[str, ...]] = {
@@ -99,7 +107,7 @@ def _lines(profile: Profile) -> Iterator[Fault]:
     names = [("gpio", key) for key in ("hall", "button", "pcb_led")]
     names += [(section, "ready_line") for section in _photodiodes(profile)]
     names += [(f"pwm.{n}", "line") for n in range(1, 6)]
-    for section, key in names:
+    for section, key in sorted(names, key=lambda name: _own(profile, *name)):
         line = profile.get(section, key)
         if line is None:
             continue
@@ -147,7 +155,7 @@ def _ads(profile: Profile, section: str) -> Iterator[Fault]:
 def _converters(profile: Profile) -> Iterator[Fault]:
     by_number: dict[int, str] = {}
     by_address: dict[int, str] = {}
-    for section in _photodiodes(profile):
+    for section in _photodiodes(profile, "converter", "address", "pace"):
         converter, address = profile.get(section, "converter"), profile.get(section, "address")
         if profile.get(section, "chip") not in ADS or converter is None or address is None:
             continue
@@ -164,7 +172,8 @@ def _converters(profile: Profile) -> Iterator[Fault]:
 def _pwm(profile: Profile) -> Iterator[Fault]:
     devices: dict[str, str] = {}
     channels: dict[tuple[str, int], str] = {}
-    for section in (f"pwm.{n}" for n in range(1, 6) if profile.has(f"pwm.{n}")):
+    present = [f"pwm.{n}" for n in range(1, 6) if profile.has(f"pwm.{n}")]
+    for section in sorted(present, key=lambda name: _own(profile, name, "device", "sysfs_chip", "sysfs_channel")):
         device = profile.get(section, "device")
         other = devices.setdefault(device, section)
         if other != section:

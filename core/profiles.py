@@ -186,6 +186,7 @@ def kind_of(section: str) -> str:
 
 
 def find_key(section: str, name: str) -> Key | None:
+    """The key of a section such as photodiode.2; None if there is none of that name."""
     if section not in SECTIONS:
         return None
     return next((key for key in TABLE[kind_of(section)][1] if key.name == name), None)
@@ -332,23 +333,27 @@ def _take(profile: Profile, file: IniFile) -> list[tuple[int, str]]:
 
 
 def load_profile(name: str) -> Profile:
-    """Read and check a profile: one of PROFILES, or the path of a file. Raises ProfileError with every problem."""
-    from stirbar.core.profile_rules import check
+    """Read and check a profile: one of PROFILES, or the path of a file. Raises ProfileError with every problem.
 
+    The rules between keys are for files of the user's own: the shipped ones are tested against them.
+    """
     path = _find(name, "")
     profile = Profile(name, path)
     problems = [text for file in _chain(path) for _, text in sorted(_take(profile, file))]
-    if not problems:
+    if not problems and name not in PROFILES:
+        from stirbar.core.profile_rules import check
+
         problems = check(profile)
     if problems:
         raise ProfileError(*problems)
     return profile
 
 
-def choose(config: Config) -> Profile:
+def choose(config: Config, remembered: bool = False) -> Profile:
     """The profile that `[unit] hardware` and `simulate` ask for; `auto` looks at the board.
 
-    Raises ProfileError when there is none, or no board was found.
+    `remembered`: where a board was found since the start of the machine, take that and leave the bus alone, for who
+    may run beside a worker. Raises ProfileError when there is none, or no board was found.
     """
     name = str(config.get("unit", "hardware"))
     if config.get("unit", "simulate"):
@@ -360,7 +365,14 @@ def choose(config: Config) -> Profile:
         )
     if name != AUTO:
         return load_profile(name)
-    return detect().profile()
+    from stirbar.core import detection
+
+    found = detection.recall(config) if remembered else ""
+    if found:
+        return load_profile(found)
+    profile = detection.detect().profile()
+    detection.remember(config, profile.name)
+    return profile
 
 
 def gpio_chip_path(profile: Profile) -> str:

@@ -13,7 +13,7 @@ import signal
 import sys
 
 import zmq
-from stirbar.core import identity, paths, sockets
+from stirbar.core import identity, paths, profiles, sockets
 from stirbar.core.commands import Commands
 from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options
 from stirbar.core.host import Host
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from argparse import Namespace
 
     from stirbar.core.config import Config
+    from stirbar.core.guard import Guard
 
 # The host steps this long after each grid point, when the readings of that point are in the ring.
 STEP_OFFSET_NS = 12_000_000
@@ -86,8 +87,38 @@ def bind(
     return telemetry, command
 
 
+def take_outputs(config: Config) -> tuple[Guard | None, str]:
+    """The outputs of a real board from its guard, or why there are none; a simulated vial needs no guard."""
+    if config.get("unit", "simulate"):
+        return None, ""
+    from stirbar.core import guard
+
+    try:
+        return guard.connect(guard.socket_path(config)), ""
+    except guard.GuardError as error:
+        return None, str(error)
+
+
+def open_loop(config: Config) -> tuple[Loop, Guard | None, str]:
+    """The loop on the board that the config names, or the simulated vial; who holds its outputs, or why nobody does.
+
+    Raises ProfileError or HardwareError where there is no board. Without a guard the worker measures and moves nothing.
+    """
+    profile = profiles.choose(config)
+    guard, without = take_outputs(config)
+    try:
+        loop = Loop(config, profile=profile, guard=guard)
+    except BaseException:
+        if guard is not None:
+            guard.close()
+        raise
+    for sentence in ([f"no stirring: {without}"] if without else []) + loop.missing:
+        print(f"stirbar worker: {sentence}", file=sys.stderr)
+    return loop, guard, without
+
+
 class WorkerProcess:
-    """Owns loop, host and sockets; `run()` returns when `stop()` was called (a signal handler may)."""
+    """Owns loop, outputs, host and sockets; `run()` returns when `stop()` was called (a signal handler may)."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -97,7 +128,7 @@ class WorkerProcess:
         self.replies_dropped = 0
         self._lock = take_lock(self.address, paths.runtime_directory(config), self.unit)
         directory = paths.data_directory(config)
-        self.loop = Loop(config)
+        self.loop, self.guard, without = open_loop(config)
         self.host = Host(
             self.loop,
             config,
@@ -107,7 +138,9 @@ class WorkerProcess:
             boot_id=identity.boot_id(),
             directory=directory,
             version=VERSION,
+            without_outputs=without,
         )
+        self._open_panel(config)
         self.commands = Commands(self.host)
         self.vitals = Vitals(directory)
         self._vitals_at_ns = self.loop.now_ns()
@@ -117,6 +150,15 @@ class WorkerProcess:
         self.telemetry, self.command = bind(
             self.context, self.address, int(config.get("worker.config", "telemetry_high_water")), self.gate
         )
+
+    def _open_panel(self, config: Config) -> None:
+        if self.loop.simulated():
+            return
+        from stirbar.core.front_panel import open_panel
+
+        self.host.panel, without = open_panel(profiles.choose(config, remembered=True))
+        if without:
+            print(f"stirbar worker: {without}", file=sys.stderr)
 
     def stop(self, *_: object) -> None:
         self.running = False
@@ -182,9 +224,13 @@ class WorkerProcess:
             self.commands.handle(request, reply)
 
     def close(self) -> None:
-        """Stop the loop (LED and stirrer off), publish what is left, release sockets and lock."""
+        """Stop the loop (LED and stirrer off), publish what is left, release outputs, sockets and lock."""
         self.loop.stop()
+        if self.guard is not None:
+            self.guard.close()
         self._publish()
+        if self.host.panel is not None:
+            self.host.panel.close()
         self.telemetry.close()
         self.command.close()
         if self.gate is not None:

@@ -19,7 +19,7 @@ from stirbar.rt.gpio_lines cimport (
     GPIO_V2_LINE_FLAG_EDGE_FALLING, GPIO_V2_LINE_FLAG_EDGE_RISING, GPIO_V2_LINE_FLAG_INPUT, GPIO_V2_LINE_FLAG_OUTPUT,
     EdgeQueue, c_close, edges_drain, edges_init, gpio_find, gpio_get, gpio_open, gpio_request, gpio_set)
 from stirbar.rt.hal cimport PACE_HOST, AdcPlan, Conversion, Hal, HalCounters
-from stirbar.rt.i2c_bus cimport GPCLR0, GPLEV0, I2cBus, recover_by_registers
+from stirbar.rt.i2c_bus cimport I2cBus, recover_by_registers
 
 CONVERSION_DTYPE = np.dtype([
     ("ready_ns", "i8"), ("begin_ns", "i8"), ("index", "u4"), ("code", "i4"), ("clipped", "u1"), ("asked_ns", "i8"),
@@ -157,7 +157,7 @@ cdef class Board:
         cdef HalCounters* c = &self.board.counters
         return {"bus_errors": c.bus_errors, "bus_timeouts": c.bus_timeouts, "bus_recoveries": c.bus_recoveries,
                 "ready_lost": c.ready_lost, "garbage": c.garbage, "bus_transfers": self.board.bus.transfers,
-                "bus_busy_us": self.board.bus.busy_us, "bus_waits": self.board.bus.waited,
+                "bus_busy_ms": self.board.bus.busy_ms, "bus_waits": self.board.bus.waited,
                 "bus_worst_us": self.board.bus.worst_us}
 
 

@@ -3,7 +3,7 @@
 # Units: nanoseconds of CLOCK_MONOTONIC, or of the virtual clock's own count.
 
 from libc.errno cimport EINTR
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint32_t
 
 cdef extern from "time.h" nogil:
     ctypedef int clockid_t
@@ -22,8 +22,13 @@ cdef struct Clock:
     int (*sleep_until_ns)(void* context, int64_t target_ns) noexcept nogil  # 0, or an errno
     void* context
 
+cdef enum:
+    WAKE_LATE_ROOM = 1024    # quantiles of the lateness that a virtual sleep has
+
 cdef struct VirtualTime:
     int64_t now_ns
+    uint32_t late_ns[WAKE_LATE_ROOM]
+    uint32_t draw            # state of the generator that picks one; 0: never late
 
 
 cdef inline int64_t read_clock_ns(clockid_t clock) noexcept nogil:
@@ -51,8 +56,15 @@ cdef inline int64_t virtual_now_ns(void* context) noexcept nogil:
 
 
 cdef inline int virtual_sleep_until_ns(void* context, int64_t target_ns) noexcept nogil:
-    if target_ns > (<VirtualTime*>context).now_ns:
-        (<VirtualTime*>context).now_ns = target_ns
+    cdef VirtualTime* time = <VirtualTime*>context
+    if target_ns > time.now_ns:
+        time.now_ns = target_ns
+        if time.draw:
+            # xorshift (Marsaglia 2003)
+            time.draw ^= time.draw << 13
+            time.draw ^= time.draw >> 17
+            time.draw ^= time.draw << 5
+            time.now_ns += time.late_ns[time.draw % WAKE_LATE_ROOM]
     return 0
 
 
@@ -64,6 +76,7 @@ cdef inline void clock_real(Clock* clock) noexcept nogil:
 
 cdef inline void clock_virtual(Clock* clock, VirtualTime* time, int64_t start_ns) noexcept nogil:
     time.now_ns = start_ns
+    time.draw = 0
     clock.now_ns = virtual_now_ns
     clock.sleep_until_ns = virtual_sleep_until_ns
     clock.context = time

@@ -37,15 +37,15 @@ cdef inline double mains_hz(config) except -1:
     return 0.0 if text == "auto" else float(text)
 
 
-cdef inline int configure_plan(AdcPlan* plan, profile, int channel, double rate_hz) except -1:
-    """How a board samples a channel (0..3). Without a profile: a converter of its own with a ready line, at `rate_hz`.
+cdef inline int configure_plan(AdcPlan* plan, profile, int channel) except -1:
+    """How a board samples a channel (0..3). Without a profile: a converter of its own with a ready line, at 860/s.
 
     Raises ValueError for a photodiode that the board does not have.
     """
     memset(plan, 0, sizeof(AdcPlan))
     plan.pace = PACE_READY
     plan.converter = channel
-    plan.rate_hz = plan.conversion_hz = rate_hz
+    plan.rate_hz = plan.conversion_hz = 860.0
     if profile is None:
         return 0
     section = f"photodiode.{channel + 1}"
@@ -84,6 +84,7 @@ cdef inline int configure_sampling(SamplingConfig* sampling, config, profile) ex
         section = f"photodiode.{first + 1}"
         sampling.half_cycle_low = profile.get(section, "half_cycle_low") or HALF_CYCLE_LOW
         sampling.half_cycle_high = profile.get(section, "half_cycle_high") or HALF_CYCLE_HIGH
+    sampling.rate_hz = config.get("od_reading.config", "adc_rate_hz")
     sampling.mains_hz = mains_hz(config)
     sampling.rpm = config.get("stirring.config", "initial_target_rpm")
     sampling.half_cycle = config.get("od_reading.config", "half_cycle")
@@ -123,6 +124,20 @@ cdef inline int configure_od(OdConfig* od, config) except -1:
     od.mains_hz = mains_hz(config)
     classic = config.get("od_reading.config", "ref_normalization") == "classic"
     od.normalization = OD_CLASSIC if classic else OD_UNITY
+    return 0
+
+
+cdef inline int configure_slow_light(OdConfig* od, profile) except -1:
+    """A microcontroller's running mean is chopped at 1 to 4 Hz: at most a reading a second, of five at the least (IS-24)."""
+    cdef int i
+    for i in range(MAX_CHANNELS):
+        if profile is not None and profile.get(f"photodiode.{i + 1}", "pace") == "smoothed":
+            break
+    else:
+        return 0
+    for i in range(od.rates):
+        od.readings_per_second[i] = min(od.readings_per_second[i], 1.0)
+        od.window_s[i] = max(od.window_s[i], 5.0)
     return 0
 
 

@@ -2,7 +2,7 @@
 # Thread rule: the host thread, before the loop's threads live and after they have ended.
 # Units: those of the profile's keys.
 
-from libc.errno cimport EAGAIN, EBUSY, errno
+from libc.errno cimport EAGAIN, EBUSY, ENODEV, errno
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
 
@@ -10,12 +10,15 @@ from stirbar.rt.ads111x cimport ads111x_config, ads111x_init, ads111x_set_single
 from stirbar.rt.board cimport (
     CHIP_ADS, CHIP_DAC43608, CHIP_NONE, CHIP_RP2040, Board, BoardChannel, Source, board_dark)
 from stirbar.rt.clock cimport CLOCK_MONOTONIC, read_clock_ns
+from stirbar.rt.configure_outputs cimport configure_outputs
 from stirbar.rt.dac43608 cimport dac43608_init, dac43608_power
 from stirbar.rt.gpio_lines cimport (
     EVENT_QUEUE, GPIO_V2_LINE_FLAG_BIAS_PULL_UP, GPIO_V2_LINE_FLAG_EDGE_FALLING, GPIO_V2_LINE_FLAG_INPUT, O_CLOEXEC,
     O_RDWR, c_close, c_open, gpio_find, gpio_is_bcm, gpio_line_info, gpio_open, gpio_request, gpio_v2_line_info)
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
-from stirbar.rt.i2c_bus cimport RECOVERY_LINES, RECOVERY_REGISTERS, I2cBus, i2c_open, i2c_wire_ns
+from stirbar.rt.hardware cimport Hardware
+from stirbar.rt.i2c_bus cimport RECOVERY_LINES, RECOVERY_NONE, RECOVERY_REGISTERS, I2cBus, i2c_open, i2c_wire_ns
+from stirbar.rt.outputs cimport outputs_add_hall, outputs_close, outputs_init
 from stirbar.rt.rp2040 cimport MCU_LEDS, rp2040_init, rp2040_light, rp2040_start
 from stirbar.rt.tmp1075 cimport tmp1075_init, tmp1075_start
 from stirbar.rt.types cimport MAX_CHANNELS
@@ -56,7 +59,7 @@ cdef inline void forget_board(Board* board) noexcept:
 
 
 cdef inline void close_board(Board* board) noexcept:
-    """Light off, then everything closed. Safe to call twice."""
+    """Light off, then everything closed; what was counted stays. Safe to call twice."""
     cdef int i
     if board.bus.fd >= 0:
         if board.led_chip != CHIP_NONE:
@@ -65,11 +68,15 @@ cdef inline void close_board(Board* board) noexcept:
     for i in range(MAX_CHANNELS):
         if board.ads[i].ready.fd >= 0:
             c_close(board.ads[i].ready.fd)
+        board.ads[i].ready.fd = -1
     if board.bus.gpio >= 0:
         c_close(board.bus.gpio)
     if board.bus.registers != NULL:
         munmap(board.bus.registers, REGISTERS_BYTES)
-    forget_board(board)
+    board.bus.fd = board.bus.gpio = -1
+    board.bus.registers = NULL
+    board.bus.recovery = RECOVERY_NONE
+    board.led_chip = CHIP_NONE
 
 
 # --- the bus and the chip of the lines -------------------------------------------------------------------------------
@@ -77,8 +84,8 @@ cdef inline void close_board(Board* board) noexcept:
 cdef inline str open_bus_reason(str path, int code):
     """Why a bus could not be opened, and what to do."""
     remedy = {
-        "ENOENT": "there is no such device: enable I2C (dtparam=i2c_arm=on in /boot/firmware/config.txt, or raspi-config)"
-                  " and load i2c-dev",
+        "ENOENT": "there is no such device: enable I2C (dtparam=i2c_arm=on in /boot/firmware/config.txt, or"
+                  " raspi-config) and load i2c-dev",
         "EACCES": "permission denied: add this user to the group i2c",
         "EPERM": "permission denied: add this user to the group i2c",
     }.get(errno_name(code), os.strerror(code))
@@ -312,3 +319,37 @@ cdef inline list open_board(Board* board, profile):
         close_board(board)
         raise
     return [f"{what} does not answer as it should: {os.strerror(-status)}" for what, status in found if status]
+
+
+# --- with its outputs ------------------------------------------------------------------------------------------------
+
+cdef inline void forget_hardware(Hardware* hardware) noexcept:
+    forget_board(&hardware.board)
+    outputs_init(&hardware.outputs, &hardware.board.counters)
+
+
+cdef inline void close_hardware(Hardware* hardware) noexcept:
+    """Light and outputs off, everything closed that is ours. Safe to call twice."""
+    outputs_close(&hardware.outputs)
+    close_board(&hardware.board)
+
+
+cdef inline list open_hardware(Hardware* hardware, profile, guard):
+    """The board of a profile, and the outputs that the guard gave (None: there are none). Returns what is missing, one
+    sentence each; raises ConnectionError, with nothing left open."""
+    cdef int status
+    forget_hardware(hardware)
+    missing = open_board(&hardware.board, profile)
+    try:
+        line = profile.get("gpio", "hall")
+        if line is not None:
+            status = -ENODEV if hardware.board.bus.gpio < 0 else outputs_add_hall(
+                &hardware.outputs, hardware.board.bus.gpio, line)
+            if status:
+                missing.append(f"line {line} (hall sensor) cannot be requested: {os.strerror(-status)}; rpm is unknown")
+        if guard is not None:
+            configure_outputs(&hardware.outputs, profile, guard)
+    except BaseException:
+        close_hardware(hardware)
+        raise
+    return missing

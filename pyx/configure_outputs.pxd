@@ -49,8 +49,8 @@ cdef inline int configure_outputs(Outputs* outputs, profile, guard) except -1:
             status = outputs_add_kernel(outputs, device, given[0], given[1], given[2], period_ns)
         if status == -EINVAL and is_line:
             raise ValueError(
-                f"{profile.source(section, 'frequency_hz')}: [{section}] frequency_hz is too high for timed line writes;"
-                " write at most 1000, or use kind = sysfs")
+                f"{profile.source(section, 'frequency_hz')}: [{section}] frequency_hz is too high for timed line"
+                " writes; write at most 1000, or kind = sysfs")
         if status:
             raise OSError(-status, f"the output for {name} cannot be written")
         added += 1

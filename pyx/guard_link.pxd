@@ -1,5 +1,5 @@
 # Why compiled: a worker takes its outputs from the guard without loading Python's socket module (0.2 MB).
-# Thread rule: the host thread, before the loop's threads live; the heartbeat's page then belongs to the actuator thread.
+# Thread rule: the host thread, before the loop's threads live; the heartbeat's page is then the actuator thread's.
 # Units: milliseconds; messages are text, see docs/determinism.md.
 
 from libc.stdint cimport uint32_t

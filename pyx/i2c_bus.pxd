@@ -10,8 +10,8 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from stirbar.rt.clock cimport CLOCK_MONOTONIC, read_clock_ns
 from stirbar.rt.gpio_lines cimport (
-    GPIO_V2_LINE_FLAG_INPUT, GPIO_V2_LINE_FLAG_OPEN_DRAIN, GPIO_V2_LINE_FLAG_OUTPUT, O_CLOEXEC, O_RDWR, c_close, c_open,
-    gpio_get, gpio_reconfigure, gpio_request, gpio_set, ioctl)
+    GPIO_V2_LINE_FLAG_INPUT, GPIO_V2_LINE_FLAG_OUTPUT, O_CLOEXEC, O_RDWR, c_close, c_open, gpio_get,
+    gpio_hold, gpio_reconfigure, gpio_set, ioctl)
 from stirbar.rt.hal cimport HalCounters
 
 cdef extern from "<linux/i2c.h>" nogil:
@@ -32,7 +32,7 @@ cdef extern from "<linux/i2c-dev.h>" nogil:
 
 cdef enum:
     I2C_BUSY_NS = 1000000      # over the time on the wire: a transfer that took so much longer had to wait for someone
-    I2C_DOWN_NS = 1000000000   # a bus or a device that cost a time-out is left alone for so long
+    I2C_DOWN_NS = 900000000    # a bus or a device that cost a time-out is left alone for so long: tried once a second
     RECOVERY_CLOCKS = 9        # a byte and its acknowledgement: what a chip in mid-read may still want to send
     RECOVERY_HALF_NS = 5000    # of SCL's period
     RECOVERY_NONE = 0
@@ -59,7 +59,7 @@ cdef struct I2cBus:
     int64_t down_until_ns      # nothing is tried before
     uint32_t timeouts          # in a row
     uint32_t transfers
-    uint32_t busy_us           # time spent in transfers
+    uint32_t busy_ms           # time spent in transfers
     uint32_t busy_rest_ns
     uint32_t waited            # transfers that had to wait: someone else uses the bus
     uint32_t worst_us          # the longest transfer that succeeded
@@ -98,34 +98,36 @@ cdef inline void recovery_wait() noexcept nogil:
 
 
 cdef inline int recover_by_lines(I2cBus* bus) noexcept nogil:
-    """1: SDA was low and is free now; 0: it was not low; or minus an errno."""
-    cdef int sda, scl, i
-    cdef int status = -ETIMEDOUT
+    """1: SDA was low and is free; 0: it was not low; -ETIMEDOUT: it stays low, or SCL is held; or minus an errno."""
     cdef uint64_t level = 1
-    sda = gpio_request(bus.gpio, &bus.sda, 1, GPIO_V2_LINE_FLAG_INPUT, 0, b"stirbar i2c", 0)
+    cdef int scl, _i
+    cdef int status = -ETIMEDOUT
+    cdef int sda = gpio_hold(bus.gpio, &bus.sda, 1, GPIO_V2_LINE_FLAG_INPUT, 0, b"stirbar i2c", 0)
     if sda < 0:
         return sda
     if gpio_get(sda, 1, &level) or level & 1:
         c_close(sda)
         return 0
-    scl = gpio_request(
-        bus.gpio, &bus.scl, 1, GPIO_V2_LINE_FLAG_OUTPUT | GPIO_V2_LINE_FLAG_OPEN_DRAIN, 1, b"stirbar i2c", 0)
+    scl = gpio_hold(bus.gpio, &bus.scl, 1, GPIO_V2_LINE_FLAG_INPUT, 0, b"stirbar i2c", 0)
     if scl < 0:
         c_close(sda)
         return scl
-    for i in range(RECOVERY_CLOCKS):
-        gpio_set(scl, 1, 0)
-        recovery_wait()
-        gpio_set(scl, 1, 1)
-        recovery_wait()
-        if gpio_get(sda, 1, &level) == 0 and level & 1:
-            status = 1
-            break
+    # a chip that holds SCL must not be driven against
+    if gpio_get(scl, 1, &level) == 0 and level & 1 and gpio_reconfigure(scl, GPIO_V2_LINE_FLAG_OUTPUT, 1, 1) == 0:
+        for _i in range(RECOVERY_CLOCKS):
+            gpio_set(scl, 1, 0)
+            recovery_wait()
+            gpio_set(scl, 1, 1)
+            recovery_wait()
+            if gpio_get(sda, 1, &level) == 0 and level & 1:
+                status = 1
+                break
     # a stop condition, so that every chip waits for a start again: SDA rises while SCL is high
-    if status == 1 and gpio_reconfigure(sda, GPIO_V2_LINE_FLAG_OUTPUT | GPIO_V2_LINE_FLAG_OPEN_DRAIN, 0, 1) == 0:
+    if status == 1 and gpio_reconfigure(sda, GPIO_V2_LINE_FLAG_OUTPUT, 0, 1) == 0:
         recovery_wait()
-        gpio_set(sda, 1, 1)
+        gpio_reconfigure(sda, GPIO_V2_LINE_FLAG_INPUT, 0, 0)
         recovery_wait()
+    gpio_reconfigure(scl, GPIO_V2_LINE_FLAG_INPUT, 0, 0)
     c_close(scl)
     c_close(sda)
     return status
@@ -145,12 +147,12 @@ cdef inline int recover_by_registers(I2cBus* bus) noexcept nogil:
     """As recover_by_lines; an output that is always low and an input with a pull-up make an open drain."""
     cdef volatile uint32_t* clear = &bus.registers[GPCLR0]
     cdef int status = -ETIMEDOUT
-    cdef int i
+    cdef int _i
     if pin_is_high(bus.registers, bus.sda):
         return 0
     clear[0] = <uint32_t>1 << bus.sda | <uint32_t>1 << bus.scl
     pin_function(bus.registers, bus.sda, FUNCTION_INPUT)
-    for i in range(RECOVERY_CLOCKS):
+    for _i in range(RECOVERY_CLOCKS):
         pin_function(bus.registers, bus.scl, FUNCTION_OUTPUT)
         recovery_wait()
         pin_function(bus.registers, bus.scl, FUNCTION_INPUT)
@@ -204,8 +206,8 @@ cdef inline int i2c_transfer(I2cBus* bus, i2c_msg* messages, int count) noexcept
     bus.transfers += 1
     duration_ns = bus.ended_ns - bus.began_ns
     bus.busy_rest_ns += <uint32_t>duration_ns
-    bus.busy_us += bus.busy_rest_ns // 1000
-    bus.busy_rest_ns %= 1000
+    bus.busy_ms += bus.busy_rest_ns // 1000000
+    bus.busy_rest_ns %= 1000000
     if status:
         bus.counters.bus_errors += 1
         if status == -ETIMEDOUT:
@@ -238,7 +240,7 @@ cdef inline void device_init(I2cDevice* device, I2cBus* bus, int address) noexce
 
 
 cdef inline int device_transfer(I2cDevice* device, i2c_msg* messages, int count) noexcept nogil:
-    """A transfer with one chip; once again where it was not acknowledged, for that is quick and may be a disturbance."""
+    """A transfer with one chip; once again where it was not acknowledged: that is quick, and may be a disturbance."""
     cdef int status
     if read_clock_ns(CLOCK_MONOTONIC) < device.retry_ns:
         return -ETIMEDOUT
@@ -247,7 +249,7 @@ cdef inline int device_transfer(I2cDevice* device, i2c_msg* messages, int count)
         status = i2c_transfer(device.bus, messages, count)
     if status:
         device.pointer = -1
-        if status == -ETIMEDOUT:
+        if status == -ETIMEDOUT and device.bus.timeouts:
             device.retry_ns = device.bus.ended_ns + I2C_DOWN_NS
     else:
         device.retry_ns = 0

@@ -2,17 +2,18 @@
 # Thread rule: the sampling thread.
 # Units: nanoseconds of the loop's clock, percent of LED intensity, conversions.
 
-from libc.math cimport NAN, ceil, fabs, isnan
-from libc.stdint cimport INT64_MAX, int64_t, uint32_t
+from libc.math cimport NAN, ceil, fabs, floor, isnan
+from libc.stdint cimport int64_t, uint32_t
 
-from stirbar.rt.chop cimport ChopPlan, choose_half_cycle, chop_plan_init, led_track_edge
+from stirbar.rt.chop cimport LED_EDGES, ChopPlan, LedEdge, choose_half_cycle, chop_plan_init, led_track_edge
 from stirbar.rt.gain cimport gain_chop
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_SMOOTHED
 from stirbar.rt.light_path cimport light_path_clear, light_search_begin, light_search_step
 from stirbar.rt.pilot cimport pilot_edge
 from stirbar.rt.ports cimport port_event
 from stirbar.rt.ring cimport stirbar_store_relaxed
-from stirbar.rt.sampler_state cimport LED_GUARD_NS, Channel, Sampler, sampler_feed_float, sampler_rate_hz
+from stirbar.rt.sampler_state cimport (
+    LED_GUARD_NS, Channel, Sampler, host_begin_ns, sampler_feed_float, sampler_rate_hz)
 from stirbar.rt.types cimport COMMAND_LED, EVENT_HALF_CYCLE, EVENT_LIGHT_PATH, STREAM_OD1, TRACE_COMMAND
 
 cdef enum:
@@ -93,24 +94,39 @@ cdef inline bint sampler_has_moved(const Sampler* s) noexcept nogil:
         mains > 0 and mains != s.mains_chosen_hz)
 
 
-cdef inline int sampler_discarded(const Sampler* s, int64_t settle_ns) noexcept nogil:
-    """How many of the master's conversions after a change of the light are not used.
-
-    The light changes between the fetch of one conversion and the next: how long that is before the next one begins is
-    known of each pace.
-    """
+cdef inline void sampler_guess_edge(Sampler* s) noexcept nogil:
+    """Where the light will change between two conversions of the master, before that was ever seen."""
     cdef const Channel* master = &s.channel[s.master]
-    cdef double bus_ns = master.plan.read_ns + master.plan.light_ns
-    cdef double wait_ns = settle_ns + LED_GUARD_NS
-    cdef double ahead_ns
+    s.edge_from_ns = master.plan.read_ns + (
+        PILOT_AFTER if master.plan.pace == PACE_PILOT else READ_AFTER) * master.period_ns
+    s.edge_to_ns = s.edge_from_ns + master.plan.light_ns
     if master.plan.pace == PACE_HOST:
-        ahead_ns = s.grid.slot_ns - s.grid.answer_ns - bus_ns
-        wait_ns -= ahead_ns if ahead_ns > 0.0 else 0.0
-        return <int>ceil(wait_ns / master.period_ns) if wait_ns > 0.0 else 0
-    if master.plan.pace == PACE_SMOOTHED:
-        return <int>ceil((wait_ns + bus_ns) / master.period_ns) - 1
-    wait_ns += bus_ns + (PILOT_AFTER if master.plan.pace == PACE_PILOT else READ_AFTER) * master.period_ns
-    return <int>ceil(wait_ns / master.period_ns)
+        s.edge_to_ns = -<double>(s.grid.slot_ns - s.grid.answer_ns - master.plan.read_ns - master.plan.light_ns)
+    elif master.plan.pace == PACE_SMOOTHED:
+        s.edge_to_ns = -(master.period_ns - master.plan.read_ns - master.plan.light_ns)
+
+
+cdef inline void sampler_learn_edge(Sampler* s) noexcept nogil:
+    """The light has changed: follow where between two conversions of the master that happens."""
+    cdef const Channel* master = &s.channel[s.master]
+    cdef const LedEdge* edge = &s.led.edge[s.led.cursor - 1 if s.led.cursor else LED_EDGES - 1]
+    cdef int64_t origin_ns = master.last_end_ns
+    if master.plan.pace == PACE_HOST:
+        origin_ns = host_begin_ns(&s.grid)
+    elif master.plan.pace == PACE_SMOOTHED:
+        origin_ns = master.expected_ns
+    s.edge_from_ns += (<double>(edge.from_ns - origin_ns) - s.edge_from_ns) * (1.0 / 16)
+    s.edge_to_ns += (<double>(edge.to_ns - origin_ns) - s.edge_to_ns) * (1.0 / 16)
+
+
+cdef inline int sampler_discarded(const Sampler* s, int64_t settle_ns) noexcept nogil:
+    """How many of the master's conversions after a change of the light are not used: those that see it change, or not
+    yet settled."""
+    cdef const Channel* master = &s.channel[s.master]
+    cdef double until = (s.edge_to_ns + settle_ns + LED_GUARD_NS) / master.period_ns
+    if master.plan.pace >= PACE_HOST:
+        return <int>ceil(until) if until > 0.0 else 0
+    return <int>ceil(until) - <int>floor((s.edge_from_ns - LED_GUARD_NS) / master.period_ns)
 
 
 cdef inline void sampler_publish_chop(Sampler* s) noexcept nogil:
@@ -248,8 +264,9 @@ cdef inline void sampler_edge(Sampler* s) noexcept nogil:
             if s.led.on:
                 sampler_light(s, 0)
             return
-    sampler_light(s, not s.led.on)
-    s.path_edges += 1
+    if sampler_light(s, not s.led.on) == 0:
+        s.path_edges += 1
+        sampler_learn_edge(s)
 
 
 cdef inline int sampler_half_cycle(const Sampler* s) noexcept nogil:

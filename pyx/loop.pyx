@@ -4,16 +4,22 @@
 """The compiled loop of a worker: real threads on a Pi, or lock-step in virtual time."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.math cimport NAN, isnan
 from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write, pulses_tick
-from stirbar.rt.configure cimport configure_od, configure_plan, configure_sampling, configure_stirring
+from stirbar.rt.configure cimport (
+    configure_od, configure_plan, configure_sampling, configure_slow_light, configure_stirring)
+from stirbar.rt.configure_board cimport close_hardware, forget_hardware, open_hardware
+from stirbar.rt.chop cimport chop_rejection_db
 from stirbar.rt.clock cimport (
-    CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, Clock, VirtualTime, clock_real, clock_virtual, read_clock_ns)
+    CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, WAKE_LATE_ROOM, Clock, VirtualTime, clock_real, clock_virtual,
+    read_clock_ns)
 from stirbar.rt.guard_link cimport (
     GUARD_DESCRIPTORS, GUARD_TEXT, stirbar_guard_connect, stirbar_heartbeat_map, stirbar_heartbeat_unmap)
-from stirbar.rt.hal cimport Hal
+from stirbar.rt.hal cimport Hal, HalCounters
+from stirbar.rt.hardware cimport Hardware, hardware_hal
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
 from stirbar.rt.od cimport od_init
 from stirbar.rt.od_state cimport OdConfig
@@ -23,12 +29,16 @@ from stirbar.rt.realtime cimport (
 from stirbar.rt.ring cimport (
     ring_count, ring_pop, ring_pop_many, ring_push, stirbar_fence, stirbar_load_relaxed,
     stirbar_store_relaxed)
+from stirbar.rt.curve cimport Curve
+from stirbar.rt.estimators cimport SLOT_FUSION
+from stirbar.rt.fusion cimport FusionModel
 from stirbar.rt.light cimport sampler_light
-from stirbar.rt.sampler_state cimport Sampler
+from stirbar.rt.sampler_state cimport Sampler, Staged, sampler_rate_hz
 from stirbar.rt.sampling cimport housekeeping_tick, sampling_tick, temperature_tick
 from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
 from stirbar.rt.sim_parameters cimport PARAM_COUNT
 from stirbar.rt.sleep_policy cimport sleep_for_ever, sleep_on_grid
+from stirbar.rt.stage cimport stage_curve, stage_fusion
 from stirbar.rt.stirring cimport StirConfig, stir_init
 from stirbar.rt.tasks cimport Task, drive
 from stirbar.rt.types cimport (
@@ -61,6 +71,7 @@ cdef enum:
     ACTUATORS_TRACE_ROOM = 1024     # 9 s of ticks
     ACTUATORS_READING_ROOM = 256    # four minutes of rpm
     SNAPSHOT_COPY_TRIES = 3
+    STAGED_WORDS = 160              # of a calibration that one tick takes over
 
 # Where virtual time begins: not 0, which some state takes for "never"; and the date that it shows.
 cdef int64_t VIRTUAL_START_NS = 1000000000
@@ -77,6 +88,7 @@ cdef struct LoopState:
     Clock clock
     VirtualTime virtual_time
     Hal hal
+    Hardware hardware
     Sim sim
     Sampler sampler
     Actuators actuators
@@ -86,6 +98,10 @@ cdef struct LoopState:
     ThreadRun together
     uint32_t running
     Reading drained[READING_ROOM]
+
+cdef union Calibration:
+    Curve curve
+    FusionModel fusion
 
 
 cdef void* run_thread(void* context) noexcept nogil:
@@ -106,8 +122,10 @@ class HardwareError(Exception):
 cdef class Loop:
     """The loop with its hardware (`[unit] simulate` chooses the simulated vial) and its two threads.
 
-    `virtual` gives it a clock of its own that only `run_until` moves. `profile` (core/profiles.py) says which board the
-    hardware is, or the vial's converters are like; None: two converters with ready lines.
+    `profile` (core/profiles.py) says which board the hardware is, or the vial's converters are like (None: two with
+    ready lines). `guard` (core/guard.py, stays the caller's) holds a board's outputs; without one nothing moves.
+    `missing` has a sentence for each part of the board that does not answer. `virtual` gives the vial a clock of its
+    own that only `run_until` moves. Raises HardwareError where there is no board.
 
     Synchronization: all methods are for one thread, the host thread.
     """
@@ -123,23 +141,27 @@ cdef class Loop:
     cdef int latency_fd
     cdef object latency_us
     cdef tuple simulation_names
+    cdef readonly list missing
     cdef object profile
     cdef unsigned long long trace_sequences[THREADS]
+    cdef bytes calibration
 
-    def __cinit__(self, config, *, bint virtual=False, profile=None):
+    def __cinit__(self, config, *, profile=None, guard=None, bint virtual=False):
         self.latency_fd = -1
         self.is_virtual = virtual
         self.state = <LoopState*>calloc(1, sizeof(LoopState))
         if self.state == NULL:
             raise MemoryError()
+        forget_hardware(&self.state.hardware)
 
-    def __init__(self, config, *, bint virtual=False, profile=None):
+    def __init__(self, config, *, profile=None, guard=None, bint virtual=False):
+        self.missing = []
         self.profile = profile
         self.is_simulated = bool(config.get("unit", "simulate"))
-        if not self.is_simulated:
+        if not self.is_simulated and (profile is None or virtual):
             raise HardwareError(
-                "no hardware layer for a board yet: run with --simulate (or [unit] simulate = 1) for a simulated vial"
-            )
+                "a board needs a hardware profile and real time: name one in [unit] hardware, or run with --simulate"
+                " for a simulated vial")
         if virtual:
             clock_virtual(&self.state.clock, &self.state.virtual_time, VIRTUAL_START_NS)
         else:
@@ -151,9 +173,14 @@ cdef class Loop:
         self.latency_us = config.get("loop.config", "cpu_dma_latency_us")
         self._configure_sampler(config)
         self._configure_actuators(config)
-        self._configure_simulation(config)
+        if self.is_simulated:
+            self._configure_simulation(config)
         self._make_ports()
         self._make_tasks(config)
+        if guard is not None:
+            self._beat_into(guard.heartbeat)
+        if not self.is_simulated:
+            self._open_hardware(profile, guard)
 
     def __dealloc__(self):
         if self.state == NULL:
@@ -162,6 +189,7 @@ cdef class Loop:
             self._join()
         if self.state.actuators.heartbeat != NULL:
             stirbar_heartbeat_unmap(self.state.actuators.heartbeat)
+        close_hardware(&self.state.hardware)
         free(self.port_memory[SAMPLING])
         free(self.port_memory[ACTUATORS])
         free(self.state)
@@ -172,7 +200,9 @@ cdef class Loop:
         cdef Sampler* s = &self.state.sampler
         cdef OdConfig od
         s.master = configure_sampling(&s.config, config, self.profile)
+        s.rail_v = NAN
         configure_od(&od, config)
+        configure_slow_light(&od, self.profile)
         if od_init(&s.estimators.od, &od):
             raise ValueError(
                 "[od_reading.config] or [od_config.photodiode_channel] is outside what the estimators can do")
@@ -185,6 +215,19 @@ cdef class Loop:
             raise ValueError("[stirring.config] or [stirring.pid] is outside the controller's envelope")
         a.written_percent = -1
 
+    def _open_hardware(self, profile, guard):
+        cdef Sampler* s = &self.state.sampler
+        for i in range(MAX_CHANNELS):
+            if s.config.angle[<int>i] >= 0 and profile.get(f"photodiode.{i + 1}", "chip") is None:
+                raise HardwareError(
+                    f"profile '{profile.name}' has no photodiode {i + 1}: leave [od_config.photodiode_channel] {i + 1}"
+                    " empty, or choose another [unit] hardware")
+        try:
+            self.missing = open_hardware(&self.state.hardware, profile, guard)
+        except ConnectionError as error:
+            raise HardwareError(str(error)) from None
+        hardware_hal(&self.state.hardware, &self.state.hal)
+
     def _configure_simulation(self, config):
         cdef SimConfig sim
         cdef int i
@@ -196,8 +239,7 @@ cdef class Loop:
         sim.seed = keys[0][1]
         for i in range(MAX_CHANNELS):
             sim.angle[i] = self.state.sampler.config.angle[i]
-            configure_plan(&sim.plan[i], self.profile if sim.angle[i] >= 0 else None, i,
-                           config.get("od_reading.config", "adc_rate_hz"))
+            configure_plan(&sim.plan[i], self.profile if sim.angle[i] >= 0 else None, i)
         for i in range(PARAM_COUNT):
             sim.parameter[i] = keys[i + 1][1]
         if sim_init(&self.state.sim, &sim, self.now_ns()):
@@ -228,11 +270,14 @@ cdef class Loop:
         state.sampler.hal = &state.hal
         state.sampler.stirring_off = &state.actuators.stirring_off
         state.sampler.stirring_off_told = 2
+        state.sampler.turn_us = &state.actuators.turn_us
         state.actuators.stirring_off = 1
         state.actuators.hal = &state.hal
-        state.sampler.simulate = state.actuators.simulate = simulate
-        state.sampler.simulated = state.actuators.simulated = &state.sim
+        if self.is_simulated:
+            state.sampler.simulate = state.actuators.simulate = simulate
+            state.sampler.simulated = state.actuators.simulated = &state.sim
         state.actuators.pulses = &state.tasks[TASK_PULSES].policy
+        state.actuators.chop_period_ns = &state.sampler.chop_period_ns
         state.actuators.locked_chop_ns = 0xFFFFFFFF  # no period was chosen yet
         state.actuators.stirrer_period_ns = <int64_t>(1e9 / config.get("stirring.config", "pwm_hz"))
         state.sampler.conversions = &state.tasks[TASK_CONVERSIONS].policy
@@ -258,8 +303,8 @@ cdef class Loop:
         state.thread_run[SAMPLING].clock = state.thread_run[ACTUATORS].clock = state.together.clock = &state.clock
         state.thread_run[SAMPLING].running = state.thread_run[ACTUATORS].running = &state.running
 
-    def beat_into(self, int fd):
-        """Let the actuator thread count its ticks into the guard's page; before start(). Raises OSError."""
+    def _beat_into(self, int fd):
+        """Let the actuator thread count its ticks into the guard's page."""
         cdef Actuators* a = &self.state.actuators
         a.heartbeat = stirbar_heartbeat_map(fd)
         if a.heartbeat == NULL:
@@ -320,11 +365,13 @@ cdef class Loop:
         self.started = False
 
     def stop(self):
-        """End the threads, switch the OD LED and the stirrer off. Safe to call twice."""
+        """End the threads, switch the OD LED and the outputs off, let go of the board. Safe to call twice."""
         if self.started:
             self._join()
-        sampler_light(&self.state.sampler, 0)
-        actuators_write(&self.state.actuators, 0.0, self.now_ns())
+        if self.is_simulated:
+            sampler_light(&self.state.sampler, 0)
+            actuators_write(&self.state.actuators, 0.0, self.now_ns())
+        close_hardware(&self.state.hardware)
         if self.latency_fd >= 0:
             os.close(self.latency_fd)
             self.latency_fd = -1
@@ -337,6 +384,16 @@ cdef class Loop:
             raise RuntimeError("run_until needs a loop in virtual time")
         with nogil:
             drive(state.together.table, state.together.count, &state.clock, until_ns, &running)
+
+    def wake_late(self, late_ns):
+        """Virtual time: let each sleep end late by one of these times (ns, at most 1024 quantiles of a distribution),
+        drawn with equal chance. Raises ValueError for none or too many."""
+        cdef int i
+        if not 0 < len(late_ns) <= WAKE_LATE_ROOM:
+            raise ValueError(f"{len(late_ns)} quantiles of lateness; 1 to {WAKE_LATE_ROOM} can be given")
+        for i in range(WAKE_LATE_ROOM):
+            self.state.virtual_time.late_ns[i] = late_ns[i * len(late_ns) // WAKE_LATE_ROOM]
+        self.state.virtual_time.draw = 2463534242
 
     # --- clocks ------------------------------------------------------------------------------------------------------
 
@@ -366,6 +423,34 @@ cdef class Loop:
         command.index = index
         command.value = value
         return bool(ring_push(&self._port(thread).commands, &command))
+
+    def prepare_calibration(self, int slot, data):
+        """Get a calibration ready for a slot (0..3 photodiode channels, 4 fused estimator): `data` as stage.pxd wants it,
+        None for none. Returns how many parts are to be staged; raises ValueError for what cannot be applied."""
+        cdef Calibration made
+        cdef Py_ssize_t size = sizeof(FusionModel) if slot == SLOT_FUSION else sizeof(Curve)
+        if not 0 <= slot <= SLOT_FUSION:
+            raise ValueError(f"no slot {slot} for a calibration")
+        if data is None:
+            size = 0
+        elif slot == SLOT_FUSION:
+            stage_fusion(&made.fusion, data)
+        else:
+            stage_curve(&made.curve, data)
+        self.calibration = PyBytes_FromStringAndSize(<char*>&made, size)
+        return max(1, (size // 8 + STAGED_WORDS - 1) // STAGED_WORDS)
+
+    def stage_calibration(self, int slot, int part):
+        """Stage a part of what was prepared; then push COMMAND_CURVE, and leave it until that is answered."""
+        cdef Staged* staged = &self.state.sampler.staged
+        cdef Py_ssize_t words = len(self.calibration) // 8
+        if not 0 <= part <= words // STAGED_WORDS:
+            raise ValueError(f"the calibration has no part {part}")
+        staged.slot = slot
+        staged.first = part * STAGED_WORDS
+        staged.word = <const int64_t*><const char*>self.calibration + staged.first
+        staged.count = min(words - staged.first, STAGED_WORDS)
+        staged.last = words > 0 and staged.first + staged.count == words
 
     def drain_events(self):
         """Events since the last call: a list of (monotonic_ns, value, argument, code, source)."""
@@ -443,7 +528,7 @@ cdef class Loop:
         dropped = 0
         for i in range(THREADS):
             dropped += self._port(i).readings.dropped + self._port(i).events.dropped
-        return {
+        return self._hal_counters() | {
             "ticks": ticks,
             "overruns": sum([state.tasks[i].policy.overruns for i in range(TASKS)]),
             "conversions": conversions,
@@ -451,6 +536,27 @@ cdef class Loop:
             "ring_drops": dropped,
             "trace_drops": state.sampler.port.trace.dropped + state.actuators.port.trace.dropped,
             "bus_errors": s.bus_errors + state.actuators.bus_errors,
+            "slow_reads_forced": s.slow_forced,
+        }
+
+    def _hal_counters(self):
+        """What goes wrong below the interface, and how busy the bus is; nothing of it for a simulated vial."""
+        cdef const HalCounters* c = self.state.hal.counters
+        cdef Hardware* hardware = &self.state.hardware
+        if c == NULL:
+            return {}
+        return {
+            "bus_transfer_errors": c.bus_errors,
+            "bus_timeouts": c.bus_timeouts,
+            "bus_recoveries": c.bus_recoveries,
+            "bus_transfers": hardware.board.bus.transfers,
+            "bus_busy_ms": hardware.board.bus.busy_ms,
+            "bus_waits": hardware.board.bus.waited,
+            "ready_lost": c.ready_lost,
+            "edges_lost": c.edges_lost,
+            "garbage": c.garbage,
+            "pulses_late": c.pulses_late,
+            "line_errors": c.line_errors,
         }
 
     def lateness(self, int thread):
@@ -483,12 +589,43 @@ cdef class Loop:
         """k in force: conversions in half a chop cycle."""
         return self.state.sampler.half_cycle
 
+    def chop(self):
+        """How the light is chopped: half_cycle (k), discard (d), frequency_hz, time constant of the light path
+        (light_path_ms, None while it is not known), settle_ms, and what is left of ambient light that varies at 0.1, 1
+        and 5 Hz in a reading (rejection_db)."""
+        cdef Sampler* s = &self.state.sampler
+        cdef double rate_hz = sampler_rate_hz(s, s.master)
+        cdef double aperture = s.channel[s.master].aperture_ns / s.channel[s.master].period_ns
+        if s.half_cycle == 0:
+            return None
+        return {
+            "half_cycle": s.half_cycle,
+            "discard": s.discard,
+            "frequency_hz": rate_hz / (2 * s.half_cycle),
+            "light_path_ms": None if isnan(s.light_path.tau_ns) else 1e-6 * s.light_path.tau_ns,
+            "settle_ms": 1e-6 * s.settle_ns,
+            "rejection_db": [
+                chop_rejection_db(hertz, rate_hz, s.half_cycle, s.discard, aperture, s.config.window_s)
+                for hertz in (0.1, 1.0, 5.0)
+            ],
+        }
+
+    def led_seconds(self):
+        """For how long the OD LED was lit since the start, as seconds at full intensity."""
+        return stirbar_load_relaxed(&self.state.sampler.led_seconds)
+
+    def rail_v(self):
+        """Voltage of the PWM rail; None where the board cannot tell."""
+        return None if isnan(self.state.sampler.rail_v) or self.state.sampler.rail_absent else self.state.sampler.rail_v
+
     def simulated(self):
         """Whether the hardware is the simulated vial."""
         return bool(self.is_simulated)
 
     def simulation_values(self):
-        """Parameters of the simulated vial in force: {name: value}."""
+        """Parameters of the simulated vial in force: {name: value}; none on a board."""
+        if not self.is_simulated:
+            return {}
         return {name: self.state.sim.parameter[i] for i, name in enumerate(self.simulation_names)}
 
     def code_addresses(self):

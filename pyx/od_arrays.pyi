@@ -126,6 +126,9 @@ class OdChain:
     def blank(self, channel: int, value: float) -> None:
         """Subtract `value` from here on; NaN subtracts nothing."""
 
+    def turn(self, turn_s: float) -> None:
+        """Time of a turn of the stirrer from here on; 0 when it does not turn."""
+
     def led(self, intensity_percent: float) -> None: ...
     def push(
         self, channel: ArrayLike, index: ArrayLike, code: ArrayLike, phase: ArrayLike, clipped: ArrayLike | None = None

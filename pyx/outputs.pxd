@@ -1,4 +1,4 @@
-# Why compiled: line writes at absolute deadlines make the slow PWM of stirrer, heater and pumps; no Python may delay one.
+# Why compiled: line writes at absolute deadlines make the slow PWM of stirrer, heater and pumps; Python would delay it.
 # Thread rule: the actuator thread; init, add and close are for the host thread while the loop does not run.
 # Units: nanoseconds of CLOCK_MONOTONIC, duty in percent of the period.
 #
@@ -146,10 +146,10 @@ cdef inline int outputs_duty(Outputs* outputs, int device, double duty_percent, 
     cdef Output* output = &outputs.output[device]
     if not 0.0 <= duty_percent <= 100.0:
         return -EINVAL
-    if output.kind == OUTPUT_ABSENT:
-        return -ENODEV
     if duty_percent == 0.0:
         return output_off(output)
+    if output.kind == OUTPUT_ABSENT:
+        return -ENODEV
     if output.kind == OUTPUT_KERNEL:
         return kernel_set(output, duty_percent, output.period_ns)
     output.duty_percent = duty_percent

@@ -44,8 +44,8 @@ cdef int checked(int status, what) except -1:
 cdef class OutputLines:
     """Outputs on descriptors that the guard gave, and the hall sensor.
 
-    Devices are named as in hardware profiles. Methods raise OSError with the kernel's errno (ENODEV: no such output was added).
-    Synchronization: one thread.
+    Devices are named as in hardware profiles. Methods raise OSError with the kernel's errno (ENODEV: there is no such
+    output). Synchronization: one thread.
     """
     cdef Outputs outputs
     cdef HalCounters hal_counters
@@ -66,7 +66,8 @@ cdef class OutputLines:
 
     def add_kernel(self, device, int period_fd, int duty_fd, int enable_fd, int64_t period_ns):
         """A device on a kernel PWM channel: its attributes, open for writing."""
-        checked(outputs_add_kernel(&self.outputs, output_device(device), period_fd, duty_fd, enable_fd, period_ns), device)
+        checked(outputs_add_kernel(
+            &self.outputs, output_device(device), period_fd, duty_fd, enable_fd, period_ns), device)
 
     def add_hall(self, chip, uint32_t line):
         """Request the hall sensor's line of a chip such as /dev/gpiochip0."""

@@ -5,8 +5,8 @@
 # What a PWM of period P picks up in the photodiode has lines at multiples of 1/P. Chopping subtracts the mean of an off
 # half-cycle from that of an on half-cycle, so a line is gone when it has the same phase at the beginning of both: when
 # its frequency is a whole multiple of 1/h, with h the half-cycle. A line at an odd multiple of 1/2h, the chop
-# frequency itself, is not reduced at all. So P = h/m, and all lines are gone in every single chop period; or, where P is
-# longer than h, P = n h with n odd: lines that are no multiple of 1/h are then at least 1/(2nh) away from the odd
+# frequency itself, is not reduced at all. So P = h/m, and all lines are gone in every single chop period; or, where P
+# is longer than h, P = n h with n odd: lines that are no multiple of 1/h are then at least 1/(2nh) away from the odd
 # multiples of 1/2h, and gone from a window of n chop periods. With n even, the line n/2 would be the chop frequency.
 # Error of the lock: a line at q/h that is off by a part e of its frequency is left at 2 pi q e of its amplitude.
 

@@ -21,8 +21,8 @@ from stirbar.rt.pilot cimport Pilot, pilot_forget
 from stirbar.rt.ports cimport Port, port_event, port_reading, port_trace, trace_float, trace_int
 from stirbar.rt.sleep_policy cimport SleepPolicy
 from stirbar.rt.types cimport (
-    EVENT_SATURATED, FLAG_SENSOR_LOST, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION, STREAM_OD1, TRACE_CLOCK,
-    TRACE_CONVERSION, TRACE_GAIN, TRACE_PERIOD, Reading, TraceItem)
+    EVENT_SATURATED, FLAG_SENSOR_LOST, MAX_CHANNELS, PART_CLEAR, PART_DONE, PART_WORD, PHASE_EDGE, RECORD_VERSION,
+    STREAM_OD1, TRACE_CLOCK, TRACE_CONVERSION, TRACE_CURVE, TRACE_GAIN, TRACE_PERIOD, Reading, TraceItem)
 
 cdef enum:
     CLOCK_BLOCK = 86          # conversions for which one clock model is in force
@@ -30,9 +30,18 @@ cdef enum:
     SILENCE_NS = 100000000    # without a conversion for so long a channel is lost
     RETRY_NS = 1000000000     # a lost device is asked again this often
 
+# Part of a calibration, made by the host before it sends COMMAND_CURVE and untouched until that is answered.
+cdef struct Staged:
+    const int64_t* word
+    int32_t first            # number of word[0] in its slot
+    int32_t count
+    int32_t slot
+    int32_t last             # it completes the calibration
+
 cdef struct SamplingConfig:
     int32_t angle[MAX_CHANNELS]         # -1 not connected, 0 reference
     double full_scale_v[MAX_CHANNELS]   # 0: follows the light (gain.pxd)
+    double rate_hz                      # a free-running converter makes so many conversions a second at the most
     double mains_hz                     # 0: unknown
     double rpm                          # the stirrer's usual speed, for the choice of k; 0: none
     double pwm_hz                       # of a PWM that is not locked to the light; 0: none
@@ -54,6 +63,7 @@ cdef struct Channel:
     uint32_t last_index                 # counts on over restarts of the converter
     uint32_t index_offset               # from the converter's own count to ours
     int64_t last_ready_ns
+    int64_t last_end_ns                 # of its aperture
     uint32_t next_block                 # index at which the clock model is renewed
     uint32_t looks                      # PACE_SMOOTHED: grid points that have passed
     uint32_t missed                     # conversions that were overwritten unread, or not begun
@@ -101,8 +111,10 @@ cdef struct Sampler:
     SleepPolicy* conversions            # of sampling_tick, to be woken by a command
     SleepPolicy* temperature
     const uint32_t* stirring_off        # written by the actuator thread
+    const uint32_t* turn_us             # as well
     int (*simulate)(void* context, int parameter, double value) noexcept nogil  # NULL on hardware
     void* simulated
+    Staged staged
     double rate_chosen_hz               # for which k was chosen
     double mains_chosen_hz
     int64_t settle_ns                   # of the light path, for which k was chosen
@@ -113,6 +125,8 @@ cdef struct Sampler:
     int sampling
     int held                            # by channel: the light must stay off
     uint32_t seeking                    # by channel: its clock is sought beside the master's
+    double edge_from_ns                 # where the light changes, from the end of the master's last conversion on; where
+    double edge_to_ns                   #   we time the conversions, before the begin of its next
     int measuring                       # the light path, in the conversions that come
     int path_rounds                     # short measurements, at the start of the run, that are done
     int64_t path_from_ns                # when that began, or is to begin
@@ -134,6 +148,7 @@ cdef struct Sampler:
     int temperature_lost
     uint32_t bus_errors
     uint32_t stirring_off_told
+    uint32_t turn_us_told
 
 
 cdef inline int sampler_feed(Sampler* s, const TraceItem* item) noexcept nogil:
@@ -152,6 +167,28 @@ cdef inline void sampler_feed_float(Sampler* s, int kind, int channel, uint32_t 
     cdef TraceItem item
     trace_float(&item, kind, channel, 1, index, value)
     sampler_feed(s, &item)
+
+
+cdef inline void sampler_curve(Sampler* s) noexcept nogil:
+    """What is staged, into the estimators and into the trace; words of 0 need not be said."""
+    cdef const Staged* staged = &s.staged
+    cdef TraceItem item
+    cdef int32_t i
+    if staged.first == 0:
+        trace_int(&item, TRACE_CURVE, staged.slot, PART_CLEAR, 0, 0, 0)
+        sampler_feed(s, &item)
+    for i in range(staged.count):
+        if staged.word[i]:
+            trace_int(&item, TRACE_CURVE, staged.slot, PART_WORD, 0, <uint32_t>(staged.first + i), staged.word[i])
+            sampler_feed(s, &item)
+    if staged.last:
+        trace_int(&item, TRACE_CURVE, staged.slot, PART_DONE, 0, 0, 0)
+        sampler_feed(s, &item)
+
+
+cdef inline int64_t host_begin_ns(const HostGrid* grid) noexcept nogil:
+    """When the conversions of the slot in force begin."""
+    return grid.origin_ns + <int64_t>(grid.turn * grid.turn_ns) + grid.slot * grid.slot_ns
 
 
 cdef inline double sampler_rate_hz(const Sampler* s, int index) noexcept nogil:
@@ -228,6 +265,7 @@ cdef inline void sampler_conversion(
     cdef TraceItem item
     cdef int phase = led_track_phase(&s.led, begin_ns, end_ns)
     cdef int admitted = sampler_admit(s, index, begin_ns, end_ns) if channel.ranged else GAIN_IN_FORCE
+    channel.last_end_ns = end_ns
     if s.measuring and s.led.count and admitted != GAIN_FOREIGN:
         edge = &s.led.edge[s.led.cursor - 1 if s.led.cursor else LED_EDGES - 1]
         light_path_add(&channel.path, begin_ns - ((edge.from_ns + edge.to_ns) >> 1),

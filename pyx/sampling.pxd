@@ -14,19 +14,21 @@ from stirbar.rt.chop cimport led_track_init
 from stirbar.rt.gain cimport GAIN_AUTO, gain_init, gain_range
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
 from stirbar.rt.light cimport (
-    sampler_chop, sampler_choose_half_cycle, sampler_light, sampler_publish_chop, sampler_tend_path)
+    sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
+    sampler_tend_path)
 from stirbar.rt.pilot_pace cimport sampler_pilot, sampler_tend_gain
-from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace_for, port_trace_tend
+from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace_for, port_trace_tend, trace_int
 from stirbar.rt.ring cimport stirbar_load_relaxed
 from stirbar.rt.sampler_state cimport (
-    LED_GUARD_NS, Channel, Sampler, sampler_feed_float, sampler_say_lost)
+    LED_GUARD_NS, Channel, Sampler, sampler_curve, sampler_feed, sampler_feed_float,
+    sampler_say_lost)
 from stirbar.rt.sampling_paces cimport host_plan, host_tick, sampler_begin, sampler_fetch, sampler_look
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next, sleep_until
 from stirbar.rt.types cimport (
-    COMMAND_BLANK, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_SIMULATION,
+    COMMAND_BLANK, COMMAND_CURVE, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_SIMULATION,
     COMMAND_STIR_STOP, COMMAND_TEMPERATURE, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
     EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, MAX_CHANNELS, RECORD_VERSION, STREAM_OD1, STREAM_TEMPERATURE,
-    TRACE_COMMAND, Command, Reading)
+    TRACE_COMMAND, TRACE_TURN, Command, Reading, TraceItem)
 
 cdef enum:                        # bits of slow_due, in the order of slow_from_ns and slow_bus_ns
     SLOW_TEMPERATURE = 1
@@ -156,6 +158,8 @@ cdef inline int sampler_plan(Sampler* s, int index) noexcept nogil:
         return -ENODEV
     if not channel.plan.rate_hz > 0.0 or not channel.plan.conversion_hz > 0.0:
         return -EINVAL
+    if channel.plan.pace <= PACE_PILOT and 0.0 < s.config.rate_hz < channel.plan.conversion_hz:
+        channel.plan.conversion_hz = channel.plan.rate_hz = s.config.rate_hz
     channel.ranged = channel.plan.pace != PACE_SMOOTHED
     gain_init(&channel.gain, gain_range(s.config.full_scale_v[index]) if s.config.full_scale_v[index] else GAIN_AUTO,
               channel.plan.rate_hz)
@@ -217,6 +221,7 @@ cdef inline int sampler_start(Sampler* s, double intensity_percent, int64_t now_
     s.path_from_ns = now_ns
     s.paused = 0
     s.half_cycle = 0
+    sampler_guess_edge(s)
     sampler_choose_half_cycle(s, now_ns)
     s.toggled_index = 0
     status = sampler_light(s, 1)
@@ -251,6 +256,8 @@ cdef inline void sampler_command(Sampler* s, const Command* command, int64_t now
         sampler_stop(s)
     elif command.code == COMMAND_BLANK and command.channel < MAX_CHANNELS:
         sampler_feed_float(s, TRACE_COMMAND, command.channel, COMMAND_BLANK, command.value)
+    elif command.code == COMMAND_CURVE:
+        sampler_curve(s)
     elif command.code == COMMAND_LED:
         s.config.intensity_percent = command.value
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_LED, command.value)
@@ -266,13 +273,19 @@ cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t n
     """Commands, and what the actuator thread says about the stirrer."""
     cdef Sampler* s = <Sampler*>context
     cdef Command command
+    cdef TraceItem item
     cdef uint32_t stirring_off = stirbar_load_relaxed(s.stirring_off)
+    cdef uint32_t turn_us = stirbar_load_relaxed(s.turn_us)
     port_trace_tend(&s.port, now_ns)
     while port_command(&s.port, &command):
         sampler_command(s, &command, now_ns)
     if stirring_off != s.stirring_off_told:
         s.stirring_off_told = stirring_off
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_STIR_STOP, stirring_off)
+    if turn_us != s.turn_us_told:
+        s.turn_us_told = turn_us
+        trace_int(&item, TRACE_TURN, 0, 0, 0, 0, turn_us)
+        sampler_feed(s, &item)
     sleep_next(policy, now_ns)
 
 

@@ -17,8 +17,8 @@ from stirbar.rt.light cimport (
 from stirbar.rt.pilot cimport pilot_init
 from stirbar.rt.ports cimport port_event
 from stirbar.rt.sampler_state cimport (
-    RETRY_NS, SILENCE_NS, Channel, HostGrid, Sampler, sampler_conversion, sampler_feed_float, sampler_model,
-    sampler_number, sampler_wants_model)
+    RETRY_NS, SILENCE_NS, Channel, HostGrid, Sampler, host_begin_ns, sampler_conversion, sampler_feed_float,
+    sampler_model, sampler_number, sampler_wants_model)
 from stirbar.rt.types cimport EVENT_RATE_LOCKED, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, STREAM_OD1, TRACE_GAIN
 
 cdef enum:
@@ -194,11 +194,6 @@ cdef inline void sampler_look(Sampler* s, int index, int64_t now_ns) noexcept no
 
 
 # --- PACE_HOST ---
-
-cdef inline int64_t host_begin_ns(const HostGrid* grid) noexcept nogil:
-    """When the conversions of the slot in force begin."""
-    return grid.origin_ns + <int64_t>(grid.turn * grid.turn_ns) + grid.slot * grid.slot_ns
-
 
 cdef inline int host_convert(Sampler* s, int64_t now_ns) noexcept nogil:
     """Begin a conversion of each converter that has a channel in this slot; returns how many were begun."""

@@ -7,7 +7,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 cdef enum:
     RECORD_VERSION = 1      # of Reading, TraceItem and the batch header; see docs/protocol.md
     MAX_CHANNELS = 4        # photodiode channels 1..4, held at index 0..3
-    SNAPSHOT_BYTES = 90112  # room for the state of the estimators of all channels
+    SNAPSHOT_BYTES = 114688  # room for the state of the estimators of all channels
 
 # Streams: one number and one name each, in core/records.py too (a test holds them equal).
 cdef enum:
@@ -93,6 +93,7 @@ cdef enum:
     TRACE_TICK = 7           # the actuator's control tick, time in ns
     TRACE_SNAPSHOT = 8       # index: number of the snapshot of the estimators taken at this point
     TRACE_CURVE = 9          # a calibration. channel: slot, phase: PART_*, index: word, value: its 8 bytes
+    TRACE_TURN = 10          # value: time of a turn of the stirrer, microseconds; 0 when it does not turn
 
 cdef union TraceValue:
     int64_t i
@@ -132,7 +133,6 @@ cdef enum:
     COMMAND_TEMPERATURE = 10  # value: 1 reads the sensor, 0 stops
     COMMAND_SIMULATION = 11   # index: parameter of the simulated vial, value
     COMMAND_CURVE = 12        # what the host has staged becomes words of a slot of the estimators
-    COMMAND_REFERENCE = 13    # channel, value: coefficient of the reference (reference.pxd); NaN: learn it
 
 cdef struct Command:
     uint32_t id

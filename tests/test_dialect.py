@@ -18,7 +18,7 @@ from stirbar.bridge.dialect import (
     scalar,
     timestamp,
 )
-from stirbar.core.records import KIND_READINGS, READING, Header
+from stirbar.core.records import FLAGS, KIND_READINGS, READING, Header
 
 
 class Said(list[tuple[str, bytes, int, bool]]):
@@ -269,3 +269,36 @@ def test_topics_both_ways() -> None:
     assert back is not None
     assert (back.unit, back.experiment, back.job, back.setting) == ("u_1", "e__", "stirring", "target_rpm")
     assert topics.parse_set("a/b", "a/b/u/e/stirring/set") is None
+
+
+def calibrated(stream: int, value: float, raw: float) -> bytes:
+    fields = list(READING.unpack(reading(stream, 0, value)))
+    fields[8] = raw  # signal_v: the uncalibrated value
+    fields[14] &= ~FLAGS["uncalibrated"]
+    return READING.pack(*fields)
+
+
+def test_golden_payloads_of_calibrated_readings() -> None:
+    dialect, said = make()
+    dialect.setting({"job": "od_reading", "setting": "ir_led_intensity", "value": 80.0})
+    dialect.setting({"job": "od_reading", "setting": "calibration2", "value": {"name": "first", "x": "OD600"}})
+    dialect.reading(header(2), calibrated(2, 1.5, 0.375))
+    dialect.reading(header(5), calibrated(5, 1.25, 0.01))
+    dialect.tick()
+    when = b'"2025-06-15T15:06:40.123Z"'
+    raw = b'{"calibrated":0,"timestamp":' + when + b',"angle":"90","od":0.375,"channel":"2","ir_led_intensity":80.0}'
+    struct = (
+        b'{"calibrated":1,"timestamp":' + when + b',"angle":"90","od":1.5,"channel":"2","ir_led_intensity":80.0,'
+        b'"calibration_name":"first"}'
+    )
+    top = "pioreactor/vial1/exp/od_reading"
+    assert said[1:] == [
+        (f"{top}/raw_od2", raw, 0, True),
+        (f"{top}/calibrated_od2", struct, 0, True),
+        (f"{top}/od2", struct, 0, True),
+        (f"{top}/od_fused", b'{"od_fused":1.25,"timestamp":' + when + b"}", 0, True),
+        (f"{top}/ods", b'{"timestamp":' + when + b',"ods":{"2":' + struct + b"}}", 0, True),
+    ]
+    said.clear()
+    dialect.setting({"job": "od_reading", "setting": "calibration2", "value": None})
+    assert said == [(f"{top}/raw_od2", b"", 0, True), (f"{top}/calibrated_od2", b"", 0, True)]

@@ -107,25 +107,35 @@ def test_commands_and_entry_points_lead_somewhere() -> None:
 
 # --- the compiled loop shows no Python -------------------------------------------------------------------------------
 
-# What the loop's threads may ask of the C library: none of these allocates, locks or waits, but the one sleep.
+# What the loop's threads may ask of the C library: none of these allocates or locks, and none waits but the one sleep, a
+# transfer on the bus (ioctl: for its bits, at most I2C_TIMEOUT), and files of sysfs and of lines that need not wait.
 C_LIBRARY = {
     "memcpy", "memset", "memmove",
     "acos", "asin", "atan", "atan2", "ceil", "copysign", "cos", "exp", "exp2", "expm1", "fabs", "floor", "fmax", "fmin",
     "fmod", "hypot", "log", "log1p", "log2", "lround", "pow", "round", "sin", "sqrt", "tan", "tanh",
     "clock_gettime", "clock_nanosleep",
+    "ioctl", "read", "pwrite", "pwrite64", "close", "strncpy", "__errno_location",
 }  # fmt: skip
 # Behind these pointers is everything that the loop's threads run; the test holds the list complete.
 POINTED_AT = {
     "loop": {"run_thread", "simulate"},
     "sampling": {"sampling_tick", "housekeeping_tick", "temperature_tick"},
     "actuators": {"actuators_tick", "pulses_tick"},
+    "board": {
+        "board_adc_plan", "board_adc_start", "board_adc_gain", "board_adc_convert", "board_adc_read",
+        "board_led_write", "board_temperature_read", "board_rail_read",
+    },
+    "hardware": {
+        "hardware_edges_read", "hardware_stirrer_write", "hardware_pulse", "hardware_stirrer_period",
+    },
     "clock": {"real_now_ns", "real_sleep_until_ns", "virtual_now_ns", "virtual_sleep_until_ns"},
     "sim": {
         "sim_adc_plan", "sim_adc_start", "sim_adc_gain", "sim_adc_convert", "sim_adc_read", "sim_led_write",
         "sim_temperature_read", "sim_rail_read", "sim_edges_read", "sim_stirrer_write", "sim_stirrer_period",
     },
 }  # fmt: skip
-HOST_ONLY = {"configure.pxd"}  # turns Python's configuration into structs, before the threads live
+# these turn objects into structs, before the threads live
+HOST_ONLY = {"configure.pxd", "configure_board.pxd", "configure_outputs.pxd", "stage.pxd"}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +156,7 @@ def test_the_loop_reaches_no_python_and_only_harmless_c(loop_in_c: Compiled) -> 
     reached = loop_in_c.reachable(roots)
     assert python_symbols(reached) == set()
     # so there is no allocation, no lock (and so no GIL to take), no file and no socket in it either
-    outside = {name for name in reached if name not in loop_in_c.defined} - {"__indirect_call"}
+    outside = {name.lstrip("*") for name in reached if name not in loop_in_c.defined} - {"__indirect_call"}
     assert outside <= C_LIBRARY, outside - C_LIBRARY
     inside = {plain(name) for name in reached}
     assert {"drive", "ring_push", "histogram_add", "estimators_apply", "stirring_apply", "port_snapshot"} <= inside
@@ -422,7 +432,8 @@ def test_units_run_commands_that_exist_with_what_the_loop_needs() -> None:
 
     config = load_config()
     highest = max(config.get("loop.config", f"priority_{thread}") for thread in ("sampling", "actuators"))
-    starts = {"worker": "worker", "bridge": "bridge", "leader": "leader", "recorder": "record --continuous"}
+    starts = {"guard": "guard", "worker": "worker", "bridge": "bridge", "leader": "leader"}
+    starts["recorder"] = "record --continuous"
     for name, start in starts.items():
         text = (ROOT / "core" / "deploy" / f"stirbar-{name}.service").read_text()
         command = re.search(r"^ExecStart=/opt/stirbar/bin/stirbar (.+)$", text, re.MULTILINE)
@@ -432,6 +443,10 @@ def test_units_run_commands_that_exist_with_what_the_loop_needs() -> None:
         if name == "worker":
             assert rtprio and int(rtprio[1]) == highest and "LimitMEMLOCK=infinity" in text
             assert "RestrictRealtime" not in text and "PrivateNetwork=yes" in text
+            assert "Wants=stirbar-guard.service" in text
+        elif name == "guard":
+            assert rtprio and int(rtprio[1]) > highest and "LimitMEMLOCK=infinity" in text
+            assert "OOMScoreAdjust=-1000" in text and "Before=stirbar-worker.service" in text
         else:
             assert rtprio is None and "RestrictRealtime=yes" in text
     limits = (ROOT / "core" / "deploy" / "stirbar-limits.conf").read_text()
@@ -501,10 +516,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
 def test_the_source_distribution_has_what_a_build_and_its_tests_need(built: dict[str, pathlib.Path]) -> None:
     with tarfile.open(built["sdist"]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
+    assert "pyx/guard/guard.c" in names
     for path in [*COMPILED_FILES, *PYTHON_FILES, *ROOT.glob("pyx/*.pyi"), *ROOT.glob("tests/*.py")]:
         assert named(path) in names
     assert {"setup.py", "pyproject.toml", "LICENSE", "README.md", "Makefile", "config.example.ini"} <= names
-    assert not [name for name in names if name.endswith((".so", ".pyc")) or name.startswith("build/")]
+    built_files = (".so", ".pyc", "stirbar-guard")
+    assert not [name for name in names if name.endswith(built_files) or name.startswith("build/")]
 
 
 def test_the_wheel_has_what_runs_and_nothing_else(built: dict[str, pathlib.Path]) -> None:
@@ -515,6 +532,7 @@ def test_the_wheel_has_what_runs_and_nothing_else(built: dict[str, pathlib.Path]
     package = {
         "stirbar/__init__.py", "stirbar/py.typed", "stirbar/core/config.example.ini", "stirbar/core/worker.py",
         "stirbar/bridge/command.py", "stirbar/bridge/migrations/0001_first.sql", "stirbar/web/demo.py",
+        "stirbar/rt/guard/stirbar-guard",
         *(f"stirbar/rt/{path.name}" for path in [*ROOT.glob("pyx/*.pxd"), *ROOT.glob("pyx/*.pyi")]),
         *(f"stirbar/core/deploy/{path.name}" for path in (ROOT / "core" / "deploy").iterdir()),
         *(f"stirbar/{named(path)}" for path in (ROOT / "web" / "static").rglob("*") if path.is_file()),
@@ -540,6 +558,8 @@ def test_an_installed_stirbar_runs_outside_the_tree(built: dict[str, pathlib.Pat
     assert run(stirbar, "--version", cwd=tmp_path, env=environment) == f"stirbar {VERSION}\n"
     where = run(python, "-c", "import stirbar.rt.loop as m; print(m.__file__)", cwd=tmp_path, env=environment)
     assert where.startswith(str(site))
+    guard = site / "stirbar" / "rt" / "guard" / "stirbar-guard"
+    assert run(guard, "--version") == f"stirbar-guard {VERSION}\n"
     twin = run(stirbar, "twin", "--hours", "0.01", "--json", cwd=tmp_path, env=environment)
     assert '"missed_conversions"' in twin
     for command in ("bridge", "leader", "demo"):

@@ -142,6 +142,7 @@ static void put_level(int offset, bool level, int64_t t) {
     if (line->level == level) return;
     plant_settle(t);
     line->level = level;
+    record_edge(offset, level, t);
     line_changed(offset, t);
 }
 

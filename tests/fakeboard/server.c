@@ -13,6 +13,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
@@ -30,6 +31,7 @@ struct peer {
     /* HANDLE */
     uint32_t handle, what;
     int slave;
+    bool locked;                        /* by flock(); exclusive, whoever waits is refused */
     struct request_of_lines *held;
 };
 
@@ -215,10 +217,21 @@ static void do_events(struct peer *program, const struct request *request) {
     answer(program, -1);
 }
 
+static int adapter_lock(struct peer *handle, int operation) {
+    handle->locked = false;
+    if (operation & LOCK_UN) return 0;
+    for (uint32_t i = 0; i < handle_count; i++)
+        if (handles[i] && handles[i]->what == OPEN_I2C && handles[i]->locked && !holder_hung_up(handles[i]))
+            return -EWOULDBLOCK;
+    handle->locked = true;
+    return 0;
+}
+
 static void do_adapter(struct peer *program, const struct request *request) {
     struct peer *handle = handle_of(request, OPEN_I2C);
     int result = 0;
     if (!handle) result = -ENODEV;
+    else if (request->argument == ADAPTER_LOCK) result = adapter_lock(handle, (int)request->index);
     else if (request->argument == I2C_TIMEOUT) bus_set_timeout(request->index);
     else if (request->argument != I2C_SLAVE && request->argument != I2C_SLAVE_FORCE) result = 0;
     else if (request->index > 0x7f) result = -EINVAL;
@@ -367,6 +380,7 @@ static int serve(void) {
     struct peer *asking[64];
     int asked = 0, count = epoll_wait(poller, events, 64, -1);
     char unused[8];
+    if (count < 0) return 1;            /* stopped and continued: first see who asked meanwhile */
     for (int i = 0; i < count; i++) {
         struct peer *peer = events[i].data.ptr;
         if (!(events[i].events & EPOLLIN)) continue;

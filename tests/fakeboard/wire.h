@@ -13,12 +13,14 @@
 #include <stdio.h>
 #include <string.h>
 
+enum { ADAPTER_LOCK = 1 };              /* flock(): index is its operation */
+
 enum {
     OP_OPEN,          /* argument: what, index: number of the device -> descriptor */
     OP_GPIO,          /* argument: ioctl of a GPIO chip, data: its struct -> the struct, perhaps a descriptor */
     OP_LINE,          /* argument: ioctl of requested lines, data: its struct -> the struct */
     OP_EVENTS,        /* argument: how many at most -> events; flag REPLY_DRAINED: take the byte out */
-    OP_ADAPTER,       /* argument: I2C_SLAVE, I2C_TIMEOUT .., index: its argument */
+    OP_ADAPTER,       /* argument: I2C_SLAVE, I2C_TIMEOUT .., or ADAPTER_LOCK; index: its argument */
     OP_TRANSFER,      /* argument: number of messages, data: struct message and bytes of each -> bytes read */
     OP_SYSFS          /* data: path, 0, text written */
 };

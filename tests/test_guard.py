@@ -1,0 +1,290 @@
+"""The guard: what it holds is off, and goes off whatever becomes of the worker. On the fake board and the kernel's."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+from board_bench import board
+from board_uapi import OUTPUT, Lines
+from guards import LINES, RunningGuard, compiled_guard
+from running import wait_for
+from stirbar.core import guard as guard_client
+from stirbar.core import guard_command
+from stirbar.core.config import load_config
+from stirbar.core.profiles import load_profile
+
+on_board = board("eyespy")
+PWM = "/sys/class/pwm/pwmchip0/pwm1"
+ALL_LINES = [f"--line={name}={number}" for name, number in LINES.items()]
+
+
+@pytest.fixture(scope="module")
+def executable(tmp_path_factory):
+    from board_bench import current_bench
+
+    here = current_bench()
+    return compiled_guard(tmp_path_factory.mktemp("guard"), here.where if here else "")
+
+
+@pytest.fixture
+def start(executable):
+    """start(arguments...) -> RunningGuard; all are ended with the test."""
+    started: list[RunningGuard] = []
+
+    def run(*arguments: str) -> RunningGuard:
+        started.append(RunningGuard(executable, *arguments))
+        return started[-1]
+
+    yield run
+    for one in started:
+        one.close()
+
+
+def low_after(bench, line: int, since: float, seconds: float) -> float:
+    """How long until a line was low, seconds."""
+    wait_for(lambda: bench.level(line) == 0, seconds, f"line {line} low", every_s=0.0005)
+    return time.monotonic() - since
+
+
+# --- what it holds ---------------------------------------------------------------------------------------------------
+
+
+@on_board
+def test_everything_is_off_from_the_start_and_the_worker_gets_it_by_name(bench, start):
+    with Lines([LINES["heating"], LINES["stirring"]], OUTPUT, values=3):
+        pass
+    assert bench.level(18) == bench.level(17) == 1  # a program ended: its outputs stay as they were
+    guard = start(*ALL_LINES, f"--pwm=media={PWM}@4000000").ready()
+    assert bench.level(18) == bench.level(17) == 0
+    given = guard_client.connect(guard.path)
+    assert list(given.lines) == list(LINES) and list(given.pwms) == ["media"] and given.heartbeat >= 0
+    with pytest.raises(OSError, match="busy"):
+        Lines(17, OUTPUT)
+    Lines.of(given.lines["stirring"]).set(1)
+    assert (bench.level(17), bench.level(18)) == (1, 0)
+    given.close()
+    low_after(bench, 17, time.monotonic(), 5)
+    guard.wait_said("hung up: outputs off")
+
+
+@on_board
+def test_a_busy_line_is_named_with_its_user(bench, start):
+    with Lines(17, OUTPUT, consumer=b"old-stirrer"):
+        guard = start(*ALL_LINES)
+        assert guard.process.wait(10) == 1
+    said = guard.errors()
+    assert len(said.splitlines()) == 1
+    assert "line 17 (stirring) of /dev/gpiochip0 is in use by 'old-stirrer': end that program" in said
+
+
+@on_board
+def test_two_guards_do_not_share_a_socket(bench, start, executable):
+    guard = start(*ALL_LINES).ready()
+    second = subprocess.run([executable, f"--socket={guard.path}"], capture_output=True, text=True, timeout=10)
+    assert second.returncode == 1 and "another guard already serves" in second.stderr
+    third = start(*ALL_LINES)
+    assert third.process.wait(10) == 1 and "(a guard, or a worker that has outlived its guard)" in third.errors()
+
+
+@on_board
+def test_a_line_that_the_chip_lacks_is_named(bench, start):
+    guard = start("--line=heating=99")
+    assert guard.process.wait(10) == 1 and "has no line 99 (heating): it has 58" in guard.errors()
+
+
+def test_its_arguments_are_checked(executable, tmp_path):
+    for arguments in (["--line=17"], ["--line=a=17x"], ["--pwm=a="], ["--what"], [], ["--socket=" + 200 * "x"], ["x"]):
+        socket = [] if not arguments or "--socket" in arguments[0] else [f"--socket={tmp_path}/guard"]
+        done = subprocess.run([executable, *socket, *arguments], capture_output=True, text=True, timeout=10)
+        assert done.returncode == 2 and "usage: stirbar-guard" in done.stderr, arguments
+
+
+# --- what makes it safe ----------------------------------------------------------------------------------------------
+
+
+@on_board
+def test_a_killed_worker_leaves_nothing_on(bench, start):
+    guard = start(*ALL_LINES, f"--pwm=media={PWM}@4000000").ready()
+    worker = guard.worker()
+    for name in (*LINES, "media"):
+        worker.do(f"duty {name} {'40' if name == 'media' else '100'}")
+    assert [bench.level(line) for line in LINES.values()] == [1, 1, 1]
+    assert (bench.number("board/pwm/1/duty_ns"), bench.number("board/pwm/1/enabled")) == (1_600_000, 1)
+    killed_at = worker.kill()
+    took_s = low_after(bench, LINES["stirring"], killed_at, 5)
+    wait_for(lambda: not bench.number("board/pwm/1/enabled"), 5, "PWM disabled")
+    assert [bench.level(line) for line in LINES.values()] == [0, 0, 0]
+    assert bench.number("board/pwm/1/duty_ns") == 0
+    safe_us = int(guard.wait_said(r"outputs off \(took (\d+) us\)")[1])
+    print(f"{bench.where}: {1e3 * took_s:.1f} ms from SIGKILL to low, of which the guard's writes {safe_us} us")
+    # the rest is the kernel's, to end a Python process; 5 outputs at less than 1 ms each, x 10 for the bench
+    assert took_s < 1.0 and safe_us < 50_000
+
+
+@on_board
+def test_one_worker_at_a_time(bench, start):
+    guard = start(*ALL_LINES).ready()
+    first = guard.worker()
+    first.do("duty stirring 100")
+    second = guard.worker()
+    assert f"refused: the outputs belong to the worker with process number {first.process.pid}" in second.error()
+    assert bench.level(17) == 1
+    # it hangs up but lives on: what it holds cannot be taken from it, so nobody else gets the outputs
+    first.do("close")
+    low_after(bench, 17, time.monotonic(), 5)
+    third = guard.worker()
+    assert "still lives and could write to them" in third.error()
+    first.kill()
+    first.process.wait()
+    fourth = wait_for(lambda: (worker := guard.worker()).said and worker, 5, "the outputs again")
+    fourth.do("duty stirring 100")
+    assert bench.level(17) == 1
+
+
+@on_board
+def test_a_worker_without_heartbeat_is_switched_off_after_3_s(bench, start):
+    guard = start(*ALL_LINES).ready()
+    worker = guard.worker()
+    worker.do("beat")
+    worker.do("duty heating 100")
+    worker.do("duty stirring 100")
+    stop_at = time.monotonic() + 0.5
+    while time.monotonic() < stop_at:
+        worker.do("beat")
+    beaten_at = time.monotonic()
+    worker.process.send_signal(signal.SIGSTOP)
+    took_s = low_after(bench, LINES["heating"], beaten_at, 6)
+    assert 2.5 < took_s < 3.5 and bench.level(17) == 0
+    guard.wait_said("has had no heartbeat for 3 s: outputs off")
+    worker.process.send_signal(signal.SIGCONT)
+    worker.do("beat")
+    guard.wait_said("beats again after")
+    worker.do("duty heating 0")
+    worker.do("duty heating 100")
+    assert bench.level(18) == 1
+
+
+@on_board
+def test_a_worker_that_never_beats_has_nothing_on_either(bench, start):
+    guard = start(*ALL_LINES).ready()
+    worker = guard.worker()
+    begun = time.monotonic()
+    worker.do("duty stirring 100")
+    assert low_after(bench, 17, begun, 6) > 1.5
+
+
+@on_board
+def test_a_worker_that_says_what_nobody_understands_loses_the_outputs(bench, start):
+    guard = start(*ALL_LINES).ready()
+    worker = guard.worker()
+    worker.do("duty stirring 100")
+    worker.do("say")
+    low_after(bench, 17, time.monotonic(), 5)
+    guard.wait_said("sent what this guard does not understand")
+
+
+@on_board
+def test_sigterm_makes_safe(bench, start):
+    guard = start(*ALL_LINES, f"--pwm=media={PWM}").ready()
+    worker = guard.worker()
+    worker.do("duty stirring 100")
+    worker.do("duty media 50")
+    guard.process.terminate()
+    assert guard.process.wait(10) == 0
+    assert bench.level(17) == 0 and bench.number("board/pwm/1/enabled") == 0
+    assert "ends; outputs off" in guard.errors() and not os.path.exists(guard.path)
+
+
+@on_board
+def test_an_output_that_refuses_is_reported(bench, start):
+    guard = start(*ALL_LINES, f"--pwm=media={PWM}").ready()
+    worker = guard.worker()
+    worker.do("duty stirring 100")
+    worker.do("duty media 50")
+    bench.fail("pwm", 2, 5)
+    worker.kill()
+    guard.wait_said("2 of 5 outputs did not take the order to go off")
+    # the orders are given once more when the process has gone
+    wait_for(lambda: not bench.number("board/pwm/1/enabled"), 5, "PWM disabled")
+    assert bench.level(17) == bench.number("board/pwm/1/duty_ns") == 0
+
+
+@on_board
+def test_an_inversed_channel_is_set_right_before_anything_is_on(bench, start):
+    directory = pathlib.Path("/sys/class/pwm/pwmchip0")
+    if not (directory / "pwm2").exists():
+        (directory / "export").write_text("2")
+    for name, text in (("period", "4000000"), ("polarity", "inversed"), ("duty_cycle", "1000000"), ("enable", "1")):
+        (directory / "pwm2" / name).write_text(text)
+    start(f"--pwm=waste={directory}/pwm2@4000000").ready()
+    state = [bench.number(f"board/pwm/2/{name}") for name in ("period_ns", "duty_ns", "enabled", "inversed")]
+    assert state == [4_000_000, 0, 0, 0]
+
+
+def descriptors(process: pathlib.Path) -> list[str]:
+    """What a process has open, but for the pidfd of its worker."""
+    names = [os.readlink(path) for path in (process / "fd").iterdir()]
+    return sorted(name for name in names if "pidfd" not in name)
+
+
+# --- by itself -------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_small_locked_and_opens_nothing_later(tmp_path):
+    """Without a board: one process, its memory locked, the descriptors that it began with."""
+    executable = guard_command.program()
+    guard = RunningGuard(executable).ready()
+    try:
+        process = pathlib.Path(f"/proc/{guard.process.pid}")
+        before = descriptors(process)
+        pss_kb = int(re.search(r"^Pss: +(\d+) kB", (process / "smaps_rollup").read_text(), re.MULTILINE)[1])
+        locked_kb = int(re.search(r"^VmLck:\s+(\d+) kB", (process / "status").read_text(), re.MULTILINE)[1])
+        print(f"the guard takes {pss_kb} kB, {os.path.getsize(executable)} bytes on disk, {locked_kb} kB locked")
+        assert pss_kb < 1000
+        assert "locking memory refused" in guard.errors() or locked_kb > 100
+        faults = [(process / "stat").read_text().split()[i] for i in (9, 11)]
+        given = guard_client.connect(guard.path)
+        assert given.lines == given.pwms == {}
+        given.close()
+        guard.wait_said("hung up: outputs off")
+        assert descriptors(process) == before
+        assert [(process / "stat").read_text().split()[i] for i in (9, 11)] == faults
+    finally:
+        guard.close()
+
+
+def test_no_guard_is_one_sentence_with_a_remedy(tmp_path):
+    with pytest.raises(
+        guard_client.GuardError, match=r"no guard at .*/guard \(No such file.*start it with `stirbar gua"
+    ):
+        guard_client.connect(str(tmp_path / "guard"))
+    with pytest.raises(guard_client.GuardError, match="File name too long"):
+        guard_client.connect("x" * 200)
+
+
+@pytest.mark.parametrize("name", ["hat1.0", "hat1.1", "hat1.2", "model1.5", "xr1.5", "eyespy", "custom-example"])
+def test_every_profile_makes_a_command_line(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("stirbar.core.profiles.gpio_chip_path", lambda profile: "/dev/gpiochip0")
+    monkeypatch.setattr("stirbar.core.profiles.pwm_chip", lambda profile, section: 2)
+    config = load_config(overrides=[("unit", "runtime_directory", str(tmp_path))])
+    profile = load_profile(name)
+    first, socket, *rest = guard_command.arguments(config, profile)
+    assert os.access(first, os.X_OK) and socket == f"--socket={tmp_path}/guard"
+    lines = [device for device in guard_command.ORDER if (section := profile.pwm(device)) and profile.has(section)]
+    assert sum(word.startswith(("--line=", "--pwm=")) for word in rest) == len(lines) > 0
+    numbers = {word.split("=")[1]: word.split("=")[2] for word in rest if word.startswith("--line=")}
+    assert numbers["stirring"] == str(profile.get(profile.pwm("stirring"), "line"))
+    assert rest.index(f"--line=stirring={numbers['stirring']}") == max(
+        index for index, word in enumerate(rest) if word.startswith("--line=")
+    )
+
+
+def test_a_simulated_vial_needs_no_guard(capsys):
+    assert guard_command.main(["--set", "unit.simulate=1"]) == 1
+    assert "needs no guard" in capsys.readouterr().err
