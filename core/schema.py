@@ -288,7 +288,7 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "adc_full_scale_v",
                 "1.024",
                 ("auto", *ADC_FULL_SCALES_V),
-                "Full scale of the converter in V: the smallest that the brightest light does not reach; auto follows it.",
+                "Full scale of the converter in V: the smallest that the light does not reach; auto follows the light.",
             ),
             _integer(
                 "half_cycle",

@@ -16,11 +16,6 @@ from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
 from stirbar.rt.light cimport (
     sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
     sampler_tend_path)
-from stirbar.rt.gain cimport GAIN_AUTO, gain_init, gain_range
-from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
-from stirbar.rt.light cimport (
-    sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
-    sampler_tend_path)
 from stirbar.rt.pilot_pace cimport sampler_pilot, sampler_tend_gain
 from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace_for, port_trace_tend, trace_int
 from stirbar.rt.ring cimport stirbar_load_relaxed
