@@ -13,7 +13,7 @@ import os
 
 from stirbar.core.config import ConfigError, nearest, parse_value
 from stirbar.core.ini import IniFile
-from stirbar.core.schema import Key
+from stirbar.core.schema_keys import Key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

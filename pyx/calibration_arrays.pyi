@@ -1,4 +1,4 @@
-"""The loop's own calibration curves and fused estimate on NumPy arrays; see docs/calibration.md. Never loaded by the worker.
+"""Calibration curves and the fused estimate on NumPy arrays; see docs/calibration.md. Not loaded by the worker.
 
 Synchronization: none; an object belongs to one thread at a time.
 """
