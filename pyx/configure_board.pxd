@@ -92,6 +92,17 @@ cdef inline str open_bus_reason(str path, int code):
     return f"cannot open {path}: {remedy}; or run with --simulate for a simulated vial"
 
 
+cdef inline str lock_holder(int fd):
+    """The process that holds the lock of an open file, as the kernel lists them; where it does not, another worker."""
+    inode = f":{os.fstat(fd).st_ino}"
+    with open("/proc/locks") as locks:
+        for line in locks:
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5].endswith(inode):
+                return f"another worker (process {fields[4]})"
+    return "another worker"
+
+
 cdef inline str errno_name(int code):
     import errno as names
     return names.errorcode.get(code, str(code))
@@ -105,8 +116,8 @@ cdef inline int open_bus(Board* board, profile) except -1:
         raise ConnectionError(open_bus_reason(path, -status))
     if flock(board.bus.fd, LOCK_EX | LOCK_NB) < 0 and errno == EAGAIN:
         raise ConnectionError(
-            f"another worker has {path}: one worker drives a board; stop it (`lsof {path}` names it), or run with"
-            " --simulate for a simulated vial")
+            f"{lock_holder(board.bus.fd)} has {path}: one worker drives a board; stop it, or run with --simulate for a"
+            " simulated vial")
     return 0
 
 
