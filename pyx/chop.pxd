@@ -196,11 +196,13 @@ cdef inline void chop_costs(const ChopPlan* plan, int low, int count, double* co
 
     Variance against B0, times what mains, stirrer, PWM and ambient light add. Lines: harmonics 1-6 of 50 and 60 Hz (or
     of `mains_hz`), worst within +-0.5 Hz each, amplitude 1/h; n rpm/60 for n <= 12, half as strong; n pwm_hz, n <= 3,
-    as strong as the mains. Ambient light leaks in proportion to the length of the half-cycle.
+    as strong as the mains. Ambient light leaks in proportion to the length of the half-cycle; as much as noise costs it
+    at CHOP_DRIFT_S, or where half of the conversions are discarded if that is longer.
     """
     cdef double total[HALF_CYCLES]
     cdef double worst[HALF_CYCLES]
     cdef double base, drift
+    cdef double usual = CHOP_DRIFT_S * plan.rate_hz
     cdef int h, side, offset, i, k
     memset(total, 0, sizeof(total))
     for side in range(1 if plan.mains_hz > 0.0 else 2):
@@ -219,7 +221,7 @@ cdef inline void chop_costs(const ChopPlan* plan, int low, int count, double* co
             chop_line(plan, h * plan.pwm_hz, 1.0 / h, low, count, total)
     for i in range(count):
         k = low + i
-        drift = k / (CHOP_DRIFT_S * plan.rate_hz)
+        drift = k / (usual if usual > 2.0 * plan.discard else 2.0 * plan.discard)
         cost[i] = 4.0 * k / (k - plan.discard) * (1.0 + 100.0 * total[i]) * (1.0 + drift * drift)
 
 

@@ -76,7 +76,8 @@ cdef inline int configure_sampling(SamplingConfig* sampling, config, profile) ex
     sampling.half_cycle_low = HALF_CYCLE_LOW
     sampling.half_cycle_high = HALF_CYCLE_HIGH
     for i in range(MAX_CHANNELS):
-        sampling.full_scale_v[i] = config.get("od_reading.config", "adc_full_scale_v")
+        text = str(config.get("od_reading.config", "adc_full_scale_v"))
+        sampling.full_scale_v[i] = 0.0 if text == "auto" else float(text)
         if profile is not None and profile.get(f"photodiode.{i + 1}", "chip") == "rp2040":
             sampling.full_scale_v[i] = profile.get(f"photodiode.{i + 1}", "full_scale_v")
     if profile is not None and first >= 0:
@@ -123,6 +124,20 @@ cdef inline int configure_od(OdConfig* od, config) except -1:
     od.mains_hz = mains_hz(config)
     classic = config.get("od_reading.config", "ref_normalization") == "classic"
     od.normalization = OD_CLASSIC if classic else OD_UNITY
+    return 0
+
+
+cdef inline int configure_slow_light(OdConfig* od, profile) except -1:
+    """A microcontroller's running mean is chopped at 1 to 4 Hz: at most a reading a second, of five at the least (IS-24)."""
+    cdef int i
+    for i in range(MAX_CHANNELS):
+        if profile is not None and profile.get(f"photodiode.{i + 1}", "pace") == "smoothed":
+            break
+    else:
+        return 0
+    for i in range(od.rates):
+        od.readings_per_second[i] = min(od.readings_per_second[i], 1.0)
+        od.window_s[i] = max(od.window_s[i], 5.0)
     return 0
 
 

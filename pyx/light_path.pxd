@@ -19,14 +19,19 @@ cdef enum:
     PATH_NEAR = 9            # about the best in the finer ones
     PATH_DELAYS = 5
     PATH_STAGES = 4
+    PATH_LEAST_COUNT = 3     # conversions that make a bin
 
 cdef extern from *:
     """
     #define STIRBAR_PATH_TAU_LOW_NS 2e4
     #define STIRBAR_PATH_TAU_HIGH_NS 1e8
     #define STIRBAR_PATH_RESIDUAL 1e-3      /* of a step, in a conversion that is used (IS-25) */
+    #define STIRBAR_PATH_LEAST_VARIANCE 0.0833 /* of a code: of its rounding */
+    #define STIRBAR_PATH_LEAST_GAIN 25.0    /* of the cost, over light that follows at once: less is no time constant */
     #define STIRBAR_PATH_LEAST_SIGNAL 200.0 /* step over its standard error: less says nothing about a thousandth */
     """
+    const double PATH_LEAST_VARIANCE "STIRBAR_PATH_LEAST_VARIANCE"
+    const double PATH_LEAST_GAIN "STIRBAR_PATH_LEAST_GAIN"
     const double PATH_TAU_LOW_NS "STIRBAR_PATH_TAU_LOW_NS"
     const double PATH_TAU_HIGH_NS "STIRBAR_PATH_TAU_HIGH_NS"
     const double PATH_RESIDUAL "STIRBAR_PATH_RESIDUAL"
@@ -37,8 +42,8 @@ cdef struct LightPath:
     int64_t limit_ns[PATH_BINS + 1]  # of the bins
     double sum[2][PATH_BINS]         # of codes; [0] after the light went off, [1] on
     double lag_ns[2][PATH_BINS]      # sum
+    double squares[2][PATH_BINS]     # of codes
     uint32_t count[2][PATH_BINS]
-    double squares                   # of codes, all
     double aperture_ns               # 0: looked at for an instant
     double half_ns                   # of the chop
     int cursor
@@ -48,7 +53,8 @@ cdef struct LightFit:
     double delay_ns
     double settle_ns                 # from an edge to the begin of a conversion that is right to a thousandth
     double signal                    # of the strongest channel: step over its standard error
-    double cost                      # of the fit: sum of squares over the variance of a conversion
+    double cost                      # of the fit: sum of squares over the variance of the bins' means
+    double fast_cost                 # the same for light that follows at once
 
 # A search that is under way: one channel at one (tau, delay) in each step.
 cdef struct LightSearch:
@@ -101,7 +107,7 @@ cdef inline void light_path_add(LightPath* path, int64_t lag_ns, int32_t code, i
     path.sum[on][i] += code
     path.lag_ns[on][i] += <double>lag_ns
     path.count[on][i] += 1
-    path.squares += <double>code * code
+    path.squares[on][i] += <double>code * code
 
 
 cdef inline double light_path_share(
@@ -132,42 +138,44 @@ cdef inline double light_settle_ns(double aperture_ns, double tau_ns, double del
 cdef inline double light_path_cost(
     const LightPath* path, double tau_ns, double delay_ns, double* signal
 ) noexcept nogil:
-    """Sum of squares about the best level and step, over the variance of a conversion; `signal` gets the step over its
-    standard error. A channel of which too little is known adds nothing."""
+    """Sum of squares about the best level and step; `signal` gets the step over its standard error.
+
+    A bin weighs by its count over the variance within it, which is large where the light is steep and the lags differ.
+    A channel of which too little is known adds nothing.
+    """
     cdef double n = 0.0, y = 0.0, r = 0.0, rr = 0.0, ry = 0.0, yy = 0.0
-    cdef double count, mean, share, variance, determinant, step, cost
+    cdef double count, mean, share, weight, step, cost
     cdef int on, i
     cdef int bins = 0
+    signal[0] = 0.0
     for on in range(2):
         for i in range(PATH_BINS):
-            if path.count[on][i] == 0:
+            if path.count[on][i] < PATH_LEAST_COUNT:
                 continue
             count = path.count[on][i]
             mean = path.sum[on][i] / count
             share = light_path_share(
                 path.lag_ns[on][i] / count - delay_ns, path.aperture_ns, path.half_ns, tau_ns)
             share = share if on else 1.0 - share
+            weight = (path.squares[on][i] - count * mean * mean) / (count - 1.0)
+            weight = count / (weight if weight > PATH_LEAST_VARIANCE else PATH_LEAST_VARIANCE)
             bins += 1
-            n += count
-            y += count * mean
-            r += count * share
-            rr += count * share * share
-            ry += count * share * mean
-            yy += count * mean * mean
-    signal[0] = 0.0
-    if bins < 4 or n < 2 * bins:
+            n += weight
+            y += weight * mean
+            r += weight * share
+            rr += weight * share * share
+            ry += weight * share * mean
+            yy += weight * mean * mean
+    if bins < 4:
         return 0.0
-    # within bins; at least the quantisation of a code
-    variance = (path.squares - yy) / (n - bins)
-    variance = variance if variance > 1.0 / 12 else 1.0 / 12
     rr -= r * r / n
     ry -= r * y / n
     yy -= y * y / n
     if rr <= 1e-9 * n:
-        return yy / variance
+        return yy
     step = ry / rr
-    cost = (yy - step * ry) / variance
-    signal[0] = step * sqrt(rr / variance)
+    cost = yy - step * ry
+    signal[0] = step * sqrt(rr)
     return cost if cost > 0.0 else 0.0
 
 
@@ -186,6 +194,8 @@ cdef inline void light_search_begin(LightSearch* search, double aperture_ns, dou
 
 cdef inline void light_search_next(LightSearch* search, double tau_ns, double delay_ns, int candidates) noexcept nogil:
     """A candidate's cost is whole: keep the best, and go on to the next candidate or stage."""
+    if search.stage == 0 and search.candidate == 0:
+        search.best.fast_cost = search.cost
     if search.cost < search.best.cost:
         search.best.cost = search.cost
         search.best.tau_ns = tau_ns
@@ -207,7 +217,7 @@ cdef inline void light_search_next(LightSearch* search, double tau_ns, double de
         return
     search.active = 0
     search.best.settle_ns = light_settle_ns(search.aperture_ns, search.best.tau_ns, search.best.delay_ns)
-    if not search.best.signal >= PATH_LEAST_SIGNAL:
+    if not search.best.signal >= PATH_LEAST_SIGNAL or search.best.fast_cost - search.best.cost < PATH_LEAST_GAIN:
         search.best.tau_ns = NAN
 
 
