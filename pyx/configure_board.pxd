@@ -15,7 +15,7 @@ from stirbar.rt.dac43608 cimport dac43608_init, dac43608_power
 from stirbar.rt.gpio_lines cimport (
     EVENT_QUEUE, GPIO_V2_LINE_FLAG_BIAS_PULL_UP, GPIO_V2_LINE_FLAG_EDGE_FALLING, GPIO_V2_LINE_FLAG_INPUT, O_CLOEXEC,
     O_RDWR, c_close, c_open, gpio_find, gpio_is_bcm, gpio_line_info, gpio_open, gpio_request, gpio_v2_line_info)
-from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
+from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED, HalCounters
 from stirbar.rt.hardware cimport Hardware
 from stirbar.rt.i2c_bus cimport RECOVERY_LINES, RECOVERY_NONE, RECOVERY_REGISTERS, I2cBus, i2c_open, i2c_wire_ns
 from stirbar.rt.outputs cimport outputs_add_hall, outputs_close, outputs_init
@@ -364,3 +364,23 @@ cdef inline list open_hardware(Hardware* hardware, profile, guard):
         close_hardware(hardware)
         raise
     return missing
+
+
+cdef inline dict hardware_counters(const Hardware* hardware, const HalCounters* c):
+    """What goes wrong below the interface, and how busy the bus is, by name; nothing for a simulated vial (no c)."""
+    cdef const I2cBus* bus = &hardware.board.bus
+    if c == NULL:
+        return {}
+    return {
+        "bus_transfer_errors": c.bus_errors,
+        "bus_timeouts": c.bus_timeouts,
+        "bus_recoveries": c.bus_recoveries,
+        "bus_transfers": bus.transfers,
+        "bus_busy_ms": bus.busy_ms,
+        "bus_waits": bus.waited,
+        "ready_lost": c.ready_lost,
+        "edges_lost": c.edges_lost,
+        "garbage": c.garbage,
+        "pulses_late": c.pulses_late,
+        "line_errors": c.line_errors,
+    }
