@@ -212,7 +212,7 @@ def _parse(key: Key, text: str) -> Any:
     except ValueError:
         address = -1
     if not 0x03 <= address <= 0x77:
-        raise ValueError(f"is not allowed; write an I2C address from 0x03 to 0x77")
+        raise ValueError("is not allowed; write an I2C address from 0x03 to 0x77")
     return address
 
 
