@@ -42,7 +42,12 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "od_reading",
         "converter of photodiode {argument} makes {value:.3f} conversions a second",
     ),
-    EVENT_HALF_CYCLE: ("half_cycle", "info", "od_reading", "light chopped at {value:.2f} Hz: {argument} conversions in half a cycle"),
+    EVENT_HALF_CYCLE: (
+        "half_cycle",
+        "info",
+        "od_reading",
+        "light chopped at {value:.2f} Hz: {argument} conversions in half a cycle",
+    ),
     9: (
         "sensor_lost",
         "error",
@@ -55,6 +60,20 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "warning",
         "od_reading",
         "photodiode {argument} is at the converter's limit: lower the LED's intensity or raise adc_full_scale_v",
+    ),
+    12: ("gain", "info", "od_reading", "photodiode {argument} is measured at a full scale of {value:.3f} V"),
+    13: (
+        "over_voltage",
+        "error",
+        "od_reading",
+        "photodiode {argument} gives {value:.2f} V, more than the converter may see: the LED stays off; lower its "
+        "intensity or shade the photodiode, then start od_reading again",
+    ),
+    14: (
+        "high_voltage",
+        "warning",
+        "od_reading",
+        "photodiode {argument} gives {value:.2f} V; above 3.2 V the LED is switched off: lower its intensity",
     ),
     EVENT_LIGHT_PATH: (
         "light_path",

@@ -22,7 +22,9 @@ from stirbar.rt.hal cimport Hal, HalCounters
 from stirbar.rt.hardware cimport Hardware, hardware_hal
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
 from stirbar.rt.od cimport od_init
+from stirbar.rt.od_price cimport OdPrice, od_price
 from stirbar.rt.od_state cimport OdConfig
+from stirbar.rt.outputs cimport OUTPUT_STIRRING, outputs_can_pulse
 from stirbar.rt.ports cimport READING_ROOM, STREAM_COUNT, Port, port_init, port_memory_bytes
 from stirbar.rt.realtime cimport (
     pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start)
@@ -226,6 +228,11 @@ cdef class Loop:
             self.missing = open_hardware(&self.state.hardware, profile, guard)
         except ConnectionError as error:
             raise HardwareError(str(error)) from None
+        if not outputs_can_pulse(
+                &self.state.hardware.outputs, OUTPUT_STIRRING, self.state.actuators.stirrer_period_ns):
+            raise HardwareError(
+                f"[stirring.config] pwm_hz is too high: '{profile.name}' pulses the stirrer's line by timed writes;"
+                " write at most 1000")
         hardware_hal(&self.state.hardware, &self.state.hal)
 
     def _configure_simulation(self, config):
@@ -588,6 +595,17 @@ cdef class Loop:
     def half_cycle(self):
         """k in force: conversions in half a chop cycle."""
         return self.state.sampler.half_cycle
+
+    def price(self):
+        """What chopping costs the first rate's windows, for the k and the converter's rate that are in force
+        (od_price.pxd): {name: value}, empty where nothing is chopped yet."""
+        cdef Sampler* s = &self.state.sampler
+        cdef OdPrice price
+        cdef double mains = s.estimators.od.line.nominal_hz
+        if od_price(sampler_rate_hz(s, s.master), s.half_cycle, s.discard, s.estimators.od.config.window_s[0], mains,
+                    &price):
+            return {}
+        return price
 
     def chop(self):
         """How the light is chopped: half_cycle (k), discard (d), frequency_hz, time constant of the light path

@@ -14,7 +14,7 @@ from stirbar.rt.culture_noise cimport CULTURE_BLOCKS, CultureNoise, culture_nois
 from stirbar.rt.mains cimport mains_channel_init, mains_line_init
 from stirbar.rt.mains_run cimport mains_resync
 from stirbar.rt.od_blocks cimport (
-    od_culture_se, od_fit_blocks, od_keep_block, od_push_culture, od_push_within, od_rate_window,
+    od_block_window, od_culture_se, od_fit_blocks, od_keep_block, od_push_culture, od_push_within, od_rate_window,
 )
 from stirbar.rt.od_half cimport od_clear_culture, od_close, od_drop_half, od_forget_past, od_limit_count
 from stirbar.rt.od_modulation cimport OdModulation, od_modulation
@@ -26,7 +26,7 @@ from stirbar.rt.od_state cimport (
     OD_WINDOW_MINIMUM_S, OD_WINDOWS, OdChannel, OdConfig, OdRate, OdState, OdWindow, od_end_ns, od_newest_ns,
     od_next_middle_ns,
 )
-from stirbar.rt.od_window cimport od_update_scales, od_window
+from stirbar.rt.od_window cimport od_update_scales
 from stirbar.rt.types cimport (
     FLAG_AMBIENT_STEP, FLAG_BLANKED, FLAG_DARK, FLAG_MAINS_UNLOCKED, FLAG_SATURATED, FLAG_STALE_REFERENCE,
     FLAG_UNCALIBRATED, FLAG_WARMING, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION, Reading, STREAM_MODULATION1, STREAM_OD1,
@@ -224,7 +224,7 @@ cdef inline void od_close_block(OdState* s, int channel) noexcept nogil:
     cdef OdChannel* ch = &s.channel[channel]
     cdef OdWindow window
     cdef Reading reading
-    if od_window(s, ch, OD_BLOCK, &window) != 0:
+    if od_block_window(s, ch, &window) != 0:
         return
     od_keep_block(s, ch, &window, s.block_tick_ns)
     ch.trusted = 10 * window.rejected <= window.used

@@ -9,7 +9,7 @@ from libc.math cimport M_PI, cos, fabs, floor, sin
 from stirbar.rt.cholesky cimport solve_cholesky
 from stirbar.rt.chop cimport chop_gain
 from stirbar.rt.mains_run cimport HARMONICS
-from stirbar.rt.od_state cimport OD_BLOCK, OD_RING, OD_TURNS_S, OD_UNUSED, OdChannel, OdNulls, OdState
+from stirbar.rt.od_state cimport OD_RING, OD_TURNS_S, OD_UNUSED, OdChannel, OdNulls, OdState
 from stirbar.rt.types cimport MAX_CHANNELS
 
 cdef extern from *:
@@ -29,7 +29,7 @@ cdef inline int od_window_entries(const OdState* s, int which) noexcept nogil:
     cdef double n = s.rate[which].window_s * 1e9 / s.spacing_ns
     cdef double window_ns = s.rate[which].window_s * 1e9
     cdef int held = s.rate[which].nulls.count
-    if s.turn_ns > 0.0 and which != OD_BLOCK and s.rate[which].window_s >= OD_TURNS_S and s.turn_ns <= window_ns:
+    if s.turn_ns > 0.0 and s.rate[which].window_s >= OD_TURNS_S and s.turn_ns <= window_ns:
         n = <double><int>(window_ns / s.turn_ns + 0.5) * s.turn_ns / s.spacing_ns
     if held and fabs(n - held) < 0.8:
         return held

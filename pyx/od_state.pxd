@@ -167,6 +167,25 @@ cdef struct OdWithin:
     int32_t count
     int32_t blocks                   # that made it
 
+# What a window of one channel says.
+cdef struct OdWindow:
+    double value_v
+    double se_v
+    double ambient_v
+    double bandwidth_hz
+    double window_s
+    int64_t end_ns
+    uint32_t used
+    uint32_t rejected
+    uint32_t lit                     # conversions with the light on
+    uint32_t flags
+    int32_t entries
+    int32_t full                     # as long as was asked for
+    int32_t restarted                # the level moved by more than the window could reject
+    double kept                      # share of the weight
+    double squares                   # of the final weights, whose sum is 1
+    uint32_t entry_flags
+
 # Means of eight differences about a slow level: bubbles that no single one shows.
 cdef struct OdCoarse:
     double level_v
@@ -186,6 +205,7 @@ cdef struct OdChannel:
     CarriedScale off_scale
     CultureNoise culture
     OdCoarse coarse
+    OdWindow last                    # of the first rate; a block of the same chop periods is made of it
     OdWithin within[OD_RATES]
     double sample[OD_BUFFER]         # of the half-cycle that is open
     double lit[OD_BUFFER]            # of the on half-cycle that waits for the dark one after it
@@ -224,6 +244,7 @@ cdef struct OdChannel:
     uint8_t trusted                  # the last block rejected a tenth at most
     uint8_t leveled[OD_WINDOWS]
     uint8_t centred
+    uint8_t moved                    # the level has moved since the last block
     uint8_t strays                   # entries in a row that are not as expected
     uint8_t started
     uint8_t clocked
@@ -251,26 +272,6 @@ cdef struct OdState:
     int32_t taken
     int32_t warming
     int32_t reference                # channel, -1: none
-
-# What a window of one channel says.
-cdef struct OdWindow:
-    double value_v
-    double se_v
-    double ambient_v
-    double bandwidth_hz
-    double window_s
-    int64_t end_ns
-    uint32_t used
-    uint32_t rejected
-    uint32_t lit                     # conversions with the light on
-    uint32_t flags
-    int32_t entries
-    int32_t full                     # as long as was asked for
-    int32_t restarted                # the level moved by more than the window could reject
-    double kept                      # share of the weight
-    double squares                   # of the final weights, whose sum is 1
-    uint32_t entry_flags
-
 
 # Sums over a window's entries, with weights.
 cdef struct OdSums:

@@ -516,6 +516,18 @@ def test_half_cycle_stays_away_from_the_mains():
     assert choose_half_cycle(860.0) == choose_half_cycle(860.0)
 
 
+@pytest.mark.parametrize(("window_s", "k", "mains_hz"), [(0.1, 5, 50.0), (0.5, 6, 60.0), (1.0, 4, 50.0)])
+def test_the_price_of_chopping_agrees_with_the_twin(window_s, k, mains_hz):
+    rate = 911.0
+    price = od_arrays.chop_price(rate, k, window_s, mains_hz)
+    assert price["b1_over_b0"] == pytest.approx(2 / np.sqrt(1 - 1 / k))
+    assert price["b2_over_b0"] == pytest.approx(twin.bound_b2(rate, k, window_s, mains_hz), rel=0.002)
+    assert price["efficiency_b1"] == pytest.approx((price["b1_over_b0"] / price["noise_over_b0"]) ** 2)
+    assert price["noise_over_b0"] < {0.1: 2.6, 0.5: 2.35, 1.0: 2.4}[window_s] and 20 < price["freedom"] < 40
+    with pytest.raises(ValueError, match="45..65"):
+        od_arrays.chop_price(rate, k, window_s, 400.0)
+
+
 def test_chop_gain_agrees_with_the_twin():
     rate, k = 860.0, 5
     for frequency in (0.5, 7.0, 50.0, 86.0, 120.0, 258.0):
