@@ -21,7 +21,8 @@ from stirbar.rt.od_modulation cimport OdModulation, od_modulation
 from stirbar.rt.od_nulls cimport od_design_nulls, od_nulls_hold, od_window_entries
 from stirbar.rt.od_state cimport (
     DUE_BLOCK, DUE_MODULATION, DUE_NULLS, DUE_RATE, DUE_READING, DUE_REFERENCE, DUE_SCALES, ENTRY_CLIPPED, ENTRY_GAP, OD_BLOCK,
-    OD_CLASSIC, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATE_MAXIMUM, OD_RATE_MINIMUM, OD_RATES, OD_REFERENCE, OD_RESTART,
+    OD_CLASSIC, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATE_MAXIMUM, OD_RATE_MINIMUM, OD_RATES, OD_REFERENCE, OD_RESTART, OD_RING,
+    OD_SLOW_ENTRIES,
     OD_SIGNAL, OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S, OD_WARM_SLOPE, OD_WINDOW_MAXIMUM_S,
     OD_WINDOW_MINIMUM_S, OD_WINDOWS, OdChannel, OdConfig, OdRate, OdState, OdWindow, od_end_ns, od_newest_ns,
     od_next_middle_ns,
@@ -52,6 +53,10 @@ cdef inline int od_init_rates(OdState* s) noexcept nogil:
         rate.window_s = window_s
         rate.interval_ns = <int64_t>(1e9 / per_second + 0.5)
         rate.of_blocks = window_s > (OD_DIRECT_SLOW_S if r else OD_DIRECT_S)
+    s.rate[0].nulls.room = OD_RING
+    for r in range(1, OD_WINDOWS):
+        s.rate[r].nulls.begin = OD_RING + (r - 1) * OD_SLOW_ENTRIES
+        s.rate[r].nulls.room = OD_SLOW_ENTRIES
     s.rate[OD_BLOCK].window_s = 1.0
     s.rate[OD_BLOCK].interval_ns = 1000000000
     return 0
