@@ -7,7 +7,9 @@ import numpy as np
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from stirbar.rt cimport chop, converter_clock, culture_noise, mains, mains_run, od, od_price, od_state, od_window, robust
+from stirbar.rt cimport (
+    chop, converter_clock, culture_noise, mains, mains_run, od, od_price, od_state, od_window, robust,
+)
 from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
 from stirbar.core.records import READING_DTYPE

@@ -2,9 +2,9 @@
 # Thread rule: pure; the host thread, or a notebook. It takes a fraction of a millisecond: not for the loop's threads.
 # Units: hertz, seconds; ratios of standard deviations, efficiencies of variances.
 #
-# B0 is the mean of all conversions of a window, the light always on. B1: on minus off, of the conversions that are kept.
-# B2: B1 with dark level, drift and mains (frequency and four harmonics) unknown too: the Cramer-Rao bound of that linear
-# model within the window. A chain that carries the hum's phasors over from before the window may do better than B2.
+# B0 is the mean of all conversions of a window, the light always on. B1: on minus off, of the conversions that are
+# kept. B2: B1 with dark level, drift and mains (frequency and four harmonics) unknown too: the Cramer-Rao bound of that
+# linear model within the window. A chain that carries the hum's phasors over from before may do better than B2.
 
 from libc.errno cimport EINVAL
 from libc.math cimport M_PI, cos, fabs, floor, sin, sqrt

@@ -8,8 +8,9 @@ from libc.string cimport memset
 
 from stirbar.rt.od_nulls cimport od_design_nulls, od_window_entries
 from stirbar.rt.od_state cimport (
-    ENTRY_CLIPPED, ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, ENTRY_WEAK, OD_DECIDE_S, OD_FEWEST, OD_FIRST_READING_S, OD_ITERATIONS,
-    OD_RING, OD_SCALE_ENTRIES, OdChannel, OdEntry, OdNulls, OdState, OdSums, OdWindow,
+    ENTRY_CLIPPED, ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, ENTRY_WEAK, OD_DECIDE_S, OD_FEWEST,
+    OD_FIRST_READING_S, OD_ITERATIONS, OD_RING, OD_SCALE_ENTRIES, OdChannel, OdEntry, OdNulls, OdState, OdSums,
+    OdWindow,
 )
 from stirbar.rt.robust cimport (
     TUKEY_C, CarriedScale, carried_scale_push, mad_scale, median_in_place, winsorised_scale,
@@ -50,9 +51,9 @@ cdef inline void od_weigh(
 ) noexcept nogil:
     """All sums over the newest `count` entries with Tukey's weights about `level` (`inverse_cut` 0: without).
 
-    Weights of the nulls (NULL: equal ones), less for entries of few conversions, none for those whose flags are in `skip`. Noise of single
-    conversions is carried through: entry m has the weight g_m, its on half-cycle g_m and each off half-cycle half the
-    sum of its neighbours' weights.
+    Weights of the nulls (NULL: equal ones), less for entries of few conversions, none for those whose flags are in
+    `skip`. Noise of single conversions is carried through: entry m has the weight g_m, its on half-cycle g_m and each
+    off half-cycle half the sum of its neighbours' weights.
     """
     cdef OdSums sums
     cdef const OdEntry* e

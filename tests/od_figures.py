@@ -123,6 +123,19 @@ def ambient() -> None:
             )
 
 
+def steps() -> None:
+    print("\na culture that steps down: error of the first reading whose window began after it, in se, three noises")
+    for window_s, rate in ((0.0117, 86.0), (0.1, 20.0), (0.2, 20.0), (0.5, 20.0), (1.0, 20.0), (5.0, 2.0)):
+        for share in (0.5, 0.05, 0.01, 0.005, 0.002):
+            found = []
+            for seed in range(3):
+                record = Bench(60, seed=seed).record(shine=lambda t, s=share: np.where(t < 140.003, 1.0, 1.0 - s))
+                out = run(OdChain(["signal"], window_s=window_s, readings_per_second=rate), [record], 860)
+                error = (out["value"] - 0.1 * (1 - share)) / np.median(out["se_instrument"])
+                found.append(error[out["monotonic_ns"] * 1e-9 > 140.028 + window_s][0])
+            print(f"T {window_s:g} s, {share:.1%}: {', '.join(f'{error:+.1f}' for error in found)}")
+
+
 def step_change(window_s: float, volts: float, place: float) -> tuple[float, float]:
     """Light that steps up and down every 2.6 s at a place of the chop period: the largest mean change of readings of an
     age since the step, and the largest spread, in standard errors."""
@@ -236,7 +249,7 @@ def push(minutes: int, window_s: float, level: float) -> None:
         chain.push(0, index, record.code[:whole], record.phase[:whole], record.clipped[:whole])
 
 
-PARTS = {part.__name__: part for part in (noise, hum, bubbles, ambient, errors, rates, speed)}
+PARTS = {part.__name__: part for part in (noise, hum, bubbles, ambient, steps, errors, rates, speed)}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["push"]:
