@@ -61,6 +61,20 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "od_reading",
         "photodiode {argument} is at the converter's limit: lower the LED's intensity or raise adc_full_scale_v",
     ),
+    12: ("gain", "info", "od_reading", "photodiode {argument} is measured at a full scale of {value:.3f} V"),
+    13: (
+        "over_voltage",
+        "error",
+        "od_reading",
+        "photodiode {argument} gives {value:.2f} V, more than the converter may see: the LED stays off; lower its "
+        "intensity or shade the photodiode, then start od_reading again",
+    ),
+    14: (
+        "high_voltage",
+        "warning",
+        "od_reading",
+        "photodiode {argument} gives {value:.2f} V; above 3.2 V the LED is switched off: lower its intensity",
+    ),
     EVENT_LIGHT_PATH: (
         "light_path",
         "notice",

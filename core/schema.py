@@ -284,14 +284,11 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "Seconds of light for a reading of each slower rate; empty is all of it, 1 / rate.",
             ),
             _integer("adc_rate_hz", 860, "Hz", 8, 860, "Conversions a second to ask of the converter.", ADC_RATES_HZ),
-            _real(
+            _choice(
                 "adc_full_scale_v",
-                1.024,
-                "V",
-                0.256,
-                6.144,
-                "Full scale of the converter: the smallest that the brightest light does not reach.",
-                ADC_FULL_SCALES_V,
+                "1.024",
+                ("auto", *ADC_FULL_SCALES_V),
+                "Full scale of the converter in V: the smallest that the light does not reach; auto follows the light.",
             ),
             _integer(
                 "half_cycle",

@@ -76,7 +76,8 @@ cdef inline int configure_sampling(SamplingConfig* sampling, config, profile) ex
     sampling.half_cycle_low = HALF_CYCLE_LOW
     sampling.half_cycle_high = HALF_CYCLE_HIGH
     for i in range(MAX_CHANNELS):
-        sampling.full_scale_v[i] = config.get("od_reading.config", "adc_full_scale_v")
+        text = str(config.get("od_reading.config", "adc_full_scale_v"))
+        sampling.full_scale_v[i] = 0.0 if text == "auto" else float(text)
         if profile is not None and profile.get(f"photodiode.{i + 1}", "chip") == "rp2040":
             sampling.full_scale_v[i] = profile.get(f"photodiode.{i + 1}", "full_scale_v")
     if profile is not None and first >= 0:

@@ -6,8 +6,10 @@ from libc.math cimport NAN, ceil, fabs, floor, isnan
 from libc.stdint cimport int64_t, uint32_t
 
 from stirbar.rt.chop cimport LED_EDGES, ChopPlan, LedEdge, choose_half_cycle, chop_plan_init, led_track_edge
+from stirbar.rt.gain cimport gain_chop
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_SMOOTHED
 from stirbar.rt.light_path cimport light_path_clear, light_search_begin, light_search_step
+from stirbar.rt.pilot cimport pilot_edge
 from stirbar.rt.ports cimport port_event
 from stirbar.rt.ring cimport stirbar_store_relaxed
 from stirbar.rt.sampler_state cimport (
@@ -15,6 +17,7 @@ from stirbar.rt.sampler_state cimport (
 from stirbar.rt.types cimport COMMAND_LED, EVENT_HALF_CYCLE, EVENT_LIGHT_PATH, STREAM_OD1, TRACE_COMMAND
 
 cdef enum:
+    SEEK_MORE = 3             # conversions: no wrong rate within 12 % gets more than 0.8 of the right one's sum
     PATH_FIRST_EDGES = 64     # of the light, in a measurement at the start of a run
     PATH_FEWEST_EDGES = 6     # where the light is slow
     PATH_ROUNDS = 6           # short measurements at the start: each chops as the one before found right
@@ -41,6 +44,20 @@ cdef extern from *:
 
 # --- the LED ---
 
+cdef inline void sampler_tell_edge(Sampler* s, int64_t before_ns, int64_t after_ns, int on) noexcept nogil:
+    """The light has changed: silent converters tell their clocks from it, and a chop period ends when it goes on."""
+    cdef Channel* channel
+    cdef int64_t from_ns
+    cdef int i
+    for i in range(s.active_count):
+        channel = &s.channel[s.active[i]]
+        if channel.plan.pace == PACE_PILOT and not channel.lost:
+            from_ns = before_ns + channel.plan.light_ns
+            pilot_edge(&channel.pilot, from_ns if from_ns < after_ns else after_ns, after_ns)
+        if on and channel.ranged and not channel.lost:
+            channel.acts |= gain_chop(&channel.gain)
+
+
 cdef inline int sampler_light(Sampler* s, int on) noexcept nogil:
     """Switch the OD LED; 0, or minus an errno and the light is as it was."""
     cdef int64_t before_ns = s.clock.now_ns(s.clock.context)
@@ -56,6 +73,8 @@ cdef inline int sampler_light(Sampler* s, int on) noexcept nogil:
             s.lit_ns -= 1e9
             stirbar_store_relaxed(&s.led_seconds, s.led_seconds + 1)
     s.lit_from_ns = after_ns
+    if on != s.led.on:
+        sampler_tell_edge(s, before_ns, after_ns, on)
     led_track_edge(&s.led, before_ns, after_ns, on)
     return 0
 
@@ -231,6 +250,10 @@ cdef inline void sampler_edge(Sampler* s) noexcept nogil:
 
     A burst begins and ends with a dark half-cycle; in a pause nothing is fed to the estimators.
     """
+    if s.held:
+        if s.led.on:
+            sampler_light(s, 0)
+        return
     if s.burst:
         s.burst_left -= 1
         if s.burst_left <= 0:
@@ -247,9 +270,15 @@ cdef inline void sampler_edge(Sampler* s) noexcept nogil:
         sampler_learn_edge(s)
 
 
+cdef inline int sampler_half_cycle(const Sampler* s) noexcept nogil:
+    """k; while the clock of a silent converter is sought beside another's, every other time more: edges at equal
+    intervals would fit several rates."""
+    return s.half_cycle + (SEEK_MORE if s.seeking and s.path_edges & 2 else 0)
+
+
 cdef inline void sampler_chop(Sampler* s) noexcept nogil:
     """Change the light when the master has made k conversions under it."""
     cdef Channel* master = &s.channel[s.master]
-    if <int>(master.last_index - s.toggled_index) >= s.half_cycle:
+    if <int>(master.last_index - s.toggled_index) >= sampler_half_cycle(s):
         s.toggled_index = master.last_index
         sampler_edge(s)

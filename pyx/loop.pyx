@@ -24,6 +24,7 @@ from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
 from stirbar.rt.od cimport od_init
 from stirbar.rt.od_price cimport OdPrice, od_price
 from stirbar.rt.od_state cimport OdConfig
+from stirbar.rt.outputs cimport OUTPUT_STIRRING, outputs_can_pulse
 from stirbar.rt.ports cimport READING_ROOM, STREAM_COUNT, Port, port_init, port_memory_bytes
 from stirbar.rt.realtime cimport (
     pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start)
@@ -227,6 +228,11 @@ cdef class Loop:
             self.missing = open_hardware(&self.state.hardware, profile, guard)
         except ConnectionError as error:
             raise HardwareError(str(error)) from None
+        if not outputs_can_pulse(
+                &self.state.hardware.outputs, OUTPUT_STIRRING, self.state.actuators.stirrer_period_ns):
+            raise HardwareError(
+                f"[stirring.config] pwm_hz is too high: '{profile.name}' pulses the stirrer's line by timed writes;"
+                " write at most 1000")
         hardware_hal(&self.state.hardware, &self.state.hal)
 
     def _configure_simulation(self, config):

@@ -13,13 +13,16 @@ from stirbar.rt.chop cimport LED_EDGES, LedEdge, LedTrack, led_track_phase
 from stirbar.rt.clock cimport Clock
 from stirbar.rt.converter_clock cimport ConverterClock
 from stirbar.rt.estimators cimport Estimators, estimators_apply, estimators_take
-from stirbar.rt.hal cimport AdcPlan, Conversion, Hal
+from stirbar.rt.gain cimport (
+    GAIN_FOREIGN, GAIN_FRESH, GAIN_IN_FORCE, Gain, gain_admit, gain_conversion, gain_multiple, gain_volts_per_code)
+from stirbar.rt.hal cimport PACE_PILOT, AdcPlan, Conversion, Hal
 from stirbar.rt.light_path cimport LightFit, LightPath, LightSearch, light_path_add
+from stirbar.rt.pilot cimport Pilot, pilot_forget
 from stirbar.rt.ports cimport Port, port_event, port_reading, port_trace, trace_float, trace_int
 from stirbar.rt.sleep_policy cimport SleepPolicy
 from stirbar.rt.types cimport (
-    EVENT_SATURATED, FLAG_SENSOR_LOST, MAX_CHANNELS, PART_CLEAR, PART_DONE, PART_WORD, RECORD_VERSION, STREAM_OD1,
-    TRACE_CLOCK, TRACE_CONVERSION, TRACE_CURVE, TRACE_PERIOD, Reading, TraceItem)
+    EVENT_SATURATED, FLAG_SENSOR_LOST, MAX_CHANNELS, PART_CLEAR, PART_DONE, PART_WORD, PHASE_EDGE, RECORD_VERSION,
+    STREAM_OD1, TRACE_CLOCK, TRACE_CONVERSION, TRACE_CURVE, TRACE_GAIN, TRACE_PERIOD, Reading, TraceItem)
 
 cdef enum:
     CLOCK_BLOCK = 86          # conversions for which one clock model is in force
@@ -37,7 +40,7 @@ cdef struct Staged:
 
 cdef struct SamplingConfig:
     int32_t angle[MAX_CHANNELS]         # -1 not connected, 0 reference
-    double full_scale_v[MAX_CHANNELS]
+    double full_scale_v[MAX_CHANNELS]   # 0: follows the light (gain.pxd)
     double rate_hz                      # a free-running converter makes so many conversions a second at the most
     double mains_hz                     # 0: unknown
     double rpm                          # the stirrer's usual speed, for the choice of k; 0: none
@@ -52,6 +55,8 @@ cdef struct SamplingConfig:
 cdef struct Channel:
     AdcPlan plan
     ConverterClock clock                # PACE_READY
+    Pilot pilot                         # PACE_PILOT
+    Gain gain
     LightPath path                      # how its light follows the LED
     double period_ns                    # from one conversion to the next, of the block in force
     double aperture_ns                  # how long a conversion integrates
@@ -72,6 +77,8 @@ cdef struct Channel:
     uint32_t modelled                   # the estimators have a clock model
     uint32_t lost
     uint32_t clipping                   # reported as saturated
+    int ranged                          # gain is in use
+    int acts                            # GAIN_*: what is to be done before the tick ends
 
 # The turns of converters whose conversions we begin: in each, every channel has one.
 cdef struct HostGrid:
@@ -118,6 +125,8 @@ cdef struct Sampler:
     int sampling
     double edge_from_ns                 # where the light changes, from the end of the master's last conversion on; where
     double edge_to_ns                   #   we time the conversions, before the begin of its next
+    int held                            # by channel: the light must stay off
+    uint32_t seeking                    # by channel: its clock is sought beside the master's
     int measuring                       # the light path, in the conversions that come
     int path_rounds                     # short measurements, at the start of the run, that are done
     int64_t path_from_ns                # when that began, or is to begin
@@ -231,6 +240,18 @@ cdef inline void sampler_model(
     sampler_feed_float(s, TRACE_PERIOD, index, 0, period_ns)
 
 
+cdef inline int sampler_admit(Sampler* s, int index, int64_t begin_ns, int64_t end_ns) noexcept nogil:
+    """At which range a conversion was made (gain_admit); the estimators are told of another one."""
+    cdef Channel* channel = &s.channel[index]
+    cdef int before = channel.gain.in_force
+    cdef int admitted = gain_admit(&channel.gain, begin_ns, end_ns)
+    if admitted == GAIN_FRESH:
+        sampler_feed_float(s, TRACE_GAIN, index, 0, gain_volts_per_code(&channel.gain))
+    if channel.gain.in_force != before and channel.plan.pace == PACE_PILOT:
+        pilot_forget(&channel.pilot)
+    return admitted
+
+
 cdef inline void sampler_conversion(
     Sampler* s, int index, uint32_t number, int64_t begin_ns, int64_t end_ns, const Conversion* conversion,
     int64_t now_ns
@@ -242,14 +263,22 @@ cdef inline void sampler_conversion(
     cdef Channel* channel = &s.channel[index]
     cdef const LedEdge* edge
     cdef TraceItem item
+    cdef int64_t spent_ns
+    cdef int phase = led_track_phase(&s.led, begin_ns, end_ns)
+    cdef int admitted = sampler_admit(s, index, begin_ns, end_ns) if channel.ranged else GAIN_IN_FORCE
     channel.last_end_ns = end_ns
-    if s.measuring and s.led.count:
+    if s.measuring and s.led.count and admitted != GAIN_FOREIGN:
         edge = &s.led.edge[s.led.cursor - 1 if s.led.cursor else LED_EDGES - 1]
-        light_path_add(&channel.path, begin_ns - ((edge.from_ns + edge.to_ns) >> 1), conversion.code, edge.on)
+        # the light changes with the last bit of the write, in the middle of what the call took beyond the bus time
+        spent_ns = edge.to_ns - edge.from_ns - channel.plan.light_ns
+        light_path_add(&channel.path, begin_ns - edge.to_ns + (spent_ns >> 1 if spent_ns > 0 else 0),
+                       conversion.code * gain_multiple(&channel.gain), edge.on)
     if not s.paused:
-        trace_int(&item, TRACE_CONVERSION, index, led_track_phase(&s.led, begin_ns, end_ns), conversion.clipped, number,
-                  conversion.code)
+        trace_int(&item, TRACE_CONVERSION, index, PHASE_EDGE if admitted == GAIN_FOREIGN else phase, conversion.clipped,
+                  number, conversion.code)
         sampler_feed(s, &item)
+    if channel.ranged:
+        channel.acts |= gain_conversion(&channel.gain, conversion.code, conversion.clipped, phase)
     if conversion.clipped and not channel.clipping:
         port_event(&s.port, now_ns, EVENT_SATURATED, index + 1, STREAM_OD1 + index, 0)
     channel.clipping = conversion.clipped

@@ -11,10 +11,12 @@ from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.string cimport memset
 
 from stirbar.rt.chop cimport led_track_init
+from stirbar.rt.gain cimport GAIN_AUTO, gain_init, gain_range
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
 from stirbar.rt.light cimport (
     sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
     sampler_tend_path)
+from stirbar.rt.pilot_pace cimport sampler_pilot, sampler_tend_gain
 from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace_for, port_trace_tend, trace_int
 from stirbar.rt.ring cimport stirbar_load_relaxed
 from stirbar.rt.sampler_state cimport (
@@ -26,7 +28,7 @@ from stirbar.rt.types cimport (
     COMMAND_BLANK, COMMAND_CURVE, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_SIMULATION,
     COMMAND_STIR_STOP, COMMAND_TEMPERATURE, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
     EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, MAX_CHANNELS, RECORD_VERSION, STREAM_OD1, STREAM_TEMPERATURE,
-    TRACE_COMMAND, TRACE_GAIN, TRACE_TURN, Command, Reading, TraceItem)
+    TRACE_COMMAND, TRACE_TURN, Command, Reading, TraceItem)
 
 cdef enum:                        # bits of slow_due, in the order of slow_from_ns and slow_bus_ns
     SLOW_TEMPERATURE = 1
@@ -130,12 +132,15 @@ cdef inline void sampling_tick(void* context, SleepPolicy* policy, int64_t now_n
         if now_ns >= channel.expected_ns:
             if channel.plan.pace == PACE_READY:
                 sampler_fetch(s, s.active[i], now_ns)
+            elif channel.plan.pace == PACE_PILOT:
+                sampler_pilot(s, s.active[i], now_ns)
             else:
                 sampler_look(s, s.active[i], now_ns)
         if channel.due_ns < earliest_ns:
             earliest_ns = channel.due_ns
     if s.channel[s.master].plan.pace != PACE_HOST:
         sampler_chop(s)
+    sampler_tend_gain(s)
     sampler_tend_path(s, now_ns)
     if s.slow_due:
         sampler_tend_slow(s, earliest_ns)
@@ -155,6 +160,9 @@ cdef inline int sampler_plan(Sampler* s, int index) noexcept nogil:
         return -EINVAL
     if channel.plan.pace <= PACE_PILOT and 0.0 < s.config.rate_hz < channel.plan.conversion_hz:
         channel.plan.conversion_hz = channel.plan.rate_hz = s.config.rate_hz
+    channel.ranged = channel.plan.pace != PACE_SMOOTHED
+    gain_init(&channel.gain, gain_range(s.config.full_scale_v[index]) if s.config.full_scale_v[index] else GAIN_AUTO,
+              channel.plan.rate_hz)
     channel.period_ns = 1e9 / channel.plan.rate_hz
     channel.aperture_ns = 0.0 if channel.plan.pace == PACE_SMOOTHED else 1e9 / channel.plan.conversion_hz
     if channel.plan.settle_ns > s.settle_ns:
@@ -169,6 +177,8 @@ cdef inline int sampler_start_channels(Sampler* s, int64_t now_ns) noexcept nogi
     cdef int i, status
     s.active_count = 0
     s.settle_ns = 0
+    s.held = 0
+    s.seeking = 0
     for i in range(MAX_CHANNELS):
         if s.config.angle[i] < 0:
             continue
@@ -187,7 +197,6 @@ cdef inline int sampler_start_channels(Sampler* s, int64_t now_ns) noexcept nogi
         status = sampler_begin(s, s.active[i], now_ns)
         if status:
             return status
-        sampler_feed_float(s, TRACE_GAIN, s.active[i], 0, s.config.full_scale_v[s.active[i]] / 32768.0)
         if channel.plan.pace == PACE_SMOOTHED:  # spread over the period, so that the bus is shared evenly
             channel.expected_ns = channel.due_ns = now_ns + <int64_t>(i * channel.period_ns / s.active_count)
     host_plan(s, now_ns)

@@ -10,14 +10,16 @@ from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t
 
 from stirbar.rt.converter_clock cimport (
     converter_clock_init, converter_clock_next_ns, converter_clock_push, converter_clock_rate_hz)
-from stirbar.rt.hal cimport PACE_HOST, Conversion
+from stirbar.rt.gain cimport gain_full_scale_v, gain_resume, gain_volts_per_code
+from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, Conversion
 from stirbar.rt.light cimport (
     READ_AFTER, sampler_choose_half_cycle, sampler_edge, sampler_has_moved, sampler_light, sampler_publish_chop)
+from stirbar.rt.pilot cimport pilot_init
 from stirbar.rt.ports cimport port_event
 from stirbar.rt.sampler_state cimport (
-    RETRY_NS, SILENCE_NS, Channel, HostGrid, Sampler, host_begin_ns, sampler_conversion, sampler_model,
-    sampler_number, sampler_wants_model)
-from stirbar.rt.types cimport EVENT_RATE_LOCKED, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, STREAM_OD1
+    RETRY_NS, SILENCE_NS, Channel, HostGrid, Sampler, host_begin_ns, sampler_conversion, sampler_feed_float,
+    sampler_model, sampler_number, sampler_wants_model)
+from stirbar.rt.types cimport EVENT_RATE_LOCKED, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, STREAM_OD1, TRACE_GAIN
 
 cdef enum:
     HOST_ASKS = 4            # for a conversion that should be there
@@ -62,6 +64,7 @@ cdef inline void sampler_lost(Sampler* s, int index, int64_t now_ns) noexcept no
     cdef Channel* channel = &s.channel[index]
     channel.expected_ns = channel.due_ns = now_ns + RETRY_NS
     channel.begun = 0
+    s.seeking &= ~(<uint32_t>1 << index)
     if not channel.lost:
         channel.lost = 1
         port_event(&s.port, now_ns, EVENT_SENSOR_LOST, 0, STREAM_OD1 + index, 0)
@@ -72,9 +75,19 @@ cdef inline void sampler_lost(Sampler* s, int index, int64_t now_ns) noexcept no
 cdef inline int sampler_begin(Sampler* s, int index, int64_t now_ns) noexcept nogil:
     """Start a converter anew; 0, or minus an errno."""
     cdef Channel* channel = &s.channel[index]
-    cdef int status = s.hal.adc_start(
-        s.hal.context, index, s.config.full_scale_v[index], channel.plan.conversion_hz, now_ns)
+    cdef double full_scale_v = s.config.full_scale_v[index]
+    cdef int status
+    if channel.ranged:
+        gain_resume(&channel.gain)
+        full_scale_v = gain_full_scale_v(&channel.gain)
+        sampler_feed_float(s, TRACE_GAIN, index, 0, gain_volts_per_code(&channel.gain))
+    else:
+        sampler_feed_float(s, TRACE_GAIN, index, 0, full_scale_v / 32768.0)
+    status = s.hal.adc_start(s.hal.context, index, full_scale_v, channel.plan.conversion_hz, now_ns)
+    channel.acts = 0
     converter_clock_init(&channel.clock, channel.plan.conversion_hz)
+    if channel.plan.pace == PACE_PILOT:
+        pilot_init(&channel.pilot, channel.plan.conversion_hz, channel.plan.settle_ns, now_ns)
     channel.started = 0
     channel.modelled = 0
     channel.heard_ns = now_ns

@@ -8,7 +8,8 @@ from libc.errno cimport EINVAL, ENODEV, EREMOTEIO
 from libc.math cimport fabs, isfinite
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from stirbar.rt.ads1115 cimport (
-    ADC_GARBAGE, ADC_LOST, Ads1115, ads1115_code, ads1115_convert, ads1115_init, ads1115_start)
+    ADC_GARBAGE, ADC_LOST, Ads1115, ads1115_code, ads1115_convert, ads1115_init, ads1115_noise_v, ads1115_range,
+    ads1115_range_next, ads1115_start)
 from stirbar.rt.culture cimport culture_init, culture_start_lag
 from stirbar.rt.fan cimport fan_advance, fan_edges, fan_init, fan_write
 from stirbar.rt.hal cimport PACE_HOST, PACE_READY, PACE_SMOOTHED, AdcPlan, Conversion, Hal
@@ -106,6 +107,13 @@ cdef inline void sim_code(Sim* sim, int channel, double v, Conversion* conversio
     conversion.code = adc.last_code
 
 
+cdef inline void sim_take_range(Sim* sim, int channel, double end_s) noexcept nogil:
+    """Before the conversion that ends at `end_s`: the range that was written meanwhile."""
+    cdef Ads1115* adc = &sim.adc[channel]
+    if adc.next_full_scale_v > 0.0 and end_s > adc.range_after_s + 0.5 * adc.period_s:
+        ads1115_range(adc, sim.parameter, &sim.ziggurat, adc.next_full_scale_v, adc.nominal_hz, sim.thermal.board_degc)
+
+
 cdef inline int sim_read_running(Sim* sim, int channel, double time_s, Conversion* conversion) noexcept nogil:
     """The newest conversion of a free-running converter that has ended: 1, or 0 when none has since the last read."""
     cdef Ads1115* adc = &sim.adc[channel]
@@ -118,6 +126,7 @@ cdef inline int sim_read_running(Sim* sim, int channel, double time_s, Conversio
         skipped = <uint32_t><int64_t>((time_s - end_s) / adc.period_s)
         end_s += skipped * adc.period_s
     sim_advance(sim, end_s)
+    sim_take_range(sim, channel, end_s)
     sim_code(sim, channel, beam_mean_v(sim, &sim.beam[channel], adc, end_s, skipped), conversion)
     conversion.begin_ns = 0
     conversion.index = adc.index + skipped
@@ -199,11 +208,18 @@ cdef inline int sim_adc_read(void* context, int channel, int64_t now_ns, Convers
 
 
 cdef inline int sim_adc_gain(void* context, int channel, double full_scale_v, int64_t now_ns) noexcept nogil:
-    """As sim_adc_start, at the rate in force."""
+    """0; -ENODEV: not started; -EINVAL: no such range; -EREMOTEIO: fault."""
     cdef Sim* sim = <Sim*>context
-    if channel < 0 or channel >= MAX_CHANNELS:
+    if channel < 0 or channel >= MAX_CHANNELS or not sim.adc[channel].running:
         return -ENODEV
-    return sim_adc_start(context, channel, full_scale_v, sim.adc[channel].nominal_hz, now_ns)
+    if <int>sim.parameter[PARAM_ADC1_FAULT + channel] == ADC_LOST:
+        return -EREMOTEIO
+    if sim.plan[channel].pace == PACE_SMOOTHED:
+        return sim_adc_start(context, channel, full_scale_v, sim.adc[channel].nominal_hz, now_ns)
+    if ads1115_noise_v(full_scale_v, sim.adc[channel].nominal_hz) < 0.0:
+        return -EINVAL
+    ads1115_range_next(&sim.adc[channel], full_scale_v, sim_time_s(sim, now_ns))
+    return 0
 
 
 cdef inline int sim_adc_convert(void* context, int channel, int64_t now_ns) noexcept nogil:
@@ -219,6 +235,9 @@ cdef inline int sim_adc_convert(void* context, int channel, int64_t now_ns) noex
     for i in range(MAX_CHANNELS):
         if sim.plan[i].converter == sim.plan[channel].converter:
             sim.beam[i].waiting = 0
+    if sim.adc[channel].next_full_scale_v > 0.0:
+        ads1115_range(&sim.adc[channel], sim.parameter, &sim.ziggurat, sim.adc[channel].next_full_scale_v,
+                      sim.adc[channel].nominal_hz, sim.thermal.board_degc)
     sim.beam[channel].waiting = 1
     sim.beam[channel].begin_s = time_s
     ads1115_convert(&sim.adc[channel], time_s)

@@ -154,6 +154,9 @@ cdef enum:
     EVENT_SENSOR_LOST = 9      # argument: STREAM_*
     EVENT_SENSOR_BACK = 10
     EVENT_SATURATED = 11       # argument: channel
+    EVENT_GAIN = 12            # argument: channel, value: full scale in volts
+    EVENT_OVER_VOLTAGE = 13    # argument: channel, value: volts; the light stays off
+    EVENT_HIGH_VOLTAGE = 14    # argument: channel, value: volts
     EVENT_LIGHT_PATH = 16      # argument: d, value: time constant in ms
 
 cdef packed struct Event:
