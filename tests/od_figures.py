@@ -51,6 +51,17 @@ def noise() -> None:
             f"T {window_s:3} s  {sd / bound:.2f}  {sd / rms(out['se_instrument']):.3f}  "
             f"{sd / rms(out['se_culture']):.3f}  B1 {price['b1_over_b0']:.3f} B2 {price['b2_over_b0']:.3f}"
         )
+    print(
+        "\nlinear part against B2, and what is published as noise / B0; converters 774-946/s, 50 and 60 Hz +-0.5: worst"
+    )
+    for window_s in WINDOWS_S:
+        prices = [
+            chop_price(rate, choose_half_cycle(rate, round(mains, -1)), window_s, mains)
+            for rate in np.arange(774.0, 947.0, 4.3)
+            for mains in (49.5, 50.0, 50.5, 59.5, 60.0, 60.5)
+        ]
+        linear = min(price["efficiency_b2"] for price in prices) / 0.98  # without what the rejection of bubbles costs
+        print(f"T {window_s} s: {linear:.3f}, {max(price['noise_over_b0'] for price in prices):.2f}")
 
 
 def hum() -> None:
