@@ -20,17 +20,17 @@ from stirbar.rt.od_half cimport od_clear_culture, od_close, od_drop_half, od_for
 from stirbar.rt.od_modulation cimport OdModulation, od_modulation
 from stirbar.rt.od_nulls cimport od_design_nulls, od_nulls_hold, od_window_entries
 from stirbar.rt.od_state cimport (
-    DUE_BLOCK, DUE_MODULATION, DUE_NULLS, DUE_RATE, DUE_READING, DUE_REFERENCE, DUE_SCALES, ENTRY_CLIPPED, ENTRY_GAP, OD_BLOCK,
-    OD_CLASSIC, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATE_MAXIMUM, OD_RATE_MINIMUM, OD_RATES, OD_REFERENCE, OD_RESTART,
-    OD_SIGNAL, OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S, OD_WARM_SLOPE, OD_WINDOW_MAXIMUM_S,
-    OD_WINDOW_MINIMUM_S, OD_WINDOWS, OdChannel, OdConfig, OdRate, OdState, OdWindow, od_end_ns, od_newest_ns,
-    od_next_middle_ns,
+    DUE_BLOCK, DUE_MODULATION, DUE_NULLS, DUE_RATE, DUE_READING, DUE_REFERENCE, DUE_SCALES, ENTRY_CLIPPED,
+    ENTRY_GAP, OD_BLOCK, OD_CLASSIC, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATES, OD_RATE_MAXIMUM, OD_RATE_MINIMUM,
+    OD_REFERENCE, OD_RESTART, OD_RING, OD_SIGNAL, OD_SLOW_ENTRIES, OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S,
+    OD_WARM_SLOPE, OD_WINDOWS, OD_WINDOW_MAXIMUM_S, OD_WINDOW_MINIMUM_S, OdChannel, OdConfig, OdRate, OdState,
+    OdWindow, od_end_ns, od_newest_ns, od_next_middle_ns,
 )
 from stirbar.rt.od_window cimport od_update_scales
 from stirbar.rt.types cimport (
     FLAG_AMBIENT_STEP, FLAG_BLANKED, FLAG_DARK, FLAG_MAINS_UNLOCKED, FLAG_SATURATED, FLAG_STALE_REFERENCE,
-    FLAG_UNCALIBRATED, FLAG_WARMING, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION, Reading, STREAM_MODULATION1, STREAM_OD1,
-    STREAM_OD1_RATE1,
+    FLAG_UNCALIBRATED, FLAG_WARMING, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION, STREAM_MODULATION1, STREAM_OD1,
+    STREAM_OD1_RATE1, Reading,
 )
 
 
@@ -52,6 +52,10 @@ cdef inline int od_init_rates(OdState* s) noexcept nogil:
         rate.window_s = window_s
         rate.interval_ns = <int64_t>(1e9 / per_second + 0.5)
         rate.of_blocks = window_s > (OD_DIRECT_SLOW_S if r else OD_DIRECT_S)
+    s.rate[0].nulls.room = OD_RING
+    for r in range(1, OD_WINDOWS):
+        s.rate[r].nulls.begin = OD_RING + (r - 1) * OD_SLOW_ENTRIES
+        s.rate[r].nulls.room = OD_SLOW_ENTRIES
     s.rate[OD_BLOCK].window_s = 1.0
     s.rate[OD_BLOCK].interval_ns = 1000000000
     return 0

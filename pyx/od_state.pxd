@@ -13,7 +13,8 @@ from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
 cdef enum:
     OD_RING = 480            # chop periods that are kept: 5 s at 96 Hz
-    OD_HALF_RING = 240
+    OD_SLOW_ENTRIES = 192    # chop periods of the longest window of a slower rate that is not made of blocks
+    OD_NULL_ROOM = OD_RING + 4 * OD_SLOW_ENTRIES
     OD_BUFFER = 64           # conversions of a half-cycle; more without a change of the light: it is not chopped
     OD_UNCHOPPED = 8         # conversions that make one entry where the light is not chopped
     OD_ITERATIONS = 8
@@ -140,13 +141,14 @@ cdef struct OdBlock:
     uint16_t lit
     uint8_t flags                    # ENTRY_*
 
-# Weights that take mains out of a window's mean, and what they are for. Symmetric: the first half is kept.
+# Weights that take mains out of a window's mean: what they are for. They are in OdState.null_weight, from `begin` on.
 cdef struct OdNulls:
     double hz
     double spacing_ns
     double prior[HARMONICS]
     int32_t count
-    float weight[OD_HALF_RING]        # their sum over the window is 1
+    int32_t begin
+    int32_t room
 
 # One rate of readings; OD_BLOCK: the blocks.
 cdef struct OdRate:
@@ -256,6 +258,7 @@ cdef struct OdState:
     MainsLine line
     OdChannel channel[MAX_CHANNELS]
     OdRate rate[OD_WINDOWS]
+    float null_weight[OD_NULL_ROOM]  # of each window's entries, sum 1
     Reading out[MAX_CHANNELS]
     double spacing_ns                # from one chop period to the next
     double turn_ns                   # of the stirrer; 0: it does not turn, or nobody knows
