@@ -306,9 +306,9 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
             _choice(
                 "ref_normalization",
                 "unity",
-                ("unity", "classic"),
+                ("unity", "classic", "regressed"),
                 "Divide by the reference photodiode relative to its first value of the run (unity), or by its volts"
-                " (classic).",
+                " (classic); regressed is unity without what is left of the LED's temperature coefficient.",
             ),
             _switch("raw", False, "Send the raw conversions always, not only when asked."),
             _switch("autostart", True, "Start reading when the worker starts."),

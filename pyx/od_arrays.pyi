@@ -92,7 +92,7 @@ class OdChain:
         window_s: float = 1.0,
         readings_per_second: float = 10.0,
         mains_hz: float = 0.0,
-        normalization: Literal["unity", "classic"] = "unity",
+        normalization: Literal["unity", "classic", "regressed"] = "unity",
     ) -> None: ...
     def clock(self, channel: int, index0: int, t0_ns: int, period_ns: float) -> None:
         """Clock model from here on: conversion `index0` ended at `t0_ns`, one each `period_ns`."""
