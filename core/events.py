@@ -17,10 +17,12 @@ COMMAND_STIR_STOP = 9
 COMMAND_TEMPERATURE = 10
 COMMAND_SIMULATION = 11
 COMMAND_CURVE = 12
+COMMAND_REFERENCE = 13
 
 EVENT_COMMAND_DONE = 1
 EVENT_COMMAND_REFUSED = 2
 EVENT_STIR_FAULT = 5
+EVENT_REFERENCE_ERROR, EVENT_REFERENCE = 20, 21
 
 # code: (name, level, source, message); the message may use {value}, {argument} and {stream}
 EVENTS: dict[int, tuple[str, str, str, str]] = {
@@ -52,6 +54,18 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "warning",
         "od_reading",
         "photodiode {argument} is at the converter's limit: lower the LED's intensity or raise adc_full_scale_v",
+    ),
+    EVENT_REFERENCE_ERROR: (
+        "reference_error",
+        "debug",
+        "od_reading",
+        "photodiode {argument}: standard error {value:.4f} of the reference's coefficient",
+    ),
+    EVENT_REFERENCE: (
+        "reference",
+        "debug",
+        "od_reading",
+        "photodiode {argument}: coefficient {value:+.4f} of the reference, learned from the LED's temperature",
     ),
 }
 

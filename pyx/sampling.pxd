@@ -15,12 +15,15 @@ from stirbar.rt.estimators cimport Estimators, estimators_apply, estimators_take
 from stirbar.rt.hal cimport Conversion, Hal
 from stirbar.rt.ports cimport (
     Port, port_command, port_event, port_reading, port_trace, port_trace_for, port_trace_tend, trace_float, trace_int)
+from stirbar.rt.reference cimport ReferenceFit
 from stirbar.rt.ring cimport stirbar_load_relaxed
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next, sleep_until
 from stirbar.rt.types cimport (
-    COMMAND_BLANK, COMMAND_CURVE, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_SIMULATION,
+    COMMAND_BLANK, COMMAND_CURVE, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_REFERENCE,
+    COMMAND_SIMULATION,
     COMMAND_STIR_STOP, COMMAND_TEMPERATURE, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
-    EVENT_HALF_CYCLE, EVENT_RATE_LOCKED, EVENT_SATURATED, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, FLAG_SENSOR_LOST,
+    EVENT_HALF_CYCLE, EVENT_RATE_LOCKED, EVENT_REFERENCE, EVENT_REFERENCE_ERROR,
+    EVENT_SATURATED, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, FLAG_SENSOR_LOST,
     MAX_CHANNELS, PART_CLEAR, PART_DONE, PART_WORD, RECORD_VERSION, STREAM_OD1, STREAM_TEMPERATURE, TRACE_CLOCK,
     TRACE_COMMAND, TRACE_CONVERSION, TRACE_CURVE, TRACE_GAIN, TRACE_PERIOD, Command, Reading, TraceItem)
 
@@ -99,6 +102,7 @@ cdef struct Sampler:
     int temperature_lost
     uint32_t bus_errors
     uint32_t stirring_off_told
+    int32_t references_told[MAX_CHANNELS]  # stretches of the reference that the host knows of
 
 
 cdef inline int sampler_feed(Sampler* s, const TraceItem* item) noexcept nogil:
@@ -365,6 +369,8 @@ cdef inline void sampler_command(Sampler* s, const Command* command, int64_t now
         sampler_stop(s)
     elif command.code == COMMAND_BLANK and command.channel < MAX_CHANNELS:
         sampler_feed_float(s, TRACE_COMMAND, command.channel, COMMAND_BLANK, command.value)
+    elif command.code == COMMAND_REFERENCE and command.channel < MAX_CHANNELS:
+        sampler_feed_float(s, TRACE_COMMAND, command.channel, COMMAND_REFERENCE, command.value)
     elif command.code == COMMAND_CURVE:
         sampler_curve(s)
     elif command.code == COMMAND_LED:
@@ -393,6 +399,18 @@ cdef inline void sampler_say_lost(Sampler* s, int stream, int angle, int64_t now
     port_reading(&s.port, &reading)
 
 
+cdef inline void sampler_say_references(Sampler* s, int64_t now_ns) noexcept nogil:
+    """Tell the host of each coefficient of the reference that was learned."""
+    cdef const ReferenceFit* fit
+    cdef int i
+    for i in range(MAX_CHANNELS):
+        fit = &s.estimators.od.reference_fit[i]
+        if fit.stretches != s.references_told[i]:
+            s.references_told[i] = fit.stretches
+            port_event(&s.port, now_ns, EVENT_REFERENCE_ERROR, i + 1, STREAM_OD1 + i, fit.learned_se)
+            port_event(&s.port, now_ns, EVENT_REFERENCE, i + 1, STREAM_OD1 + i, fit.learned)
+
+
 cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
     """Commands, and what the actuator thread says about the stirrer."""
     cdef Sampler* s = <Sampler*>context
@@ -401,6 +419,7 @@ cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t n
     port_trace_tend(&s.port, now_ns)
     while port_command(&s.port, &command):
         sampler_command(s, &command, now_ns)
+    sampler_say_references(s, now_ns)
     if stirring_off != s.stirring_off_told:
         s.stirring_off_told = stirring_off
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_STIR_STOP, stirring_off)
