@@ -147,6 +147,10 @@ class Worker:
         blank: dict[str, float] = result["blank"]
         return blank
 
+    def identify(self) -> float:
+        """Let the LED of the unit's board blink; returns for how many seconds."""
+        return float(self.command("identify")["seconds"])
+
     # --- streams -----------------------------------------------------------------------------------------------------
 
     def messages(

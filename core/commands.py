@@ -268,6 +268,9 @@ class Commands:
         else:
             reply(_success(request, in_force()), [])
 
+    def do_identify(self, request: Request, reply: Reply) -> None:
+        reply(_success(request, {"seconds": self.host.identify()}), [])
+
     def do_simulate(self, request: Request, reply: Reply) -> None:
         if not self.host.loop.simulated():
             raise CommandError("this unit is not simulated", "command")

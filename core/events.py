@@ -22,6 +22,9 @@ COMMAND_REFERENCE = 13
 EVENT_COMMAND_DONE = 1
 EVENT_COMMAND_REFUSED = 2
 EVENT_STIR_FAULT = 5
+EVENT_RATE_LOCKED = 7
+EVENT_HALF_CYCLE = 8
+EVENT_LIGHT_PATH = 16
 EVENT_REFERENCE_ERROR, EVENT_REFERENCE = 20, 21
 
 # code: (name, level, source, message); the message may use {value}, {argument} and {stream}
@@ -35,13 +38,18 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "stirrer does not turn: switched off; check the stir bar, the fan and its cable, then set a target again",
     ),
     6: ("stir_running", "info", "stirring", "stirrer runs at {value:.1f} rpm"),
-    7: (
+    EVENT_RATE_LOCKED: (
         "rate_locked",
         "info",
         "od_reading",
         "converter of photodiode {argument} makes {value:.3f} conversions a second",
     ),
-    8: ("half_cycle", "info", "od_reading", "light chopped at {value:.2f} Hz: {argument} conversions in half a cycle"),
+    EVENT_HALF_CYCLE: (
+        "half_cycle",
+        "info",
+        "od_reading",
+        "light chopped at {value:.2f} Hz: {argument} conversions in half a cycle",
+    ),
     9: (
         "sensor_lost",
         "error",
@@ -54,6 +62,26 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "warning",
         "od_reading",
         "photodiode {argument} is at the converter's limit: lower the LED's intensity or raise adc_full_scale_v",
+    ),
+    12: ("gain", "info", "od_reading", "photodiode {argument} is measured at a full scale of {value:.3f} V"),
+    13: (
+        "over_voltage",
+        "error",
+        "od_reading",
+        "photodiode {argument} gives {value:.2f} V, more than the converter may see: the LED stays off; lower its "
+        "intensity or shade the photodiode, then start od_reading again",
+    ),
+    14: (
+        "high_voltage",
+        "warning",
+        "od_reading",
+        "photodiode {argument} gives {value:.2f} V; above 3.2 V the LED is switched off: lower its intensity",
+    ),
+    EVENT_LIGHT_PATH: (
+        "light_path",
+        "notice",
+        "od_reading",
+        "light follows the LED in {value:.3g} ms: {argument} conversions are discarded after each change",
     ),
     EVENT_REFERENCE_ERROR: (
         "reference_error",

@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from stirbar.core.profiles import Profile
+
 BLINK_NS = 250_000_000  # half a period
 IDENTIFY_NS = 5_000_000_000
 DEBOUNCE_NS = 20_000_000
@@ -97,9 +99,10 @@ class Panel:
     def has_led(self) -> bool:
         return self._led is not None
 
-    def identify(self, now_ns: int) -> None:
-        """Blink for five seconds from now; `step` does it."""
+    def identify(self, now_ns: int) -> float:
+        """Blink from now on; `step` does it. Returns for how many seconds."""
         self._until_ns = now_ns + IDENTIFY_NS
+        return IDENTIFY_NS / 1e9
 
     def step(self, now_ns: int) -> list[bool]:
         """Bring the LED up to date; returns the button's changes since the last step, True for a press.
@@ -135,3 +138,16 @@ class Panel:
             self._led.close()
         if self._button is not None:
             self._button.close()
+
+
+def open_panel(profile: Profile) -> tuple[Panel | None, str]:
+    """The panel of a board, or None and why there is none; a worker runs without one, too."""
+    from stirbar.core.profiles import ProfileError, gpio_chip_path
+
+    button, led = profile.get("gpio", "button"), profile.get("gpio", "pcb_led")
+    if button is None and led is None:
+        return None, ""
+    try:
+        return Panel(gpio_chip_path(profile), button, led), ""
+    except (LineError, ProfileError) as error:
+        return None, f"no button and LED: {error.args[-1]}"

@@ -17,6 +17,7 @@ from stirbar.core.blanks import Blanks, BlankTaking
 from stirbar.core.calibrations import FUSION_SLOT, ActiveCalibrations
 from stirbar.core.history import History
 from stirbar.core.ini import write_atomically
+from stirbar.core.led_hours import LedHours
 from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs
 from stirbar.core.records import Header
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stirbar.core.config import Config
+    from stirbar.core.front_panel import Panel
     from stirbar.rt.loop import Loop
 
     Message = tuple[bytes, bytes, bytes]
@@ -64,8 +66,10 @@ class Host:
         self.directory = directory
         self.version = version
         self.without_outputs = without_outputs
+        self.panel: Panel | None = None  # button and LED, where the board has them
         self.history = History(int(config.get("worker.config", "history_mb")) * 1_000_000)
         self.blanks = Blanks(directory)
+        self.led_hours = LedHours(directory, loop.now_ns())
         self.blank_taking: list[tuple[BlankTaking, Callable[[dict[int, float]], None]]] = []
         self.settings: dict[tuple[str, str], dict[str, object]] = {}
         self.latest: dict[int, dict[str, object]] = {}
@@ -111,6 +115,7 @@ class Host:
     def step(self) -> list[Message]:
         """Drain the loop, and return the messages to publish: (topic, header, payload)."""
         now_ns = self.loop.now_ns()
+        self._step_panel(now_ns)
         self._drain_events(now_ns)
         self._drain_readings()
         self._drain_trace()
@@ -118,9 +123,26 @@ class Host:
         if now_ns >= self._status_at_ns:
             self._status_at_ns = now_ns - (now_ns - self._status_at_ns) % STATUS_PERIOD_NS + STATUS_PERIOD_NS
             self._watch_wall_clock()
+            self.led_hours.update(self.loop.led_seconds(), now_ns)
+            self.publish_setting("od_reading", "led_hours", round(self.led_hours.hours, 2), "h")
+            rail_v = self.loop.rail_v()
+            if rail_v is not None:
+                self.publish_setting("monitor", "voltage_on_pwm_rail", round(rail_v, 2), "V")
             self._publish_json(b"status", records.STREAM_IDS["status"], self.status())
         messages, self._outbox = self._outbox, []
         return messages
+
+    def _step_panel(self, now_ns: int) -> None:
+        if self.panel is None:
+            return
+        for pressed in self.panel.step(now_ns):
+            self.publish_setting("monitor", "button_down", pressed)
+
+    def identify(self) -> float:
+        """Let the board's LED blink; returns for how many seconds. Raises CommandError where there is none."""
+        if self.panel is None or not self.panel.has_led:
+            raise CommandError("this unit has no LED to blink", "command", remedy="its hardware profile names none")
+        return self.panel.identify(self.loop.now_ns())
 
     def _read_wall_offset_ns(self) -> int:
         _, monotonic_ns, realtime_ns = self.loop.clock_triple()
@@ -330,6 +352,11 @@ class Host:
             self.blank_taking.remove((taking, done))
             done(taking.means())
 
+    def _volts_per_code(self) -> float | None:
+        """None where the range follows the light: the trace says it then."""
+        text = str(self.config.get("od_reading.config", "adc_full_scale_v"))
+        return None if text == "auto" else float(text) / 32768.0
+
     def describe(self) -> dict[str, object]:
         """Who this unit is and what it can do."""
         units = {channel: str(curve["x"]) for channel, curve in self.calibrations.channels().items()}
@@ -351,7 +378,7 @@ class Host:
                     "name": "REF" if angle == 0 else f"{angle}°",
                     "unit": units.get(channel, "AU"),
                     "reference": angle == 0,
-                    "volts_per_code": self.config.get("od_reading.config", "adc_full_scale_v") / 32768.0,
+                    "volts_per_code": self._volts_per_code(),
                 }
                 for channel, angle in self.loop.channels()
             ],

@@ -119,6 +119,26 @@ class OdReading(Job):
             self.name, "interval", 1.0 / float(self.config.get("od_reading.config", "readings_per_second")), "s"
         )
         self.host.publish_setting(self.name, "ir_led_intensity", self.intensity, "%", settable=True)
+        self.host.publish_setting(self.name, "led_duty", self.config.get("od_reading.config", "led_duty"), "%")
+
+    def publish_chop(self) -> None:
+        """How the light is chopped, and what that leaves of ambient light at 0.1, 1 and 5 Hz."""
+        chop = self.host.loop.chop()
+        if chop is None:
+            return
+        publish, name = self.host.publish_setting, self.name
+        publish(name, "half_cycle", chop["half_cycle"], "conversions")
+        publish(name, "discarded", chop["discard"], "conversions")
+        publish(name, "chop_frequency", round(chop["frequency_hz"], 3), "Hz")
+        path_ms = chop["light_path_ms"]
+        publish(name, "light_path", None if path_ms is None else round(path_ms, 4), "ms")
+        publish(name, "ambient_rejection", [round(decibel, 1) for decibel in chop["rejection_db"]], "dB")
+        for setting, ratio in self.host.loop.price().items():
+            publish(name, setting, round(ratio, 4))
+
+    def on_event(self, code: int, value: float) -> None:
+        if code in (events.EVENT_HALF_CYCLE, events.EVENT_LIGHT_PATH, events.EVENT_RATE_LOCKED):
+            self.publish_chop()
 
     def start(self, done: Done) -> None:
         self.become(INIT)

@@ -284,14 +284,11 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "Seconds of light for a reading of each slower rate; empty is all of it, 1 / rate.",
             ),
             _integer("adc_rate_hz", 860, "Hz", 8, 860, "Conversions a second to ask of the converter.", ADC_RATES_HZ),
-            _real(
+            _choice(
                 "adc_full_scale_v",
-                1.024,
-                "V",
-                0.256,
-                6.144,
-                "Full scale of the converter: the smallest that the brightest light does not reach.",
-                ADC_FULL_SCALES_V,
+                "1.024",
+                ("auto", *ADC_FULL_SCALES_V),
+                "Full scale of the converter in V: the smallest that the light does not reach; auto follows the light.",
             ),
             _integer(
                 "half_cycle",
@@ -302,6 +299,14 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "Half a cycle of the chopped light; 0 lets the worker choose it against mains, stirrer and PWM.",
             ),
             _intensity(),
+            _real(
+                "led_duty",
+                50.0,
+                "%",
+                5.0,
+                50.0,
+                "Share of the time in which the LED is lit: 50 chops without a pause, less in bursts of one window each.",
+            ),
             _choice("local_ac_hz", "auto", ("auto", "50", "60"), "Mains frequency in Hz; auto finds it in the light."),
             _choice(
                 "ref_normalization",

@@ -99,22 +99,22 @@ def take_outputs(config: Config) -> tuple[Guard | None, str]:
         return None, str(error)
 
 
-def open_loop(config: Config) -> tuple[Guard | None, Loop]:
-    """The loop on the board that the config names, or the simulated vial; and who holds its outputs.
+def open_loop(config: Config) -> tuple[Loop, Guard | None, str]:
+    """The loop on the board that the config names, or the simulated vial; who holds its outputs, or why nobody does.
 
-    Raises ProfileError or HardwareError where there is no board. Without a guard the worker measures, and moves nothing.
+    Raises ProfileError or HardwareError where there is no board. Without a guard the worker measures and moves nothing.
     """
     profile = profiles.choose(config)
-    outputs, without = take_outputs(config)
+    guard, without = take_outputs(config)
     try:
-        loop = Loop(config, profile=profile, guard=outputs)
+        loop = Loop(config, profile=profile, guard=guard)
     except BaseException:
-        if outputs is not None:
-            outputs.close()
+        if guard is not None:
+            guard.close()
         raise
     for sentence in ([f"no stirring: {without}"] if without else []) + loop.missing:
         print(f"stirbar worker: {sentence}", file=sys.stderr)
-    return outputs, loop
+    return loop, guard, without
 
 
 class WorkerProcess:
@@ -128,7 +128,7 @@ class WorkerProcess:
         self.replies_dropped = 0
         self._lock = take_lock(self.address, paths.runtime_directory(config), self.unit)
         directory = paths.data_directory(config)
-        self.guard, self.loop = open_loop(config)
+        self.loop, self.guard, without = open_loop(config)
         self.host = Host(
             self.loop,
             config,
@@ -140,6 +140,7 @@ class WorkerProcess:
             version=VERSION,
             without_outputs=without,
         )
+        self._open_panel(config)
         self.commands = Commands(self.host)
         self.vitals = Vitals(directory)
         self._vitals_at_ns = self.loop.now_ns()
@@ -149,6 +150,15 @@ class WorkerProcess:
         self.telemetry, self.command = bind(
             self.context, self.address, int(config.get("worker.config", "telemetry_high_water")), self.gate
         )
+
+    def _open_panel(self, config: Config) -> None:
+        if self.loop.simulated():
+            return
+        from stirbar.core.front_panel import open_panel
+
+        self.host.panel, without = open_panel(profiles.choose(config, remembered=True))
+        if without:
+            print(f"stirbar worker: {without}", file=sys.stderr)
 
     def stop(self, *_: object) -> None:
         self.running = False
@@ -219,6 +229,8 @@ class WorkerProcess:
         if self.guard is not None:
             self.guard.close()
         self._publish()
+        if self.host.panel is not None:
+            self.host.panel.close()
         self.telemetry.close()
         self.command.close()
         if self.gate is not None:

@@ -28,6 +28,7 @@ cdef struct Actuators:
     double written_percent   # the duty that the hardware has; -1: nothing written yet
     uint32_t bus_errors
     uint32_t stirring_off    # read by the sampling thread
+    uint32_t turn_us         # time of a turn, once a second, read by the sampling thread; 0: it does not turn
     SleepPolicy* pulses      # of pulses_tick, to be woken by a write
     uint32_t* heartbeat      # the guard's page; NULL: no guard
     uint32_t beats
@@ -40,6 +41,7 @@ cdef inline void actuators_feed(Actuators* a, const TraceItem* item) noexcept no
     cdef Reading reading
     port_trace(&a.port, item)
     if stirring_apply(&a.stirring, item, &reading):
+        stirbar_store_relaxed(&a.turn_us, <uint32_t>(60e6 / reading.value) if reading.value > 1.0 else 0)
         port_reading(&a.port, &reading)
 
 

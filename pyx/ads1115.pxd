@@ -3,7 +3,7 @@
 # Units: volts, seconds since the start of the simulation, Hz; codes are 16 bits, left-justified.
 
 from libc.errno cimport EINVAL
-from libc.math cimport fabs, sqrt
+from libc.math cimport ceil, fabs, sqrt
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from stirbar.rt.rng cimport Rng, Ziggurat, rng_next, rng_normal, rng_seed
 from stirbar.rt.sim_parameters cimport (
@@ -48,6 +48,8 @@ cdef struct Ads1115:
     double rate_deviation   # -1..1, drawn from the seed
     double gain_deviation   # standard normal, drawn from the seed for each range
     double offset_deviation
+    double next_full_scale_v  # of the conversions that end after range_after_s; 0: no other than now
+    double range_after_s
     int32_t last_code
     uint64_t seed
     Rng rng
@@ -59,6 +61,7 @@ cdef inline void ads1115_init(Ads1115* adc, uint64_t seed, uint64_t stream, cons
     adc.rate_deviation = <double><int64_t>rng_next(&adc.rng) / 9223372036854775808.0
     adc.offset_deviation = rng_normal(&adc.rng, table)
     adc.seed = rng_next(&adc.rng)
+    adc.next_full_scale_v = 0.0
     adc.last_code = 0
 
 
@@ -93,14 +96,11 @@ cdef inline void ads1115_tune(Ads1115* adc, const double* p, double board_degc) 
     adc.offset_lsb = p[PARAM_ADC_OFFSET_SPREAD_LSB] * adc.offset_deviation + 32768.5
 
 
-cdef inline int ads1115_start(
-        Ads1115* adc, const double* p, const Ziggurat* table, double full_scale_v, double rate_hz, double board_degc,
-        double time_s) noexcept nogil:
-    """Start continuous conversion; the first result comes one period and the wake-up time of 25 us later.
-
-    Returns 0, or -EINVAL for a range or rate that the chip does not have. The gain error belongs to the range: the same
-    range has the same one each time.
-    """
+cdef inline int ads1115_range(
+        Ads1115* adc, const double* p, const Ziggurat* table, double full_scale_v, double rate_hz,
+        double board_degc) noexcept nogil:
+    """Set range and rate; 0, or -EINVAL where the chip has no such. The gain error belongs to the range: the same range
+    has the same one each time."""
     cdef double noise = ads1115_noise_v(full_scale_v, rate_hz)
     cdef Rng range_rng
     if noise < 0.0:
@@ -110,11 +110,38 @@ cdef inline int ads1115_start(
     adc.nominal_hz = rate_hz
     adc.lsb_v = full_scale_v / 32768.0
     adc.table_noise_v = noise
+    adc.next_full_scale_v = 0.0
+    ads1115_tune(adc, p, board_degc)
+    return 0
+
+
+cdef inline int ads1115_start(
+        Ads1115* adc, const double* p, const Ziggurat* table, double full_scale_v, double rate_hz, double board_degc,
+        double time_s) noexcept nogil:
+    """Start continuous conversion; the first result comes one period and the wake-up time of 25 us later.
+
+    Returns 0, or -EINVAL for a range or rate that the chip does not have.
+    """
+    cdef int status = ads1115_range(adc, p, table, full_scale_v, rate_hz, board_degc)
+    if status:
+        return status
     adc.index = 0
     adc.running = 1
-    ads1115_tune(adc, p, board_degc)
     adc.next_s = time_s + 25e-6 + adc.period_s
     return 0
+
+
+cdef inline void ads1115_range_next(Ads1115* adc, double full_scale_v, double time_s) noexcept nogil:
+    """Another range from the conversion after the one that is under way at a moment."""
+    adc.next_full_scale_v = full_scale_v
+    adc.range_after_s = adc.next_s
+    if time_s > adc.next_s:
+        adc.range_after_s += ceil((time_s - adc.next_s) / adc.period_s) * adc.period_s
+
+
+cdef inline void ads1115_convert(Ads1115* adc, double time_s) noexcept nogil:
+    """Begin a single conversion: the result is there one period and the wake-up time of 25 us later."""
+    adc.next_s = time_s + 25e-6 + adc.period_s
 
 
 cdef inline int32_t ads1115_code(const Ads1115* adc, double v, uint8_t* clipped) noexcept nogil:

@@ -275,8 +275,8 @@ cdef inline int ads111x_take_edges(Ads111x* chip, int64_t early_ns, int64_t late
 cdef inline int ads111x_read_ready(Ads111x* chip, int64_t now_ns, Conversion* conversion) noexcept nogil:
     """The newest conversion and its edge's stamp: 1; 0 where there is none that was not fetched before.
 
-    Between the edge and the read the next conversion may have ended. Where the next edge can have come before the end of
-    the answer, the edges say whose code it is; where they cannot, the conversion is given up.
+    Between the edge and the read the next conversion may have ended. Where the next edge can have come before the end
+    of the answer, the edges say whose code it is; where they cannot, the conversion is given up.
     """
     cdef ReadyTrack owner
     cdef uint32_t lost = chip.ready.lost
@@ -333,7 +333,7 @@ cdef inline int ads111x_set_single(Ads111x* chip, double full_scale_v, double co
 
 
 cdef inline int ads111x_convert(Ads111x* chip, double full_scale_v, int input) noexcept nogil:
-    """Begin one conversion of an input (-1: the only one) with the chip's rate; the pointer is set while it converts."""
+    """Begin one conversion of an input (-1: the only one); the pointer is set while it converts."""
     cdef int gain = ads111x_gain_bits(full_scale_v)
     cdef int status
     if gain < 0:

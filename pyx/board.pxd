@@ -119,7 +119,6 @@ cdef inline BoardChannel* board_channel(void* context, int channel) noexcept nog
 
 
 cdef inline int board_adc_plan(void* context, int channel, AdcPlan* plan) noexcept nogil:
-    cdef Board* board = <Board*>context
     cdef BoardChannel* c = board_channel(context, channel)
     if c == NULL:
         return -ENODEV

@@ -19,7 +19,7 @@ from stirbar.rt.gpio_lines cimport (
     GPIO_V2_LINE_FLAG_EDGE_FALLING, GPIO_V2_LINE_FLAG_EDGE_RISING, GPIO_V2_LINE_FLAG_INPUT, GPIO_V2_LINE_FLAG_OUTPUT,
     EdgeQueue, c_close, edges_drain, edges_init, gpio_find, gpio_get, gpio_open, gpio_request, gpio_set)
 from stirbar.rt.hal cimport PACE_HOST, AdcPlan, Conversion, Hal, HalCounters
-from stirbar.rt.i2c_bus cimport GPCLR0, GPLEV0, I2cBus, recover_by_registers
+from stirbar.rt.i2c_bus cimport I2cBus, recover_by_registers
 
 CONVERSION_DTYPE = np.dtype([
     ("ready_ns", "i8"), ("begin_ns", "i8"), ("index", "u4"), ("code", "i4"), ("clipped", "u1"), ("asked_ns", "i8"),

@@ -84,8 +84,8 @@ cdef inline void close_board(Board* board) noexcept:
 cdef inline str open_bus_reason(str path, int code):
     """Why a bus could not be opened, and what to do."""
     remedy = {
-        "ENOENT": "there is no such device: enable I2C (dtparam=i2c_arm=on in /boot/firmware/config.txt, or raspi-config)"
-                  " and load i2c-dev",
+        "ENOENT": "there is no such device: enable I2C (dtparam=i2c_arm=on in /boot/firmware/config.txt, or"
+                  " raspi-config) and load i2c-dev",
         "EACCES": "permission denied: add this user to the group i2c",
         "EPERM": "permission denied: add this user to the group i2c",
     }.get(errno_name(code), os.strerror(code))

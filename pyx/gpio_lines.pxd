@@ -142,16 +142,16 @@ cdef inline int gpio_line_info(int chip, uint32_t line, gpio_v2_line_info* info)
     return 0 if ioctl(chip, GPIO_V2_GET_LINEINFO_IOCTL, info) >= 0 else -errno
 
 
-cdef inline int gpio_request(
+cdef inline int gpio_hold(
         int chip, const uint32_t* lines, int count, uint64_t flags, uint64_t values, const char* consumer,
         uint32_t events) noexcept nogil:
-    """Descriptor of a new request of some lines, non-blocking; -EBUSY: a line is in use.
+    """Descriptor of a new request of some lines; -EBUSY: a line is in use.
 
     flags are GPIO_V2_LINE_FLAG_*, the same for all; values are what outputs begin with, at the moment that they become
     outputs; events is the room for unread edges (0: the kernel's own choice).
     """
     cdef gpio_v2_line_request request
-    cdef int i, mode
+    cdef int i
     if not 0 < count <= LINES_MAXIMUM:
         return -EINVAL
     memset(&request, 0, sizeof(request))
@@ -166,14 +166,23 @@ cdef inline int gpio_request(
         request.config.attrs[0].attr.id = GPIO_V2_LINE_ATTR_ID_OUTPUT_VALUES
         request.config.attrs[0].attr.values = values
         request.config.attrs[0].mask = (<uint64_t>1 << (count - 1) << 1) - 1
-    if ioctl(chip, GPIO_V2_GET_LINE_IOCTL, &request) < 0:
-        return -errno
-    mode = fcntl(request.fd, F_GETFL)
-    if mode < 0 or fcntl(request.fd, F_SETFL, mode | O_NONBLOCK) < 0:
+    return request.fd if ioctl(chip, GPIO_V2_GET_LINE_IOCTL, &request) >= 0 else -errno
+
+
+cdef inline int gpio_request(
+        int chip, const uint32_t* lines, int count, uint64_t flags, uint64_t values, const char* consumer,
+        uint32_t events) noexcept nogil:
+    """As gpio_hold, and reading the descriptor does not wait."""
+    cdef int fd = gpio_hold(chip, lines, count, flags, values, consumer, events)
+    cdef int mode
+    if fd < 0:
+        return fd
+    mode = fcntl(fd, F_GETFL)
+    if mode < 0 or fcntl(fd, F_SETFL, mode | O_NONBLOCK) < 0:
         mode = errno
-        c_close(request.fd)
+        c_close(fd)
         return -mode
-    return request.fd
+    return fd
 
 
 cdef inline int gpio_reconfigure(int fd, uint64_t flags, uint64_t values, uint64_t mask) noexcept nogil:

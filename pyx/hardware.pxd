@@ -1,6 +1,6 @@
 # Why compiled: a real board as the loop sees it: what the sampling thread reads and what the actuator thread moves.
-# Thread rule: the board is the sampling thread's, the outputs are the actuator thread's; they share nothing but counters,
-#   each of which one of them writes.
+# Thread rule: the board is the sampling thread's, the outputs are the actuator thread's; they share nothing but
+#   counters, each of which one of them writes.
 # Units: nanoseconds of CLOCK_MONOTONIC, percent 0..100.
 
 from libc.errno cimport ENODEV

@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stirbar.rt.clock cimport CLOCK_MONOTONIC, read_clock_ns
 from stirbar.rt.gpio_lines cimport (
     GPIO_V2_LINE_FLAG_INPUT, GPIO_V2_LINE_FLAG_OUTPUT, O_CLOEXEC, O_RDWR, c_close, c_open, gpio_get,
-    gpio_reconfigure, gpio_request, gpio_set, ioctl)
+    gpio_hold, gpio_reconfigure, gpio_set, ioctl)
 from stirbar.rt.hal cimport HalCounters
 
 cdef extern from "<linux/i2c.h>" nogil:
@@ -98,23 +98,23 @@ cdef inline void recovery_wait() noexcept nogil:
 
 
 cdef inline int recover_by_lines(I2cBus* bus) noexcept nogil:
-    """1: SDA was low and is free now; 0: it was not low; -ETIMEDOUT: it stays low, or SCL is held; or minus an errno."""
+    """1: SDA was low and is free; 0: it was not low; -ETIMEDOUT: it stays low, or SCL is held; or minus an errno."""
     cdef uint64_t level = 1
-    cdef int scl, i
+    cdef int scl, _i
     cdef int status = -ETIMEDOUT
-    cdef int sda = gpio_request(bus.gpio, &bus.sda, 1, GPIO_V2_LINE_FLAG_INPUT, 0, b"stirbar i2c", 0)
+    cdef int sda = gpio_hold(bus.gpio, &bus.sda, 1, GPIO_V2_LINE_FLAG_INPUT, 0, b"stirbar i2c", 0)
     if sda < 0:
         return sda
     if gpio_get(sda, 1, &level) or level & 1:
         c_close(sda)
         return 0
-    scl = gpio_request(bus.gpio, &bus.scl, 1, GPIO_V2_LINE_FLAG_INPUT, 0, b"stirbar i2c", 0)
+    scl = gpio_hold(bus.gpio, &bus.scl, 1, GPIO_V2_LINE_FLAG_INPUT, 0, b"stirbar i2c", 0)
     if scl < 0:
         c_close(sda)
         return scl
     # a chip that holds SCL must not be driven against
     if gpio_get(scl, 1, &level) == 0 and level & 1 and gpio_reconfigure(scl, GPIO_V2_LINE_FLAG_OUTPUT, 1, 1) == 0:
-        for i in range(RECOVERY_CLOCKS):
+        for _i in range(RECOVERY_CLOCKS):
             gpio_set(scl, 1, 0)
             recovery_wait()
             gpio_set(scl, 1, 1)
@@ -147,12 +147,12 @@ cdef inline int recover_by_registers(I2cBus* bus) noexcept nogil:
     """As recover_by_lines; an output that is always low and an input with a pull-up make an open drain."""
     cdef volatile uint32_t* clear = &bus.registers[GPCLR0]
     cdef int status = -ETIMEDOUT
-    cdef int i
+    cdef int _i
     if pin_is_high(bus.registers, bus.sda):
         return 0
     clear[0] = <uint32_t>1 << bus.sda | <uint32_t>1 << bus.scl
     pin_function(bus.registers, bus.sda, FUNCTION_INPUT)
-    for i in range(RECOVERY_CLOCKS):
+    for _i in range(RECOVERY_CLOCKS):
         pin_function(bus.registers, bus.scl, FUNCTION_OUTPUT)
         recovery_wait()
         pin_function(bus.registers, bus.scl, FUNCTION_INPUT)
@@ -240,7 +240,7 @@ cdef inline void device_init(I2cDevice* device, I2cBus* bus, int address) noexce
 
 
 cdef inline int device_transfer(I2cDevice* device, i2c_msg* messages, int count) noexcept nogil:
-    """A transfer with one chip; once again where it was not acknowledged, for that is quick and may be a disturbance."""
+    """A transfer with one chip; once again where it was not acknowledged: that is quick, and may be a disturbance."""
     cdef int status
     if read_clock_ns(CLOCK_MONOTONIC) < device.retry_ns:
         return -ETIMEDOUT

@@ -4,12 +4,15 @@
 """The compiled loop of a worker: real threads on a Pi, or lock-step in virtual time."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.math cimport NAN, isnan
 from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write, pulses_tick
-from stirbar.rt.configure cimport configure_od, configure_stirring, mains_hz, photodiode_angles
+from stirbar.rt.configure cimport (
+    configure_od, configure_plan, configure_sampling, configure_slow_light, configure_stirring)
 from stirbar.rt.configure_board cimport close_hardware, forget_hardware, open_hardware
+from stirbar.rt.chop cimport chop_rejection_db
 from stirbar.rt.clock cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, WAKE_LATE_ROOM, Clock, VirtualTime, clock_real, clock_virtual,
     read_clock_ns)
@@ -19,18 +22,21 @@ from stirbar.rt.hal cimport Hal, HalCounters
 from stirbar.rt.hardware cimport Hardware, hardware_hal
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
 from stirbar.rt.od cimport od_init
+from stirbar.rt.od_price cimport OdPrice, od_price
 from stirbar.rt.od_state cimport OdConfig
+from stirbar.rt.outputs cimport OUTPUT_STIRRING, outputs_can_pulse
 from stirbar.rt.ports cimport READING_ROOM, STREAM_COUNT, Port, port_init, port_memory_bytes
 from stirbar.rt.realtime cimport (
     pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start)
 from stirbar.rt.ring cimport (
     ring_count, ring_pop, ring_pop_many, ring_push, stirbar_fence, stirbar_load_relaxed,
     stirbar_store_relaxed)
-from stirbar.rt.sampling cimport (
-    Sampler, Staged, housekeeping_tick, sampler_light, sampling_tick, temperature_tick)
 from stirbar.rt.curve cimport Curve
 from stirbar.rt.estimators cimport SLOT_FUSION
 from stirbar.rt.fusion cimport FusionModel
+from stirbar.rt.light cimport sampler_light
+from stirbar.rt.sampler_state cimport Sampler, Staged, sampler_rate_hz
+from stirbar.rt.sampling cimport housekeeping_tick, sampling_tick, temperature_tick
 from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
 from stirbar.rt.sim_parameters cimport PARAM_COUNT
 from stirbar.rt.sleep_policy cimport sleep_for_ever, sleep_on_grid
@@ -118,9 +124,10 @@ class HardwareError(Exception):
 cdef class Loop:
     """The loop with its hardware (`[unit] simulate` chooses the simulated vial) and its two threads.
 
-    `profile` (core/profiles.py) is the board, `guard` (core/guard.py, stays the caller's) holds its outputs; without one
-    nothing moves. `missing` has a sentence for each part of the board that does not answer. `virtual` gives the vial a
-    clock of its own that only `run_until` moves. Raises HardwareError where there is no board.
+    `profile` (core/profiles.py) says which board the hardware is, or the vial's converters are like (None: two with
+    ready lines). `guard` (core/guard.py, stays the caller's) holds a board's outputs; without one nothing moves.
+    `missing` has a sentence for each part of the board that does not answer. `virtual` gives the vial a clock of its
+    own that only `run_until` moves. Raises HardwareError where there is no board.
 
     Synchronization: all methods are for one thread, the host thread.
     """
@@ -137,6 +144,7 @@ cdef class Loop:
     cdef object latency_us
     cdef tuple simulation_names
     cdef readonly list missing
+    cdef object profile
     cdef unsigned long long trace_sequences[THREADS]
     cdef bytes calibration
 
@@ -150,11 +158,12 @@ cdef class Loop:
 
     def __init__(self, config, *, profile=None, guard=None, bint virtual=False):
         self.missing = []
+        self.profile = profile
         self.is_simulated = bool(config.get("unit", "simulate"))
         if not self.is_simulated and (profile is None or virtual):
             raise HardwareError(
-                "a board needs a hardware profile and real time: name one in [unit] hardware, or run with --simulate for"
-                " a simulated vial")
+                "a board needs a hardware profile and real time: name one in [unit] hardware, or run with --simulate"
+                " for a simulated vial")
         if virtual:
             clock_virtual(&self.state.clock, &self.state.virtual_time, VIRTUAL_START_NS)
         else:
@@ -192,14 +201,10 @@ cdef class Loop:
     def _configure_sampler(self, config):
         cdef Sampler* s = &self.state.sampler
         cdef OdConfig od
-        s.master = photodiode_angles(config, &s.config.angle[0])
-        s.config.full_scale_v = config.get("od_reading.config", "adc_full_scale_v")
-        s.config.rate_hz = config.get("od_reading.config", "adc_rate_hz")
-        s.config.half_cycle = config.get("od_reading.config", "half_cycle")
-        s.config.intensity_percent = config.get("od_reading.config", "ir_led_intensity")
-        s.config.mains_hz = mains_hz(config)
-        s.config.rpm = config.get("stirring.config", "initial_target_rpm")
+        s.master = configure_sampling(&s.config, config, self.profile)
+        s.rail_v = NAN
         configure_od(&od, config)
+        configure_slow_light(&od, self.profile)
         if od_init(&s.estimators.od, &od):
             raise ValueError(
                 "[od_reading.config] or [od_config.photodiode_channel] is outside what the estimators can do")
@@ -223,6 +228,11 @@ cdef class Loop:
             self.missing = open_hardware(&self.state.hardware, profile, guard)
         except ConnectionError as error:
             raise HardwareError(str(error)) from None
+        if not outputs_can_pulse(
+                &self.state.hardware.outputs, OUTPUT_STIRRING, self.state.actuators.stirrer_period_ns):
+            raise HardwareError(
+                f"[stirring.config] pwm_hz is too high: '{profile.name}' pulses the stirrer's line by timed writes;"
+                " write at most 1000")
         hardware_hal(&self.state.hardware, &self.state.hal)
 
     def _configure_simulation(self, config):
@@ -236,6 +246,7 @@ cdef class Loop:
         sim.seed = keys[0][1]
         for i in range(MAX_CHANNELS):
             sim.angle[i] = self.state.sampler.config.angle[i]
+            configure_plan(&sim.plan[i], self.profile if sim.angle[i] >= 0 else None, i)
         for i in range(PARAM_COUNT):
             sim.parameter[i] = keys[i + 1][1]
         if sim_init(&self.state.sim, &sim, self.now_ns()):
@@ -266,12 +277,14 @@ cdef class Loop:
         state.sampler.hal = &state.hal
         state.sampler.stirring_off = &state.actuators.stirring_off
         state.sampler.stirring_off_told = 2
+        state.sampler.turn_us = &state.actuators.turn_us
         state.actuators.stirring_off = 1
         state.actuators.hal = &state.hal
         if self.is_simulated:
             state.sampler.simulate = state.actuators.simulate = simulate
             state.sampler.simulated = state.actuators.simulated = &state.sim
         state.actuators.pulses = &state.tasks[TASK_PULSES].policy
+        state.actuators.chop_period_ns = &state.sampler.chop_period_ns
         state.actuators.locked_chop_ns = 0xFFFFFFFF  # no period was chosen yet
         state.actuators.stirrer_period_ns = <int64_t>(1e9 / config.get("stirring.config", "pwm_hz"))
         state.sampler.conversions = &state.tasks[TASK_CONVERSIONS].policy
@@ -530,6 +543,7 @@ cdef class Loop:
             "ring_drops": dropped,
             "trace_drops": state.sampler.port.trace.dropped + state.actuators.port.trace.dropped,
             "bus_errors": s.bus_errors + state.actuators.bus_errors,
+            "slow_reads_forced": s.slow_forced,
         }
 
     def _hal_counters(self):
@@ -581,6 +595,46 @@ cdef class Loop:
     def half_cycle(self):
         """k in force: conversions in half a chop cycle."""
         return self.state.sampler.half_cycle
+
+    def price(self):
+        """What chopping costs the first rate's windows, for the k and the converter's rate that are in force
+        (od_price.pxd): {name: value}, empty where nothing is chopped yet."""
+        cdef Sampler* s = &self.state.sampler
+        cdef OdPrice price
+        cdef double mains = s.estimators.od.line.nominal_hz
+        if od_price(sampler_rate_hz(s, s.master), s.half_cycle, s.discard, s.estimators.od.config.window_s[0], mains,
+                    &price):
+            return {}
+        return price
+
+    def chop(self):
+        """How the light is chopped: half_cycle (k), discard (d), frequency_hz, time constant of the light path
+        (light_path_ms, None while it is not known), settle_ms, and what is left of ambient light that varies at 0.1, 1
+        and 5 Hz in a reading (rejection_db)."""
+        cdef Sampler* s = &self.state.sampler
+        cdef double rate_hz = sampler_rate_hz(s, s.master)
+        cdef double aperture = s.channel[s.master].aperture_ns / s.channel[s.master].period_ns
+        if s.half_cycle == 0:
+            return None
+        return {
+            "half_cycle": s.half_cycle,
+            "discard": s.discard,
+            "frequency_hz": rate_hz / (2 * s.half_cycle),
+            "light_path_ms": None if isnan(s.light_path.tau_ns) else 1e-6 * s.light_path.tau_ns,
+            "settle_ms": 1e-6 * s.settle_ns,
+            "rejection_db": [
+                chop_rejection_db(hertz, rate_hz, s.half_cycle, s.discard, aperture, s.config.window_s)
+                for hertz in (0.1, 1.0, 5.0)
+            ],
+        }
+
+    def led_seconds(self):
+        """For how long the OD LED was lit since the start, as seconds at full intensity."""
+        return stirbar_load_relaxed(&self.state.sampler.led_seconds)
+
+    def rail_v(self):
+        """Voltage of the PWM rail; None where the board cannot tell."""
+        return None if isnan(self.state.sampler.rail_v) or self.state.sampler.rail_absent else self.state.sampler.rail_v
 
     def simulated(self):
         """Whether the hardware is the simulated vial."""

@@ -7,7 +7,7 @@ import numpy as np
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from stirbar.rt cimport chop, converter_clock, culture_noise, mains, mains_run, od, od_state, od_window, robust
+from stirbar.rt cimport chop, converter_clock, culture_noise, mains, mains_run, od, od_price, od_state, od_window, robust
 from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
 from stirbar.core.records import READING_DTYPE
@@ -17,21 +17,48 @@ NORMALIZATIONS = {"unity": od_state.OD_UNITY, "classic": od_state.OD_CLASSIC, "r
 STATE_BYTES = sizeof(od_state.OdState)
 
 
+cdef chop.ChopPlan chop_plan(double rate_hz, double mains_hz, double rpm, int discard, double aperture, double pwm_hz):
+    cdef chop.ChopPlan plan
+    chop.chop_plan_init(&plan, rate_hz, mains_hz, rpm)
+    plan.discard = discard
+    plan.aperture = aperture
+    plan.pwm_hz = pwm_hz
+    return plan
+
+
 def choose_half_cycle(double rate_hz, double mains_hz=0.0, double rpm=0.0, int low=chop.HALF_CYCLE_LOW,
-                      int high=chop.HALF_CYCLE_HIGH):
-    return chop.choose_half_cycle(rate_hz, mains_hz, rpm, low, high)
+                      int high=chop.HALF_CYCLE_HIGH, int discard=1, double aperture=1.0, double pwm_hz=0.0):
+    cdef chop.ChopPlan plan = chop_plan(rate_hz, mains_hz, rpm, discard, aperture, pwm_hz)
+    plan.low = low
+    plan.high = high
+    return chop.choose_half_cycle(&plan)
 
 
-def chop_cost(double rate_hz, int k, double mains_hz=0.0, double rpm=0.0):
+def chop_cost(double rate_hz, int k, double mains_hz=0.0, double rpm=0.0, int discard=1, double aperture=1.0,
+              double pwm_hz=0.0):
+    cdef chop.ChopPlan plan = chop_plan(rate_hz, mains_hz, rpm, discard, aperture, pwm_hz)
     cdef double cost
-    if k < 2:
-        raise ValueError(f"half-cycle of {k} conversions, expected at least 2")
-    chop.chop_costs(rate_hz, mains_hz, rpm, k, 1, &cost)
+    if k < 2 or k <= discard:
+        raise ValueError(f"half-cycle of {k} conversions, expected at least 2, and more than the {discard} discarded")
+    chop.chop_costs(&plan, k, 1, &cost)
     return cost
 
 
-def chop_gain(double frequency_hz, double rate_hz, int k):
-    return chop.chop_gain(frequency_hz, rate_hz, k)
+def chop_gain(double frequency_hz, double rate_hz, int k, int discard=1, double aperture=1.0):
+    return chop.chop_response(frequency_hz, rate_hz, k, discard, aperture)
+
+
+def chop_rejection_db(double frequency_hz, double rate_hz, int k, double window_s, int discard=1, double aperture=1.0):
+    return chop.chop_rejection_db(frequency_hz, rate_hz, k, discard, aperture, window_s)
+
+
+def chop_price(double rate_hz, int k, double window_s=1.0, double mains_hz=50.0, int discarded=1):
+    cdef od_price.OdPrice price
+    if od_price.od_price(rate_hz, k, discarded, window_s, mains_hz, &price) != 0:
+        raise ValueError(f"rate {rate_hz}/s, k {k}, {discarded} discarded, window {window_s} s, mains {mains_hz} Hz: "
+                         "expected rates and windows above 0, k above what is discarded, mains 45..65 Hz")
+    return price
+
 
 
 def classify(edges_ns, levels, starts_ns, ends_ns, int64_t guard_ns=30000, int64_t settle_ns=0):
@@ -232,6 +259,9 @@ cdef class OdChain:
 
     def blank(self, int channel, double value):
         od.od_blank(&self.chain, channel, value)
+
+    def turn(self, double turn_s):
+        od.od_turn(&self.chain, turn_s * 1e9)
 
     def led(self, double intensity_percent):
         od.od_led(&self.chain, intensity_percent)

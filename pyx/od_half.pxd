@@ -46,6 +46,7 @@ cdef inline void od_forget_past(OdChannel* ch) noexcept nogil:
     memset(ch.leveled, 0, sizeof(ch.leveled))
     ch.centred = 0
     ch.strays = 0
+    ch.last.full = 0
     memset(&ch.coarse, 0, sizeof(OdCoarse))
     od_clear_culture(ch)
     od_drop_half(ch)

@@ -55,20 +55,22 @@ cdef enum:                   # bits of OdState.due: what is to be done, in this 
     DUE_RATE = 1 + MAX_CHANNELS
     DUE_BLOCK = DUE_RATE * OD_RATES       # of a channel
     DUE_SCALES = DUE_BLOCK + MAX_CHANNELS  # of a channel
-    DUE_NULLS = DUE_SCALES + MAX_CHANNELS  # of a window
+    DUE_MODULATION = DUE_SCALES + MAX_CHANNELS  # of a channel
+    DUE_NULLS = DUE_MODULATION + MAX_CHANNELS  # of a window
     DUE_END = DUE_NULLS + OD_WINDOWS
 
 cdef extern from *:
     """
     #define STIRBAR_OD_STALL_NS 500000000     /* a channel that is silent for longer is not waited for */
     #define STIRBAR_OD_CHOP_LIMIT_NS 2.5e9    /* one level of the light for longer: it is not chopped */
-    #define STIRBAR_OD_STEP_SIGMAS 8.0        /* off half-cycles that differ by more: a step of ambient light */
+    #define STIRBAR_OD_STEP_SIGMAS 5.0        /* off half-cycles that differ by more: a step of ambient light */
     #define STIRBAR_OD_COARSE_SIGMAS 3.5      /* means of eight differences that stray by more: a weak long bubble */
     #define STIRBAR_OD_DECIDE_S 0.5           /* of light decides whether the level has moved */
     #define STIRBAR_OD_LEAST_NOISE 0.35       /* codes: below, neighbours' differences are 0 or 1 */
     #define STIRBAR_OD_LEAST_COUNT 0.25       /* weight of a half-cycle whose conversions disagree altogether */
     #define STIRBAR_OD_LEAST_SHARE 0.2        /* of a half-cycle that is as expected; below, its own median begins */
     #define STIRBAR_OD_FIRST_READING_S 0.2
+    #define STIRBAR_OD_TURNS_S 0.5            /* windows from here on hold whole turns of the stirrer */
     #define STIRBAR_OD_DIRECT_S 5.0           /* longer windows of the first rate are made of blocks, */
     #define STIRBAR_OD_DIRECT_SLOW_S 1.5      /* and of the slower rates */
     #define STIRBAR_OD_WINDOW_MINIMUM_S 0.005
@@ -88,6 +90,7 @@ cdef extern from *:
     const double OD_LEAST_COUNT "STIRBAR_OD_LEAST_COUNT"
     const double OD_LEAST_SHARE "STIRBAR_OD_LEAST_SHARE"
     const double OD_FIRST_READING_S "STIRBAR_OD_FIRST_READING_S"
+    const double OD_TURNS_S "STIRBAR_OD_TURNS_S"
     const double OD_DIRECT_S "STIRBAR_OD_DIRECT_S"
     const double OD_DIRECT_SLOW_S "STIRBAR_OD_DIRECT_SLOW_S"
     const double OD_WINDOW_MINIMUM_S "STIRBAR_OD_WINDOW_MINIMUM_S"
@@ -168,6 +171,25 @@ cdef struct OdWithin:
     int32_t count
     int32_t blocks                   # that made it
 
+# What a window of one channel says.
+cdef struct OdWindow:
+    double value_v
+    double se_v
+    double ambient_v
+    double bandwidth_hz
+    double window_s
+    int64_t end_ns
+    uint32_t used
+    uint32_t rejected
+    uint32_t lit                     # conversions with the light on
+    uint32_t flags
+    int32_t entries
+    int32_t full                     # as long as was asked for
+    int32_t restarted                # the level moved by more than the window could reject
+    double kept                      # share of the weight
+    double squares                   # of the final weights, whose sum is 1
+    uint32_t entry_flags
+
 # Means of eight differences about a slow level: bubbles that no single one shows.
 cdef struct OdCoarse:
     double level_v
@@ -187,6 +209,7 @@ cdef struct OdChannel:
     CarriedScale off_scale
     CultureNoise culture
     OdCoarse coarse
+    OdWindow last                    # of the first rate; a block of the same chop periods is made of it
     OdWithin within[OD_RATES]
     double sample[OD_BUFFER]         # of the half-cycle that is open
     double lit[OD_BUFFER]            # of the on half-cycle that waits for the dark one after it
@@ -225,6 +248,7 @@ cdef struct OdChannel:
     uint8_t trusted                  # the last block rejected a tenth at most
     uint8_t leveled[OD_WINDOWS]
     uint8_t centred
+    uint8_t moved                    # the level has moved since the last block
     uint8_t strays                   # entries in a row that are not as expected
     uint8_t started
     uint8_t clocked
@@ -239,6 +263,7 @@ cdef struct OdState:
     ReferenceFit reference_fit[MAX_CHANNELS]
     Reading out[MAX_CHANNELS]
     double spacing_ns                # from one chop period to the next
+    double turn_ns                   # of the stirrer; 0: it does not turn, or nobody knows
     double led_percent
     double reference_first_v         # R0; 0: not yet
     int64_t grid_ns                  # when something is due: the earliest next_ns
@@ -252,26 +277,6 @@ cdef struct OdState:
     int32_t taken
     int32_t warming
     int32_t reference                # channel, -1: none
-
-# What a window of one channel says.
-cdef struct OdWindow:
-    double value_v
-    double se_v
-    double ambient_v
-    double bandwidth_hz
-    double window_s
-    int64_t end_ns
-    uint32_t used
-    uint32_t rejected
-    uint32_t lit                     # conversions with the light on
-    uint32_t flags
-    int32_t entries
-    int32_t full                     # as long as was asked for
-    int32_t restarted                # the level moved by more than the window could reject
-    double kept                      # share of the weight
-    double squares                   # of the final weights, whose sum is 1
-    uint32_t entry_flags
-
 
 # Sums over a window's entries, with weights.
 cdef struct OdSums:

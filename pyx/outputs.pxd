@@ -173,6 +173,11 @@ cdef inline int outputs_period(Outputs* outputs, int device, int64_t period_ns) 
     return 0
 
 
+cdef inline bint outputs_can_pulse(const Outputs* outputs, int device, int64_t period_ns) noexcept nogil:
+    """Whether a device's PWM can have this period."""
+    return outputs.output[device].kind != OUTPUT_LINE or period_ns >= PERIOD_LOW_NS
+
+
 # --- what stands behind Hal ------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ cdef enum:
     PILOT_EDGES = 8          # newest changes of the light (a power of two)
     PILOT_COAST = 64         # conversions after which the uncertainty is carried on although no edge came
     PILOT_TRIAL_COUNT = 8    # edges that must agree before the clock is believed
+    PILOT_TRIAL_EDGES = 64   # within which they must
     PILOT_LOST_COUNT = 24    # edges that disagree in a row before it is not any more
 
 cdef enum:                   # Pilot.state
@@ -34,25 +35,33 @@ cdef enum:                   # what pilot_read says of a read
 
 cdef extern from *:
     """
-    #define STIRBAR_PILOT_LATCH_NS 20e3      /* uncertainty of a read's own time */
+    #define STIRBAR_PILOT_LATCH_NS 40e3      /* what reads and edges have in common, and nobody knows */
+    #define STIRBAR_PILOT_DELAY 0.145        /* of the light's settling to 0.1 %: its time constant, delays an edge */
     #define STIRBAR_PILOT_WANDER 1e-6        /* of the rate, per root second: temperature */
-    #define STIRBAR_PILOT_HURRY 4e-6         /* of the rate: doubt that is added while the residuals lean to one side */
-    #define STIRBAR_PILOT_LEAN 0.6           /* mean of 32 normalised residuals; 0.13 when all is well */
+    #define STIRBAR_PILOT_LEAN 0.7           /* mean of 16 normalised residuals, 0.18 when all is well: it wanders faster */
+    #define STIRBAR_PILOT_HASTE 16.0         /* times the wander's variance, then */
+    #define STIRBAR_PILOT_CALM 0.98          /* of that, left after each edge */
     #define STIRBAR_PILOT_SIGMAS 3.0         /* a residual counts with at most so many standard deviations */
     #define STIRBAR_PILOT_FAINT 25.0         /* squared swing of the light over the variance of a conversion, at least */
-    #define STIRBAR_PILOT_POSITION 0.25      /* of a period after its end a conversion is read, plus the guard */
-    #define STIRBAR_PILOT_GUARD_MOST 0.45
+    #define STIRBAR_PILOT_POSITION 0.25      /* of a period after its end a conversion is read, when that is sure */
+    #define STIRBAR_PILOT_GUARD_MOST 0.35   /* then no read is sure any more */
+    #define STIRBAR_PILOT_RATE_MOST 0.13     /* of the nominal rate, off */
+    #define STIRBAR_PILOT_TRIAL_MORE 1500.0  /* edges for a whole period squared of scatter */
     #define STIRBAR_PILOT_TRUST 0.12         /* of a period: scatter of the edges at which a trial is passed */
     #define STIRBAR_PILOT_DOUBT 0.22         /* and at which the lock is given up */
     """
     const double PILOT_LATCH_NS "STIRBAR_PILOT_LATCH_NS"
+    const double PILOT_DELAY "STIRBAR_PILOT_DELAY"
     const double PILOT_WANDER "STIRBAR_PILOT_WANDER"
-    const double PILOT_HURRY "STIRBAR_PILOT_HURRY"
     const double PILOT_LEAN "STIRBAR_PILOT_LEAN"
+    const double PILOT_HASTE "STIRBAR_PILOT_HASTE"
+    const double PILOT_CALM "STIRBAR_PILOT_CALM"
     const double PILOT_SIGMAS "STIRBAR_PILOT_SIGMAS"
     const double PILOT_FAINT "STIRBAR_PILOT_FAINT"
     const double PILOT_POSITION "STIRBAR_PILOT_POSITION"
     const double PILOT_GUARD_MOST "STIRBAR_PILOT_GUARD_MOST"
+    const double PILOT_RATE_MOST "STIRBAR_PILOT_RATE_MOST"
+    const double PILOT_TRIAL_MORE "STIRBAR_PILOT_TRIAL_MORE"
     const double PILOT_TRUST "STIRBAR_PILOT_TRUST"
     const double PILOT_DOUBT "STIRBAR_PILOT_DOUBT"
 
@@ -71,6 +80,7 @@ cdef struct Pilot:
     double period_variance
     double edge_variance     # ns^2, of one edge's residual, learned from them
     double lean              # mean of the normalised residuals
+    double haste             # times the wander's variance; 1 when all is well
     double guard             # on either side of a conversion's end
     double swing             # |on - off|, codes
     double noise_square      # variance of a conversion, codes^2
@@ -81,6 +91,7 @@ cdef struct Pilot:
     int64_t edge_ns[PILOT_EDGES]
     uint32_t edge_count
     uint32_t edge_done       # edges before this one have been looked at
+    uint32_t trial_edge      # at which the trial began
     uint32_t edge_vague      # bit by slot: the write took so long that nobody knows when the light changed
     uint32_t index
     uint32_t last_index      # newest conversion that was read
@@ -109,9 +120,10 @@ cdef inline void pilot_init(Pilot* p, double rate_hz, int64_t settle_ns, int64_t
     p.origin_ns = now_ns
     p.end_ns = 0.0
     p.end_variance = p.cross_variance = p.period_variance = p.edge_variance = 0.0
+    p.haste = 1.0
     p.lean = p.guard = p.swing = p.noise_square = p.width_ns = 0.0
     p.read_ns = now_ns
-    p.edge_count = p.edge_done = p.edge_vague = 0
+    p.edge_count = p.edge_done = p.edge_vague = p.trial_edge = 0
     p.index = p.last_index = 0
     for i in range(PILOT_CODES):
         p.newest[i].index = i + 1   # no slot holds its own number: all empty
@@ -119,7 +131,7 @@ cdef inline void pilot_init(Pilot* p, double rate_hz, int64_t settle_ns, int64_t
     p.state = PILOT_ACQUIRING
     p.corrections = p.disagreeing = p.numbered = 0
     p.missed = p.repeated = p.unsure = p.outliers = p.faint = p.locks = 0
-    acquisition_begin(&p.acquisition, p.nominal_ns, 0, now_ns)
+    acquisition_begin(&p.acquisition, p.nominal_ns, p.nominal_ns, False, now_ns)
 
 
 # --- what the clock says ---
@@ -142,16 +154,17 @@ cdef inline double pilot_period_sd_ns(const Pilot* p) noexcept nogil:
     return sqrt(p.period_variance)
 
 
-cdef inline int64_t pilot_next_ns(const Pilot* p) noexcept nogil:
-    """When to read next: soon after the next conversion's end, for a thread is late more often than early."""
-    cdef double position = PILOT_POSITION + p.guard
+cdef inline int64_t pilot_next_ns(const Pilot* p, int64_t lead_ns) noexcept nogil:
+    """When to wake for the next read: soon after the next conversion's end, for a thread is late more often than early.
+    `lead_ns` earlier, as far as that is safe, where the light is to be switched first."""
+    cdef double position = PILOT_POSITION - <double>lead_ns * p.inverse
+    cdef double least = p.guard + (0.1 if lead_ns == 0 else 0.04)
     cdef double done
     cdef int64_t next
     cdef int32_t ahead
     if p.state == PILOT_ACQUIRING:
         return p.read_ns + <int64_t>(0.25 * p.nominal_ns)
-    if position > 0.5:
-        position = 0.5
+    position = least if position < least else position
     done = (<double>(p.read_ns - p.origin_ns) - p.end_ns) * p.inverse - position
     ahead = <int32_t>floor(done) + 1
     if p.numbered and ahead <= <int32_t>(p.last_index - p.index):
@@ -162,7 +175,7 @@ cdef inline int64_t pilot_next_ns(const Pilot* p) noexcept nogil:
 
 cdef inline int64_t pilot_next_edge_ns(const Pilot* p) noexcept nogil:
     """When the light is to change while the clock is being found: intervals that no wrong rate within bounds fits."""
-    cdef double interval = 4.5 if p.edge_count & 1 else 5.25
+    cdef double interval = 6.5 if p.edge_count & 2 else 4.0
     if p.state == PILOT_LOCKED:
         return INT64_MAX
     if p.edge_count == 0:
@@ -176,7 +189,7 @@ cdef inline void pilot_advance(Pilot* p, int32_t steps) noexcept nogil:
     """Carry the clock and its doubt on by conversions: the rate wanders, white noise of PILOT_WANDER per root second."""
     cdef double n = steps
     cdef double wander = PILOT_WANDER * p.period_ns
-    cdef double q = wander * wander * p.period_ns * 1e-9
+    cdef double q = wander * wander * p.period_ns * 1e-9 * p.haste
     if steps <= 0:
         return
     p.end_ns += n * p.period_ns
@@ -190,28 +203,32 @@ cdef inline void pilot_advance(Pilot* p, int32_t steps) noexcept nogil:
 
 
 cdef inline void pilot_lose(Pilot* p, int64_t now_ns) noexcept nogil:
-    """Look for the clock again, near the rate that it had if it was ever believed."""
+    """Look for the clock again, near the rate that it had while it was believed."""
+    cdef bint known = p.state == PILOT_LOCKED
     p.state = PILOT_ACQUIRING
-    acquisition_begin(&p.acquisition, p.period_ns if p.locks else p.nominal_ns, p.locks > 0, now_ns)
+    acquisition_begin(&p.acquisition, p.period_ns if known else p.nominal_ns, p.nominal_ns, known, now_ns)
 
 
 cdef inline void pilot_refresh(Pilot* p) noexcept nogil:
     """What follows from the variances."""
     p.inverse = 1.0 / p.period_ns
-    p.guard = (PILOT_LATCH_NS + 4.0 * sqrt(p.end_variance)) * p.inverse
-    if p.state == PILOT_TRYING and p.guard > 0.2:
-        p.guard = 0.2
+    p.guard = (PILOT_LATCH_NS + PILOT_DELAY * p.settle_ns + 4.0 * sqrt(p.end_variance)) * p.inverse
     if p.guard > PILOT_GUARD_MOST:
         pilot_lose(p, p.read_ns)
+    elif p.state == PILOT_TRYING and p.guard > 0.2:
+        p.guard = 0.2
 
 
 cdef inline void pilot_judge(Pilot* p) noexcept nogil:
     """Whether the clock is believed."""
     cdef double scatter = p.edge_variance * p.inverse * p.inverse
-    if p.disagreeing >= PILOT_LOST_COUNT or scatter > PILOT_DOUBT * PILOT_DOUBT:
+    cdef double off = p.period_ns / p.nominal_ns - 1.0
+    if p.disagreeing >= PILOT_LOST_COUNT or scatter > PILOT_DOUBT * PILOT_DOUBT or fabs(off) > PILOT_RATE_MOST:
         pilot_lose(p, p.read_ns)
         return
-    if p.state == PILOT_TRYING and p.corrections >= PILOT_TRIAL_COUNT and scatter < PILOT_TRUST * PILOT_TRUST:
+    # edges that scatter agree by chance more easily: 8 of them at 1 %, 30 at 12 %
+    if (p.state == PILOT_TRYING and scatter < PILOT_TRUST * PILOT_TRUST
+            and p.corrections >= PILOT_TRIAL_COUNT + PILOT_TRIAL_MORE * scatter):
         p.state = PILOT_LOCKED
         p.locks += 1
     pilot_refresh(p)
@@ -222,7 +239,7 @@ cdef inline void pilot_correct(Pilot* p, double residual) noexcept nogil:
     cdef double variance = p.end_variance + p.edge_variance
     cdef double deviation = sqrt(variance)
     cdef double cut = PILOT_SIGMAS * deviation
-    cdef double gain, rate_gain, square, hurry
+    cdef double gain, rate_gain, square
     if fabs(residual) > cut:
         p.outliers += 1
         p.disagreeing += 1
@@ -234,7 +251,7 @@ cdef inline void pilot_correct(Pilot* p, double residual) noexcept nogil:
     p.edge_variance += square * (0.015625 if p.corrections > 64 else 1.0 / (8.0 + 0.875 * p.corrections))
     if p.edge_variance < 4e6:
         p.edge_variance = 4e6
-    p.lean += (residual / deviation - p.lean) * 0.03125
+    p.lean += (residual / deviation - p.lean) * 0.0625
     gain = p.end_variance / variance
     rate_gain = p.cross_variance / variance
     p.end_ns += gain * residual
@@ -242,9 +259,9 @@ cdef inline void pilot_correct(Pilot* p, double residual) noexcept nogil:
     p.period_variance -= rate_gain * p.cross_variance
     p.cross_variance -= gain * p.cross_variance
     p.end_variance -= gain * p.end_variance
-    if fabs(p.lean) > PILOT_LEAN:
-        hurry = PILOT_HURRY * p.period_ns
-        p.period_variance += hurry * hurry
+    p.haste = 1.0 + (p.haste - 1.0) * PILOT_CALM
+    if fabs(p.lean) > PILOT_LEAN and p.haste < 1e9:
+        p.haste *= PILOT_HASTE
         p.lean *= 0.5
     pilot_judge(p)
 
@@ -306,7 +323,7 @@ cdef inline void pilot_use_edge(Pilot* p, int64_t at_ns, uint32_t first, uint32_
         p.outliers += 1   # a step of other light, or a bubble: says nothing of the clock
         return
     pilot_advance(p, <int32_t>(last - p.index))
-    residual = <double>(at_ns - p.origin_ns) - p.end_ns + (share + <int32_t>(p.index - last)) * p.period_ns
+    residual = <double>(at_ns - p.origin_ns) + PILOT_DELAY * p.settle_ns - p.end_ns + (share + <int32_t>(p.index - last)) * p.period_ns
     pilot_correct(p, residual)
 
 
@@ -371,6 +388,8 @@ cdef inline void pilot_found(Pilot* p) noexcept nogil:
     p.noise_square = found.noise_square
     p.corrections = p.disagreeing = 0
     p.edge_done = p.edge_count - 1 if p.edge_count else 0
+    p.trial_edge = p.edge_count
+    p.haste = 1.0
     p.state = PILOT_TRYING
     pilot_refresh(p)
 
@@ -389,10 +408,24 @@ cdef inline void pilot_edge(Pilot* p, int64_t from_ns, int64_t to_ns) noexcept n
         p.edge_vague |= <uint32_t>1 << slot
     if p.edge_count - p.edge_done > PILOT_EDGES:
         p.edge_done = p.edge_count - PILOT_EDGES
+    if p.state == PILOT_TRYING and p.edge_count - p.trial_edge > PILOT_TRIAL_EDGES:
+        pilot_lose(p, to_ns)
     if p.state == PILOT_ACQUIRING:
         acquisition_edge(&p.acquisition, at_ns, vague)
         if acquisition_solve(&p.acquisition):
             pilot_found(p)
+
+
+cdef inline void pilot_forget(Pilot* p) noexcept nogil:
+    """Codes are on another scale from here on: what was read before does not compare with what comes."""
+    cdef uint32_t i
+    for i in range(PILOT_CODES):
+        p.newest[i].index = i + 1
+    p.edge_done = p.edge_count
+    if p.state == PILOT_ACQUIRING:
+        p.acquisition.reads = 0
+        p.acquisition.leveled = 0
+        p.acquisition.vague = 1
 
 
 # --- reads ---

@@ -9,7 +9,7 @@
 # each turned by t / period, is longest at the true rate (a periodogram; Rife and Boorstyn 1974), and its angle is the
 # phase.
 
-from libc.math cimport M_PI, atan2, cos, exp, fabs, floor, sin, sqrt
+from libc.math cimport M_PI, atan2, cos, exp, fabs, floor, sin
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
@@ -27,6 +27,7 @@ cdef extern from *:
     #define STIRBAR_ACQUISITION_FADE 0.96875   /* of the sums, per edge: they remember 32 */
     #define STIRBAR_ACQUISITION_ENOUGH 4.5     /* length of the sum, in sure edges */
     #define STIRBAR_ACQUISITION_AGREED 0.75    /* the same, of all edges */
+    #define STIRBAR_ACQUISITION_CHANCE 14.0    /* or squared, in sums of squares: 1 in 10^4 by chance among all rates */
     #define STIRBAR_ACQUISITION_RIVAL 0.8      /* the longest sum at another rate, at most */
     #define STIRBAR_ACQUISITION_BLUR 0.05      /* of a conversion: what a phase's model is wrong by */
     #define STIRBAR_ACQUISITION_FAINT 16.0     /* squared swing of the light over a conversion's variance, at least */
@@ -36,17 +37,19 @@ cdef extern from *:
     const double FADE "STIRBAR_ACQUISITION_FADE"
     const double ENOUGH "STIRBAR_ACQUISITION_ENOUGH"
     const double AGREED "STIRBAR_ACQUISITION_AGREED"
+    const double CHANCE "STIRBAR_ACQUISITION_CHANCE"
     const double RIVAL "STIRBAR_ACQUISITION_RIVAL"
     const double BLUR "STIRBAR_ACQUISITION_BLUR"
     const double FAINT "STIRBAR_ACQUISITION_FAINT"
 
 cdef struct Acquisition:
-    double nominal_ns        # centre of the hypotheses
+    double centre_ns         # of the hypotheses
+    double nominal_ns
     double spacing           # of them, relative
     double tolerance         # largest error of nominal_ns, relative
     double re[ACQUISITION_RATES]
     double im[ACQUISITION_RATES]
-    double sure              # total length of the edges' moments
+    double squares           # faded total of the edges' squared moments
     double edges             # faded count
     double turns             # faded total of the edges' times, nominal periods
     double level             # before the newest edge, codes
@@ -66,9 +69,12 @@ cdef struct Acquisition:
     double period_sd_ns
 
 
-cdef inline void acquisition_begin(Acquisition* a, double nominal_ns, bint known, int64_t now_ns) noexcept nogil:
-    """Look for a period near `nominal_ns`: `known` within 1 %, else within 11 %."""
+cdef inline void acquisition_begin(
+    Acquisition* a, double centre_ns, double nominal_ns, bint known, int64_t now_ns
+) noexcept nogil:
+    """Look for a period near `centre_ns`: `known` within 1 %, else within 11 %; in vain, then near `nominal_ns`."""
     memset(a, 0, sizeof(Acquisition))
+    a.centre_ns = centre_ns
     a.nominal_ns = nominal_ns
     a.spacing = NARROW if known else WIDE
     a.tolerance = 0.5 * (ACQUISITION_RATES - 1) * a.spacing
@@ -87,7 +93,7 @@ cdef inline void acquisition_read(Acquisition* a, int64_t latch_ns, int32_t code
 
 cdef inline int acquisition_level(Acquisition* a, double* level) noexcept nogil:
     """Mean code of the half-cycle once its straddling conversion has been overwritten, for certain: 1, or 0."""
-    cdef int64_t settled_ns = a.half_ns + <int64_t>((2.0 + 2.2 * a.tolerance) * a.nominal_ns)
+    cdef int64_t settled_ns = a.half_ns + <int64_t>((2.0 + 2.2 * a.tolerance) * a.centre_ns)
     cdef double total = 0.0
     cdef double square = 0.0
     cdef int count = 0
@@ -117,7 +123,7 @@ cdef inline double acquisition_misfit(
     cdef double gone, first, second, seen, low, high
     cdef int i
     for i in range(reads):
-        gone = <double>(a.read_ns[i] - a.half_ns) / a.nominal_ns
+        gone = <double>(a.read_ns[i] - a.half_ns) / a.centre_ns
         seen = (a.code[i] - before) / step
         first = seen * seen
         second = (seen - phase) * (seen - phase)
@@ -137,7 +143,7 @@ cdef inline double acquisition_misfit(
 
 cdef inline int32_t acquisition_transient(const Acquisition* a) noexcept nogil:
     """How many reads of the half-cycle the straddling conversion can be seen in."""
-    cdef int64_t until_ns = a.half_ns + <int64_t>((2.0 + 2.2 * a.tolerance) * a.nominal_ns)
+    cdef int64_t until_ns = a.half_ns + <int64_t>((2.0 + 2.2 * a.tolerance) * a.centre_ns)
     cdef int32_t reads = 0
     while reads < a.reads and a.read_ns[reads] <= until_ns:
         reads += 1
@@ -170,7 +176,7 @@ cdef inline void acquisition_moment(
 
 cdef inline void acquisition_add(Acquisition* a, double re, double im) noexcept nogil:
     """Turn the moment by t / period for each hypothesis, and add it to its sum."""
-    cdef double turns = <double>(a.half_ns - a.begin_ns) / a.nominal_ns
+    cdef double turns = <double>(a.half_ns - a.begin_ns) / a.centre_ns
     cdef double angle = 2.0 * M_PI * turns * (1.0 - a.tolerance)
     cdef double c = cos(angle)
     cdef double s = sin(angle)
@@ -186,7 +192,7 @@ cdef inline void acquisition_add(Acquisition* a, double re, double im) noexcept 
         z = x * turn_re - y * turn_im
         y = x * turn_im + y * turn_re
         x = z
-    a.sure = a.sure * FADE + sqrt(re * re + im * im)
+    a.squares = a.squares * FADE * FADE + re * re + im * im
     a.edges = a.edges * FADE + 1.0
     a.turns = a.turns * FADE + turns
     a.used += 1
@@ -238,11 +244,11 @@ cdef inline int acquisition_best(const Acquisition* a) noexcept nogil:
         if acquisition_length(a, i) > longest:
             longest = acquisition_length(a, i)
             best = i
-    if longest < ENOUGH * ENOUGH or longest < AGREED * AGREED * a.edges * a.edges:
+    if longest < ENOUGH * ENOUGH or best == 0 or best == ACQUISITION_RATES - 1:
         return -1
-    if best == 0 or best == ACQUISITION_RATES - 1:
+    if longest < AGREED * AGREED * a.edges * a.edges and longest < CHANCE * a.squares:
         return -1
-    span = 2.0 * (<double>(a.half_ns - a.begin_ns) / a.nominal_ns - a.turns / a.edges)
+    span = 2.0 * (<double>(a.half_ns - a.begin_ns) / a.centre_ns - a.turns / a.edges)
     return -1 if acquisition_is_rivalled(a, best, longest, span) else best
 
 
@@ -251,7 +257,7 @@ cdef inline int acquisition_solve(Acquisition* a) noexcept nogil:
     cdef int best
     cdef double left, right, longest, offset, phase, age
     if a.used >= ACQUISITION_WIDEN and a.spacing < WIDE:
-        acquisition_begin(a, a.nominal_ns, False, a.half_ns)
+        acquisition_begin(a, a.nominal_ns, a.nominal_ns, False, a.half_ns)
     best = acquisition_best(a)
     if best < 0:
         return 0
@@ -259,8 +265,8 @@ cdef inline int acquisition_solve(Acquisition* a) noexcept nogil:
     left = acquisition_length(a, best - 1)
     right = acquisition_length(a, best + 1)
     offset = 0.5 * (right - left) / (2.0 * longest - left - right)
-    a.period_ns = a.nominal_ns / (1.0 + (best + offset) * a.spacing - a.tolerance)
-    age = <double>(a.half_ns - a.begin_ns) / a.nominal_ns - a.turns / a.edges
+    a.period_ns = a.centre_ns / (1.0 + (best + offset) * a.spacing - a.tolerance)
+    age = <double>(a.half_ns - a.begin_ns) / a.centre_ns - a.turns / a.edges
     a.period_sd_ns = a.period_ns * 0.1 / age
     # the sum's angle is the phase at the hypothesis: the rates meet at the mean of the edges' times
     phase = atan2(a.im[best], a.re[best]) / (2.0 * M_PI) + a.turns / a.edges * offset * a.spacing

@@ -4,9 +4,9 @@
 
 import numpy as np
 
-from libc.stdint cimport int64_t, uint8_t, int32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 
-from stirbar.rt cimport pilot, pilot_acquire
+from stirbar.rt cimport gain, pilot, pilot_acquire
 
 NOTHING = pilot.PILOT_NOTHING
 NEW = pilot.PILOT_NEW
@@ -14,6 +14,19 @@ REPEATED = pilot.PILOT_REPEATED
 UNSURE = pilot.PILOT_UNSURE
 STATES = {pilot.PILOT_ACQUIRING: "acquiring", pilot.PILOT_TRYING: "trying", pilot.PILOT_LOCKED: "locked"}
 STATE_BYTES = sizeof(pilot.Pilot)
+
+GAIN_RANGES = gain.GAIN_RANGES
+GAIN_AUTO = gain.GAIN_AUTO
+GAIN_WRITE = gain.GAIN_WRITE
+GAIN_LIGHT_OFF = gain.GAIN_LIGHT_OFF
+GAIN_MOVED = gain.GAIN_MOVED
+GAIN_OVER_VOLTAGE = gain.GAIN_OVER_VOLTAGE
+GAIN_WARNING = gain.GAIN_WARNING
+GAIN_IN_FORCE = gain.GAIN_IN_FORCE
+GAIN_FRESH = gain.GAIN_FRESH
+GAIN_FOREIGN = gain.GAIN_FOREIGN
+GAIN_STATES = {gain.GAIN_PROBING: "probing", gain.GAIN_STEADY: "steady", gain.GAIN_COMPARING: "comparing",
+               gain.GAIN_DARK: "dark", gain.GAIN_SHUT: "shut"}
 
 
 cdef class PilotChain:
@@ -50,9 +63,8 @@ cdef class PilotChain:
     def end_ns(self, index):
         return pilot.pilot_end_ns(&self.clock, <unsigned int>(index & 0xFFFFFFFF))
 
-    @property
-    def next_ns(self):
-        return pilot.pilot_next_ns(&self.clock)
+    def next_ns(self, int64_t lead_ns=0):
+        return pilot.pilot_next_ns(&self.clock, lead_ns)
 
     @property
     def next_edge_ns(self):
@@ -118,5 +130,67 @@ cdef class PilotChain:
     def periodogram(self):
         cdef pilot_acquire.Acquisition* a = &self.clock.acquisition
         cdef int i
-        rates = 1e9 / a.nominal_ns * (1.0 - a.tolerance + a.spacing * np.arange(pilot_acquire.ACQUISITION_RATES))
+        rates = 1e9 / a.centre_ns * (1.0 - a.tolerance + a.spacing * np.arange(pilot_acquire.ACQUISITION_RATES))
         return rates, np.array([a.re[i] + 1j * a.im[i] for i in range(pilot_acquire.ACQUISITION_RATES)])
+
+
+cdef class GainChain:
+    cdef gain.Gain ranging
+
+    def __cinit__(self, full_scale_v=None, double rate_hz=860.0):
+        cdef int fixed = gain.GAIN_AUTO
+        if full_scale_v is not None:
+            fixed = gain.gain_range(full_scale_v)
+            if fixed < 0:
+                raise ValueError(f"full scale of {full_scale_v} V, the converter has 6.144, 4.096, 2.048, 1.024, 0.512 "
+                                 "and 0.256 V")
+        gain.gain_init(&self.ranging, fixed, rate_hz)
+
+    def chop(self):
+        return gain.gain_chop(&self.ranging)
+
+    def conversion(self, int32_t code, bint clipped, int phase):
+        return gain.gain_conversion(&self.ranging, code, clipped, phase)
+
+    def written(self, int64_t from_ns, int64_t to_ns):
+        gain.gain_written(&self.ranging, from_ns, to_ns)
+
+    def admit(self, int64_t begin_ns, int64_t end_ns):
+        return gain.gain_admit(&self.ranging, begin_ns, end_ns)
+
+    @property
+    def full_scale_v(self):
+        return gain.gain_full_scale_v(&self.ranging)
+
+    @property
+    def volts_per_code(self):
+        return gain.gain_volts_per_code(&self.ranging)
+
+    @property
+    def multiple(self):
+        return gain.gain_multiple(&self.ranging)
+
+    @property
+    def holds_light(self):
+        return bool(gain.gain_holds_light(&self.ranging))
+
+    @property
+    def state(self):
+        return GAIN_STATES[self.ranging.state]
+
+    @property
+    def level_v(self):
+        return self.ranging.level_v
+
+    @property
+    def moves(self):
+        return self.ranging.moves
+
+    @property
+    def corrections(self):
+        return np.array([self.ranging.correction[i] for i in range(gain.GAIN_RANGES)])
+
+    @property
+    def ratios(self):
+        return np.array([(self.ranging.ratio[i], self.ranging.ratio_weight[i] ** -0.5)
+                         for i in range(1, gain.GAIN_RANGES)])

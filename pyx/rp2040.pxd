@@ -2,10 +2,10 @@
 # Thread rule: the sampling thread.
 # Units: raw answers of 16 bits; LED codes of 8 bits; volts; nanoseconds of CLOCK_MONOTONIC.
 #
-# The RP2040 of a Pioreactor HAT 1.1 or 1.2: registers 0..3 are LED duties, 4..7 inputs (low byte first), 8 the firmware's
-# version. It stretches the clock while it answers (1.8 ms in firmware 0.3). A BCM2835 to BCM2711 as master may then cut
-# a clock pulse short, and a bit is lost or shifted (raspberrypi/linux issues 254, 4884): what it says is looked at twice
-# where it cannot well be.
+# The RP2040 of a Pioreactor HAT 1.1 or 1.2: registers 0..3 are LED duties, 4..7 inputs (low byte first), 8 the
+# firmware's version. It stretches the clock while it answers (1.8 ms in firmware 0.3). A BCM2835 to BCM2711 as master
+# may then cut a clock pulse short, and a bit is lost or shifted (raspberrypi/linux issues 254, 4884): what it says is
+# looked at twice where it cannot well be.
 
 from libc.errno cimport EIO
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t

@@ -1,350 +1,237 @@
 # Why compiled: every conversion of every photodiode is read in time, with the light switched at the converter's pace.
 # Thread rule: the sampling thread; it owns the I2C bus and never an actuator.
 # Units: nanoseconds of the loop's clock, volts, percent of LED intensity, conversions.
+#
+# Its three tasks: conversions (how each pace works: sampling_paces.pxd; the light: light.pxd; what they share:
+# sampler_state.pxd), housekeeping, and the clock of the slow devices, which are read in the gaps between conversions.
 
-from libc.math cimport NAN, fabs
-from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint16_t, uint32_t
+from libc.errno cimport EINVAL, ENODEV
+from libc.math cimport NAN
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.string cimport memset
 
-from stirbar.rt.chop cimport (
-    HALF_CYCLE_HIGH, HALF_CYCLE_LOW, LedTrack, choose_half_cycle, led_track_edge, led_track_init, led_track_phase)
-from stirbar.rt.clock cimport Clock
-from stirbar.rt.converter_clock cimport (
-    ConverterClock, converter_clock_init, converter_clock_next_ns, converter_clock_push, converter_clock_rate_hz)
-from stirbar.rt.estimators cimport Estimators, estimators_apply, estimators_take
-from stirbar.rt.hal cimport Conversion, Hal
-from stirbar.rt.ports cimport (
-    Port, port_command, port_event, port_reading, port_trace, port_trace_for, port_trace_tend, trace_float, trace_int)
+from stirbar.rt.chop cimport led_track_init
+from stirbar.rt.gain cimport GAIN_AUTO, gain_init, gain_range
+from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
+from stirbar.rt.light cimport (
+    sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
+    sampler_tend_path)
+from stirbar.rt.pilot_pace cimport sampler_pilot, sampler_tend_gain
+from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace_for, port_trace_tend, trace_int
 from stirbar.rt.reference cimport ReferenceFit
 from stirbar.rt.ring cimport stirbar_load_relaxed
+from stirbar.rt.sampler_state cimport (
+    LED_GUARD_NS, Channel, Sampler, sampler_curve, sampler_feed, sampler_feed_float,
+    sampler_say_lost)
+from stirbar.rt.sampling_paces cimport host_plan, host_tick, sampler_begin, sampler_fetch, sampler_look
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next, sleep_until
 from stirbar.rt.types cimport (
     COMMAND_BLANK, COMMAND_CURVE, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_REFERENCE,
     COMMAND_SIMULATION,
     COMMAND_STIR_STOP, COMMAND_TEMPERATURE, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
-    EVENT_HALF_CYCLE, EVENT_RATE_LOCKED, EVENT_REFERENCE, EVENT_REFERENCE_ERROR,
-    EVENT_SATURATED, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, FLAG_SENSOR_LOST,
-    MAX_CHANNELS, PART_CLEAR, PART_DONE, PART_WORD, RECORD_VERSION, STREAM_OD1, STREAM_TEMPERATURE, TRACE_CLOCK,
-    TRACE_COMMAND, TRACE_CONVERSION, TRACE_CURVE, TRACE_GAIN, TRACE_PERIOD, Command, Reading, TraceItem)
+    EVENT_REFERENCE, EVENT_REFERENCE_ERROR, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, MAX_CHANNELS, RECORD_VERSION,
+    STREAM_OD1, STREAM_TEMPERATURE,
+    TRACE_COMMAND, TRACE_TURN, Command, Reading, TraceItem)
 
-cdef enum:
-    CLOCK_BLOCK = 86          # conversions for which one clock model is in force
-    LED_GUARD_NS = 30000      # uncertainty of a conversion's limits
-    SILENCE_NS = 100000000    # without a conversion for so long a channel is lost
-    RETRY_NS = 1000000000     # a lost device is asked again this often
+cdef enum:                        # bits of slow_due, in the order of slow_from_ns and slow_bus_ns
+    SLOW_TEMPERATURE = 1
+    SLOW_RAIL = 2
+    SLOW_DEVICES = 2
+    SLOW_LATEST_NS = 1000000000   # so long a slow device waits for a gap
     TMP1075_LSB_MICRODEGC = 62500
-
-cdef extern from *:
-    """
-    #define STIRBAR_READ_AFTER 0.35   /* of a period after it is ready a conversion is fetched at the latest */
-    #define STIRBAR_RATE_MOVED 0.005  /* of the rate: k is chosen again */
-    """
-    const double READ_AFTER "STIRBAR_READ_AFTER"
-    const double RATE_MOVED "STIRBAR_RATE_MOVED"
-
-# Part of a calibration, made by the host before it sends COMMAND_CURVE and untouched until that is answered.
-cdef struct Staged:
-    const int64_t* word
-    int32_t first            # number of word[0] in its slot
-    int32_t count
-    int32_t slot
-    int32_t last             # it completes the calibration
-
-cdef struct SamplingConfig:
-    int32_t angle[MAX_CHANNELS]         # -1 not connected, 0 reference
-    double full_scale_v
-    double rate_hz
-    double mains_hz                     # 0: unknown
-    double rpm                          # the stirrer's usual speed, for the choice of k; 0: none
-    double intensity_percent
-    int half_cycle                      # 0: chosen
-
-cdef struct Channel:
-    ConverterClock clock
-    uint32_t last_index                 # counts on over restarts of the converter
-    uint32_t index_offset               # from the converter's own count to ours
-    int64_t last_ready_ns
-    uint32_t next_block                 # index at which the clock model is renewed
-    uint32_t missed                     # conversions that were overwritten unread
-    uint32_t conversions
-    int64_t heard_ns                    # when the last conversion was fetched
-    int64_t expected_ns                 # asking before would only keep the bus busy
-    int64_t due_ns                      # when it is to be asked at the latest
-    uint32_t started                    # last_index is valid
-    uint32_t modelled                   # the estimators have a clock model
-    uint32_t lost
-    uint32_t clipping                   # reported as saturated
-
-cdef struct Sampler:
-    Estimators estimators
-    SamplingConfig config
-    Channel channel[MAX_CHANNELS]
-    LedTrack led
-    Port port
-    const Clock* clock
-    const Hal* hal
-    int64_t poll_ns                     # between two looks at a converter whose clock is not known yet
-    int active[MAX_CHANNELS]            # the channels that are connected
-    int active_count
-    SleepPolicy* conversions            # of sampling_tick, to be woken by a command
-    SleepPolicy* temperature
-    const uint32_t* stirring_off        # written by the actuator thread
-    int (*simulate)(void* context, int parameter, double value) noexcept nogil  # NULL on hardware
-    void* simulated
-    Staged staged
-    double rate_chosen_hz               # for which k was chosen
-    double mains_chosen_hz
-    uint32_t toggled_index              # the master's conversion at the last change of light
-    int master                          # its conversions pace the light
-    int half_cycle
-    int sampling
-    int temperature_on
-    int temperature_lost
-    uint32_t bus_errors
-    uint32_t stirring_off_told
-    int32_t references_told[MAX_CHANNELS]  # stretches of the reference that the host knows of
+    HOST_LEAST_SLEEP_NS = 20000
 
 
-cdef inline int sampler_feed(Sampler* s, const TraceItem* item) noexcept nogil:
-    """Trace one item and apply it; hand on the readings that it made."""
+# --- slow devices ---
+
+cdef inline void sampler_read_temperature(Sampler* s, int64_t now_ns) noexcept nogil:
+    """Read the heater board's sensor and publish it."""
     cdef Reading reading
-    cdef int count
-    port_trace(&s.port, item)
-    count = estimators_apply(&s.estimators, item)
-    if count:
-        while estimators_take(&s.estimators, &reading):
-            port_reading(&s.port, &reading)
-    return count
-
-
-cdef inline void sampler_feed_float(Sampler* s, int kind, int channel, uint32_t index, double value) noexcept nogil:
-    cdef TraceItem item
-    trace_float(&item, kind, channel, 1, index, value)
-    sampler_feed(s, &item)
-
-
-cdef inline void sampler_curve(Sampler* s) noexcept nogil:
-    """What is staged, into the estimators and into the trace; words of 0 need not be said."""
-    cdef const Staged* staged = &s.staged
-    cdef TraceItem item
-    cdef int32_t i
-    if staged.first == 0:
-        trace_int(&item, TRACE_CURVE, staged.slot, PART_CLEAR, 0, 0, 0)
-        sampler_feed(s, &item)
-    for i in range(staged.count):
-        if staged.word[i]:
-            trace_int(&item, TRACE_CURVE, staged.slot, PART_WORD, 0, <uint32_t>(staged.first + i), staged.word[i])
-            sampler_feed(s, &item)
-    if staged.last:
-        trace_int(&item, TRACE_CURVE, staged.slot, PART_DONE, 0, 0, 0)
-        sampler_feed(s, &item)
-
-
-cdef inline double sampler_mains_hz(const Sampler* s) noexcept nogil:
-    """50 or 60 as configured or, once it is tracked, as found; 0 before."""
-    if s.config.mains_hz > 0 or not s.estimators.od.line.locked:
-        return s.config.mains_hz
-    return s.estimators.od.line.nominal_hz
-
-
-cdef inline bint sampler_has_moved(const Sampler* s) noexcept nogil:
-    """Whether k was chosen for another rate of the converter, or another mains; mains that fades changes nothing."""
-    cdef double rate_hz = converter_clock_rate_hz(&s.channel[s.master].clock)
-    cdef double mains = sampler_mains_hz(s)
-    return fabs(rate_hz / s.rate_chosen_hz - 1) > RATE_MOVED or (mains > 0 and mains != s.mains_chosen_hz)
-
-
-cdef inline void sampler_choose_half_cycle(Sampler* s, int64_t now_ns) noexcept nogil:
-    """k for the converter's rate and the mains as they are now known, unless the config names one."""
-    cdef double rate_hz = converter_clock_rate_hz(&s.channel[s.master].clock)
-    cdef int k = s.config.half_cycle
-    s.rate_chosen_hz = rate_hz
-    s.mains_chosen_hz = sampler_mains_hz(s)
-    if k == 0:
-        k = choose_half_cycle(rate_hz, s.mains_chosen_hz, s.config.rpm, HALF_CYCLE_LOW, HALF_CYCLE_HIGH)
-    if k != s.half_cycle:
-        s.half_cycle = k
-        port_event(&s.port, now_ns, EVENT_HALF_CYCLE, k, STREAM_OD1 + s.master, rate_hz / (2 * k))
-
-
-cdef inline int sampler_light(Sampler* s, int on) noexcept nogil:
-    """Switch the OD LED; 0, or minus an errno and the light is as it was."""
-    cdef int64_t before_ns = s.clock.now_ns(s.clock.context)
-    cdef int status = s.hal.led_write(s.hal.context, s.config.intensity_percent if on else 0.0, before_ns)
-    if status:
+    cdef double celsius = 0
+    if s.hal.temperature_read(s.hal.context, now_ns, &celsius):
         s.bus_errors += 1
-        return status
-    led_track_edge(&s.led, before_ns, s.clock.now_ns(s.clock.context), on)
-    return 0
-
-
-cdef inline void sampler_model(Sampler* s, int index) noexcept nogil:
-    """Freeze the converter's clock for the next block of conversions, and tell the estimators."""
-    cdef Channel* channel = &s.channel[index]
-    cdef TraceItem item
-    channel.next_block = channel.clock.index + CLOCK_BLOCK
-    channel.modelled = 1
-    trace_int(&item, TRACE_CLOCK, index, 0, 0, channel.clock.index,
-              channel.clock.origin_ns + <int64_t>channel.clock.end_ns)
-    sampler_feed(s, &item)
-    sampler_feed_float(s, TRACE_PERIOD, index, 0, channel.clock.period_ns)
-
-
-cdef inline uint32_t sampler_resumed_index(const Sampler* s, const Channel* channel, int64_t ready_ns) noexcept nogil:
-    """Our number of the first conversion after a start: the pause counts as conversions that were not made, so that to
-    the estimators it is a gap of its true length."""
-    cdef double paused
-    if channel.conversions == 0:
-        return 0
-    paused = <double>(ready_ns - channel.last_ready_ns) * 1e-9 * s.config.rate_hz
-    return channel.last_index + 1 + <uint32_t>(paused if paused < 1e9 else 1e9)
-
-
-cdef inline void sampler_conversion(Sampler* s, int index, const Conversion* conversion, int64_t now_ns) noexcept nogil:
-    """Time one conversion, say under which light it was made, and feed it to the estimators."""
-    cdef Channel* channel = &s.channel[index]
-    cdef TraceItem item
-    cdef int64_t end_ns
-    cdef int was_locked = channel.clock.locked
-    cdef uint32_t number
-    if not channel.started:
-        channel.index_offset = sampler_resumed_index(s, channel, conversion.ready_ns) - conversion.index
-    number = conversion.index + channel.index_offset
-    if channel.started and <int32_t>(number - channel.last_index) > 1:
-        channel.missed += number - channel.last_index - 1
-    channel.last_index = number
-    channel.last_ready_ns = conversion.ready_ns
-    channel.started = 1
-    channel.conversions += 1
-    channel.heard_ns = now_ns
-    if not converter_clock_push(&channel.clock, number, conversion.ready_ns):
-        channel.modelled = 0
+        if not s.temperature_lost:
+            s.temperature_lost = 1
+            port_event(&s.port, now_ns, EVENT_SENSOR_LOST, 0, STREAM_TEMPERATURE, 0)
+        sampler_say_lost(s, STREAM_TEMPERATURE, 0, now_ns)
         return
-    if not was_locked:
-        port_event(&s.port, now_ns, EVENT_RATE_LOCKED, index + 1, STREAM_OD1 + index,
-                   converter_clock_rate_hz(&channel.clock))
-    if not channel.modelled or <int32_t>(number - channel.next_block) >= 0:
-        sampler_model(s, index)
-        if index == s.master and sampler_has_moved(s):
-            sampler_choose_half_cycle(s, now_ns)
-    end_ns = channel.clock.origin_ns + <int64_t>channel.clock.end_ns
-    trace_int(&item, TRACE_CONVERSION, index,
-              led_track_phase(&s.led, end_ns - <int64_t>channel.clock.period_ns, end_ns),
-              conversion.clipped, number, conversion.code)
-    sampler_feed(s, &item)
-    if conversion.clipped and not channel.clipping:
-        port_event(&s.port, now_ns, EVENT_SATURATED, index + 1, STREAM_OD1 + index, 0)
-    channel.clipping = conversion.clipped
+    if s.temperature_lost:
+        s.temperature_lost = 0
+        port_event(&s.port, now_ns, EVENT_SENSOR_BACK, 0, STREAM_TEMPERATURE, 0)
+    memset(&reading, 0, sizeof(Reading))
+    reading.monotonic_ns = now_ns
+    reading.value = celsius
+    reading.se_instrument = <float>(TMP1075_LSB_MICRODEGC * 1e-6 * 0.288675)  # LSB / sqrt(12)
+    reading.se_culture = reading.window_s = reading.noise_bandwidth_hz = NAN
+    reading.signal_v = reading.reference_v = reading.ambient_v = NAN
+    reading.used = 1
+    reading.stream = STREAM_TEMPERATURE
+    reading.version = RECORD_VERSION
+    port_reading(&s.port, &reading)
 
 
-cdef inline void sampler_lost(Sampler* s, int index, int64_t now_ns) noexcept nogil:
-    """A converter that fails or has fallen silent is asked again once a second; without the master there is no pace for
-    the light, which is switched off."""
-    cdef Channel* channel = &s.channel[index]
-    if index == s.master and s.led.on:
-        sampler_light(s, 0)
-    channel.expected_ns = channel.due_ns = now_ns + RETRY_NS
-    if not channel.lost:
-        channel.lost = 1
-        port_event(&s.port, now_ns, EVENT_SENSOR_LOST, 0, STREAM_OD1 + index, 0)
+cdef inline void sampler_read_rail(Sampler* s, int64_t now_ns) noexcept nogil:
+    """Read the voltage of the PWM rail, where the board has a converter for it."""
+    cdef double volts = 0
+    cdef int status = s.hal.rail_read(s.hal.context, now_ns, &volts)
+    s.rail_absent = status == -ENODEV
+    s.bus_errors += status != 0 and status != -ENODEV
+    s.rail_v = NAN if status else volts
 
 
-cdef inline int sampler_begin(Sampler* s, int index, int64_t now_ns) noexcept nogil:
-    """Start a converter anew; 0, or minus an errno."""
-    cdef Channel* channel = &s.channel[index]
-    cdef int status = s.hal.adc_start(s.hal.context, index, s.config.full_scale_v, s.config.rate_hz, now_ns)
-    converter_clock_init(&channel.clock, s.config.rate_hz)
-    channel.started = 0
-    channel.modelled = 0
-    channel.heard_ns = now_ns
-    channel.expected_ns = now_ns
-    channel.due_ns = now_ns + s.poll_ns
-    s.bus_errors += status != 0
-    return status
-
-
-cdef inline void sampler_fetch(Sampler* s, int index, int64_t now_ns) noexcept nogil:
-    """Read a converter whose next conversion should be ready, and say when it wants to be read again."""
-    cdef Channel* channel = &s.channel[index]
-    cdef Conversion conversion
-    cdef int status
-    if channel.lost:
-        if sampler_begin(s, index, now_ns):
-            sampler_lost(s, index, now_ns)
-            return
-        channel.lost = 0
-        port_event(&s.port, now_ns, EVENT_SENSOR_BACK, 0, STREAM_OD1 + index, 0)
-    status = s.hal.adc_read(s.hal.context, index, now_ns, &conversion)
-    if status == 1:
-        sampler_conversion(s, index, &conversion, now_ns)
-        if channel.clock.locked:
-            channel.expected_ns = converter_clock_next_ns(&channel.clock)
-            channel.due_ns = channel.expected_ns + <int64_t>(READ_AFTER * channel.clock.period_ns)
-        else:
-            channel.expected_ns = now_ns
-            channel.due_ns = now_ns + s.poll_ns
-    elif status < 0:
-        s.bus_errors += 1
-        sampler_lost(s, index, now_ns)
-    elif now_ns - channel.heard_ns > SILENCE_NS:
-        sampler_lost(s, index, now_ns)
+cdef inline void sampler_read_slow(Sampler* s, int device) noexcept nogil:
+    """Read a slow device, and learn how long it holds the bus: its longest time, forgotten by 1/64 a read."""
+    cdef int64_t before_ns = s.clock.now_ns(s.clock.context)
+    cdef int64_t took_ns
+    s.slow_due &= ~<uint32_t>(1 << device)
+    if device == 0:
+        sampler_read_temperature(s, before_ns)
     else:
-        channel.due_ns = now_ns + s.poll_ns
+        sampler_read_rail(s, before_ns)
+    took_ns = s.clock.now_ns(s.clock.context) - before_ns
+    s.slow_bus_ns[device] -= s.slow_bus_ns[device] >> 6
+    if took_ns > s.slow_bus_ns[device]:
+        s.slow_bus_ns[device] = took_ns
 
 
-cdef inline void sampler_chop(Sampler* s) noexcept nogil:
-    """Change the light when the master has made k conversions under it."""
-    cdef Channel* master = &s.channel[s.master]
-    if <int32_t>(master.last_index - s.toggled_index) >= s.half_cycle:
-        s.toggled_index = master.last_index
-        sampler_light(s, not s.led.on)
+cdef inline void sampler_tend_slow(Sampler* s, int64_t due_ns) noexcept nogil:
+    """Read a slow device that waits, when it lets the bus go before the next conversion is due, or has waited for too
+    long."""
+    cdef int64_t now_ns, bus_ns
+    cdef int device
+    for device in range(SLOW_DEVICES):
+        if not s.slow_due & (1 << device):
+            continue
+        now_ns = s.clock.now_ns(s.clock.context)
+        # a transfer of its kind takes as long as that of a converter at the least
+        bus_ns = s.channel[s.active[0]].plan.read_ns
+        bus_ns = bus_ns if bus_ns > s.slow_bus_ns[device] else s.slow_bus_ns[device]
+        if now_ns + bus_ns <= due_ns:
+            sampler_read_slow(s, device)
+        elif now_ns - s.slow_from_ns[device] >= SLOW_LATEST_NS:
+            s.slow_forced += 1
+            sampler_read_slow(s, device)
+            return
 
+
+# --- conversions ---
 
 cdef inline void sampling_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
     """Fetch what the converters have finished, keep the light in step, and wake for the next one."""
     cdef Sampler* s = <Sampler*>context
     cdef Channel* channel
-    cdef int64_t earliest_ns = INT64_MAX
+    cdef int64_t earliest_ns
     cdef int i
     if not s.sampling:
         sleep_for_ever(policy)
         return
     port_trace_tend(&s.port, now_ns)
+    host_tick(s, now_ns)
+    earliest_ns = s.grid.next_ns
     for i in range(s.active_count):
         channel = &s.channel[s.active[i]]
+        if channel.plan.pace == PACE_HOST:
+            continue
         if now_ns >= channel.expected_ns:
-            sampler_fetch(s, s.active[i], now_ns)
+            if channel.plan.pace == PACE_READY:
+                sampler_fetch(s, s.active[i], now_ns)
+            elif channel.plan.pace == PACE_PILOT:
+                sampler_pilot(s, s.active[i], now_ns)
+            else:
+                sampler_look(s, s.active[i], now_ns)
         if channel.due_ns < earliest_ns:
             earliest_ns = channel.due_ns
-    sampler_chop(s)
+    if s.channel[s.master].plan.pace != PACE_HOST:
+        sampler_chop(s)
+    sampler_tend_gain(s)
+    sampler_tend_path(s, now_ns)
+    if s.slow_due:
+        sampler_tend_slow(s, earliest_ns)
     # a converter that is long overdue must not turn the thread into a spin
-    sleep_until(policy, earliest_ns, now_ns + (s.poll_ns >> 1))
+    sleep_until(policy, earliest_ns, now_ns + s.least_sleep_ns)
 
 
-cdef inline int sampler_start(Sampler* s, double intensity_percent, int64_t now_ns) noexcept nogil:
-    """Start every converter, and the light; 0, or minus the errno of the first device that refused."""
+cdef inline int sampler_plan(Sampler* s, int index) noexcept nogil:
+    """Ask the board how a channel is sampled; 0, or minus an errno."""
+    cdef Channel* channel = &s.channel[index]
+    cdef int status = s.hal.adc_plan(s.hal.context, index, &channel.plan)
+    if status:
+        return status
+    if not PACE_READY <= channel.plan.pace <= PACE_SMOOTHED:
+        return -ENODEV
+    if not channel.plan.rate_hz > 0.0 or not channel.plan.conversion_hz > 0.0:
+        return -EINVAL
+    if channel.plan.pace <= PACE_PILOT and 0.0 < s.config.rate_hz < channel.plan.conversion_hz:
+        channel.plan.conversion_hz = channel.plan.rate_hz = s.config.rate_hz
+    channel.ranged = channel.plan.pace != PACE_SMOOTHED
+    gain_init(&channel.gain, gain_range(s.config.full_scale_v[index]) if s.config.full_scale_v[index] else GAIN_AUTO,
+              channel.plan.rate_hz)
+    channel.period_ns = 1e9 / channel.plan.rate_hz
+    channel.aperture_ns = 0.0 if channel.plan.pace == PACE_SMOOTHED else 1e9 / channel.plan.conversion_hz
+    if channel.plan.settle_ns > s.settle_ns:
+        s.settle_ns = channel.plan.settle_ns
+    return 0
+
+
+cdef inline int sampler_start_channels(Sampler* s, int64_t now_ns) noexcept nogil:
+    """Plan and start every converter; 0, or minus the errno of the first that refused."""
+    cdef Channel* channel
+    cdef double fastest_hz = 0.0
     cdef int i, status
-    s.config.intensity_percent = intensity_percent
-    sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_LED, intensity_percent)
-    led_track_init(&s.led, LED_GUARD_NS, 0)
-    s.poll_ns = <int64_t>(0.25e9 / s.config.rate_hz)
     s.active_count = 0
+    s.settle_ns = 0
+    s.held = 0
+    s.seeking = 0
     for i in range(MAX_CHANNELS):
         if s.config.angle[i] < 0:
             continue
         s.active[s.active_count] = i
         s.active_count += 1
-        s.channel[i].lost = 0
-        status = sampler_begin(s, i, now_ns)
+        status = sampler_plan(s, i)
         if status:
             return status
-        sampler_feed_float(s, TRACE_GAIN, i, 0, s.config.full_scale_v / 32768.0)
+        if s.channel[i].plan.conversion_hz > fastest_hz:
+            fastest_hz = s.channel[i].plan.conversion_hz
+    s.poll_ns = <int64_t>(0.25e9 / fastest_hz)
+    s.least_sleep_ns = s.poll_ns >> 1
+    for i in range(s.active_count):
+        channel = &s.channel[s.active[i]]
+        channel.lost = 0
+        status = sampler_begin(s, s.active[i], now_ns)
+        if status:
+            return status
+        if channel.plan.pace == PACE_SMOOTHED:  # spread over the period, so that the bus is shared evenly
+            channel.expected_ns = channel.due_ns = now_ns + <int64_t>(i * channel.period_ns / s.active_count)
+    host_plan(s, now_ns)
+    if s.grid.slots:
+        s.least_sleep_ns = HOST_LEAST_SLEEP_NS
+    return 0
+
+
+cdef inline int sampler_start(Sampler* s, double intensity_percent, int64_t now_ns) noexcept nogil:
+    """Start every converter, and the light; 0, or minus the errno of the first device that refused."""
+    cdef int status
+    s.config.intensity_percent = intensity_percent
+    sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_LED, intensity_percent)
+    led_track_init(&s.led, LED_GUARD_NS, 0)
+    status = sampler_start_channels(s, now_ns)
+    if status:
+        return status
+    s.light_path.tau_ns = NAN
+    s.measuring = 0
+    s.search.active = 0
+    s.path_rounds = 0
+    s.path_from_ns = now_ns
+    s.paused = 0
+    s.half_cycle = 0
+    sampler_guess_edge(s)
     sampler_choose_half_cycle(s, now_ns)
     s.toggled_index = 0
     status = sampler_light(s, 1)
     if status:
         return status
     s.sampling = 1
+    sampler_publish_chop(s)
     s.conversions.target_ns = now_ns
     return 0
 
@@ -352,7 +239,10 @@ cdef inline int sampler_start(Sampler* s, double intensity_percent, int64_t now_
 cdef inline void sampler_stop(Sampler* s) noexcept nogil:
     s.sampling = 0
     sampler_light(s, 0)
+    sampler_publish_chop(s)
 
+
+# --- commands and what has a clock of its own ---
 
 cdef inline void sampler_command(Sampler* s, const Command* command, int64_t now_ns) noexcept nogil:
     """Do one command and answer it."""
@@ -384,21 +274,6 @@ cdef inline void sampler_command(Sampler* s, const Command* command, int64_t now
     port_event(&s.port, now_ns, EVENT_COMMAND_REFUSED if status else EVENT_COMMAND_DONE, <int>command.id, 0, status)
 
 
-cdef inline void sampler_say_lost(Sampler* s, int stream, int angle, int64_t now_ns) noexcept nogil:
-    """A reading that says that there is none."""
-    cdef Reading reading
-    memset(&reading, 0, sizeof(Reading))
-    reading.monotonic_ns = now_ns
-    reading.value = NAN
-    reading.se_instrument = reading.se_culture = reading.window_s = reading.noise_bandwidth_hz = NAN
-    reading.signal_v = reading.reference_v = reading.ambient_v = NAN
-    reading.flags = FLAG_SENSOR_LOST
-    reading.stream = <uint16_t>stream
-    reading.angle = <uint16_t>angle
-    reading.version = RECORD_VERSION
-    port_reading(&s.port, &reading)
-
-
 cdef inline void sampler_say_references(Sampler* s, int64_t now_ns) noexcept nogil:
     """Tell the host of each coefficient of the reference that was learned."""
     cdef const ReferenceFit* fit
@@ -415,7 +290,9 @@ cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t n
     """Commands, and what the actuator thread says about the stirrer."""
     cdef Sampler* s = <Sampler*>context
     cdef Command command
+    cdef TraceItem item
     cdef uint32_t stirring_off = stirbar_load_relaxed(s.stirring_off)
+    cdef uint32_t turn_us = stirbar_load_relaxed(s.turn_us)
     port_trace_tend(&s.port, now_ns)
     while port_command(&s.port, &command):
         sampler_command(s, &command, now_ns)
@@ -423,38 +300,30 @@ cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t n
     if stirring_off != s.stirring_off_told:
         s.stirring_off_told = stirring_off
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_STIR_STOP, stirring_off)
+    if turn_us != s.turn_us_told:
+        s.turn_us_told = turn_us
+        trace_int(&item, TRACE_TURN, 0, 0, 0, 0, turn_us)
+        sampler_feed(s, &item)
     sleep_next(policy, now_ns)
 
 
 cdef inline void temperature_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
-    """Read the heater board's sensor; also once a second say which photodiodes are lost."""
+    """The slow devices are due: they wait for a gap between conversions, where there are any. Also once a second say
+    which photodiodes are lost."""
     cdef Sampler* s = <Sampler*>context
-    cdef Reading reading
-    cdef double celsius = 0
     cdef int i
     sleep_next(policy, now_ns)
     for i in range(MAX_CHANNELS):
         if s.sampling and s.config.angle[i] > 0 and s.channel[i].lost:
             sampler_say_lost(s, STREAM_OD1 + i, s.config.angle[i], now_ns)
-    if not s.temperature_on:
+    if s.temperature_on and not s.slow_due & SLOW_TEMPERATURE:
+        s.slow_due |= SLOW_TEMPERATURE
+        s.slow_from_ns[0] = now_ns
+    if not s.rail_absent and not s.slow_due & SLOW_RAIL:
+        s.slow_due |= SLOW_RAIL
+        s.slow_from_ns[1] = now_ns
+    if s.sampling:
         return
-    if s.hal.temperature_read(s.hal.context, now_ns, &celsius):
-        s.bus_errors += 1
-        if not s.temperature_lost:
-            s.temperature_lost = 1
-            port_event(&s.port, now_ns, EVENT_SENSOR_LOST, 0, STREAM_TEMPERATURE, 0)
-        sampler_say_lost(s, STREAM_TEMPERATURE, 0, now_ns)
-        return
-    if s.temperature_lost:
-        s.temperature_lost = 0
-        port_event(&s.port, now_ns, EVENT_SENSOR_BACK, 0, STREAM_TEMPERATURE, 0)
-    memset(&reading, 0, sizeof(Reading))
-    reading.monotonic_ns = now_ns
-    reading.value = celsius
-    reading.se_instrument = <float>(TMP1075_LSB_MICRODEGC * 1e-6 * 0.288675)  # LSB / sqrt(12)
-    reading.se_culture = reading.window_s = reading.noise_bandwidth_hz = NAN
-    reading.signal_v = reading.reference_v = reading.ambient_v = NAN
-    reading.used = 1
-    reading.stream = STREAM_TEMPERATURE
-    reading.version = RECORD_VERSION
-    port_reading(&s.port, &reading)
+    for i in range(SLOW_DEVICES):
+        if s.slow_due & (1 << i):
+            sampler_read_slow(s, i)

@@ -5,12 +5,15 @@
 # What a loop needs: sim_init, sim_hal, sim_set with sim_parameter_owner, sim_pump, sim_heater. The model is vial.pxd.
 
 from libc.errno cimport EINVAL, ENODEV, EREMOTEIO
-from libc.math cimport isfinite
-from libc.stdint cimport int16_t, int32_t, int64_t, uint32_t, uint64_t
-from stirbar.rt.ads1115 cimport ADC_GARBAGE, ADC_LOST, Ads1115, ads1115_code, ads1115_init, ads1115_start
+from libc.math cimport fabs, isfinite
+from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from stirbar.rt.ads1115 cimport (
+    ADC_GARBAGE, ADC_LOST, Ads1115, ads1115_code, ads1115_convert, ads1115_init, ads1115_noise_v, ads1115_range,
+    ads1115_range_next, ads1115_start)
 from stirbar.rt.culture cimport culture_init, culture_start_lag
 from stirbar.rt.fan cimport fan_advance, fan_edges, fan_init, fan_write
-from stirbar.rt.hal cimport PACE_READY, AdcPlan, Conversion, Hal
+from stirbar.rt.hal cimport PACE_HOST, PACE_READY, PACE_SMOOTHED, AdcPlan, Conversion, Hal
+from stirbar.rt.mcu_adc cimport MCU_APERTURE_S, MCU_FULL_SCALE_V, MCU_NEW, mcu_adc_code, mcu_adc_mean_v
 from stirbar.rt.optics cimport BUBBLES, bubbles_make, lamp_set, led_init, led_set_output, led_switch
 from stirbar.rt.pump cimport PUMPS, pumps_advance, pumps_init, pumps_set
 from stirbar.rt.rng cimport Rng, rng_next, rng_normal, rng_seed, rng_uniform, ziggurat_init
@@ -22,6 +25,7 @@ from stirbar.rt.vial cimport Beam, Sim, beam_mean_v, sim_advance, sim_hold, sim_
 cdef enum:
     SIM_OWNER_SAMPLING = 0
     SIM_OWNER_ACTUATOR = 1
+    MCU_CATCH_UP = 64        # updates of a running mean after which nothing is left of what was before
 
 # Which random stream of the seed feeds what; channels have STREAM_CHANNEL + 0..3.
 cdef enum:
@@ -34,6 +38,7 @@ cdef enum:
 cdef struct SimConfig:
     uint64_t seed
     int32_t angle[MAX_CHANNELS]  # of the photodiode on each channel: 45, 90, 135, 180; 0 reference; -1 not connected
+    AdcPlan plan[MAX_CHANNELS]   # how the board samples each of them; channels that share a converter share its clock
     double parameter[PARAM_COUNT]  # core/simulation.py `values()`
 
 
@@ -53,10 +58,22 @@ cdef inline int sim_adc_plan(void* context, int channel, AdcPlan* plan) noexcept
     cdef Sim* sim = <Sim*>context
     if channel < 0 or channel >= MAX_CHANNELS or sim.beam[channel].angle < 0:
         return -ENODEV
-    plan.pace = PACE_READY
-    plan.converter = channel
-    plan.rate_hz = plan.conversion_hz = 860.0
-    plan.read_ns = plan.light_ns = plan.settle_ns = 0
+    plan[0] = sim.plan[channel]
+    return 0
+
+
+cdef inline int sim_mcu_start(Sim* sim, int channel, double full_scale_v, double rate_hz, double time_s) noexcept nogil:
+    """A microcontroller's converter always runs; its first running mean is the level it finds. 0, or -EINVAL for
+    another full scale than its supply."""
+    cdef Ads1115* adc = &sim.adc[channel]
+    if fabs(full_scale_v - MCU_FULL_SCALE_V) > 1e-6 or not 1.0 <= rate_hz <= 1000.0:
+        return -EINVAL
+    adc.nominal_hz = rate_hz
+    adc.period_s = MCU_APERTURE_S if MCU_APERTURE_S * rate_hz < 1.0 else 1.0 / rate_hz
+    adc.noise_v2 = 0.0
+    if not adc.running:
+        adc.running = 1
+        adc.next_s = time_s
     return 0
 
 
@@ -71,25 +88,37 @@ cdef inline int sim_adc_start(
         return -EREMOTEIO
     sim_advance(sim, time_s)
     sim.beam[channel].epoch = sim.epoch - 1
+    sim.beam[channel].waiting = 0
+    if sim.plan[channel].pace == PACE_SMOOTHED:
+        return sim_mcu_start(sim, channel, full_scale_v, rate_hz, time_s)
     return ads1115_start(
         &sim.adc[channel], sim.parameter, &sim.ziggurat, full_scale_v, rate_hz, sim.thermal.board_degc, time_s)
 
 
-cdef inline int sim_adc_read(void* context, int channel, int64_t now_ns, Conversion* conversion) noexcept nogil:
-    """1: the newest conversion that has ended; 0: none since the last read; -ENODEV: not started; -EREMOTEIO: fault."""
-    cdef Sim* sim = <Sim*>context
-    cdef double time_s = sim_time_s(sim, now_ns)
-    cdef Ads1115* adc
+cdef inline void sim_code(Sim* sim, int channel, double v, Conversion* conversion) noexcept nogil:
+    """The code of a conversion, as the channel's fault lets it be."""
+    cdef Ads1115* adc = &sim.adc[channel]
+    cdef int fault = <int>sim.parameter[PARAM_ADC1_FAULT + channel]
+    conversion.clipped = 0
+    if fault == 0:
+        adc.last_code = ads1115_code(adc, v, &conversion.clipped)
+    elif fault == ADC_GARBAGE:
+        adc.last_code = <int16_t>(rng_next(&adc.rng) >> 48)
+    conversion.code = adc.last_code
+
+
+cdef inline void sim_take_range(Sim* sim, int channel, double end_s) noexcept nogil:
+    """Before the conversion that ends at `end_s`: the range that was written meanwhile."""
+    cdef Ads1115* adc = &sim.adc[channel]
+    if adc.next_full_scale_v > 0.0 and end_s > adc.range_after_s + 0.5 * adc.period_s:
+        ads1115_range(adc, sim.parameter, &sim.ziggurat, adc.next_full_scale_v, adc.nominal_hz, sim.thermal.board_degc)
+
+
+cdef inline int sim_read_running(Sim* sim, int channel, double time_s, Conversion* conversion) noexcept nogil:
+    """The newest conversion of a free-running converter that has ended: 1, or 0 when none has since the last read."""
+    cdef Ads1115* adc = &sim.adc[channel]
     cdef uint32_t skipped = 0
-    cdef double end_s, late_us, v
-    cdef int fault
-    cdef int64_t ready_ns
-    if channel < 0 or channel >= MAX_CHANNELS or not sim.adc[channel].running:
-        return -ENODEV
-    adc = &sim.adc[channel]
-    fault = <int>sim.parameter[PARAM_ADC1_FAULT + channel]
-    if fault == ADC_LOST:
-        return -EREMOTEIO
+    cdef double end_s, late_us
     if time_s < adc.next_s:
         return 0
     end_s = adc.next_s
@@ -97,34 +126,122 @@ cdef inline int sim_adc_read(void* context, int channel, int64_t now_ns, Convers
         skipped = <uint32_t><int64_t>((time_s - end_s) / adc.period_s)
         end_s += skipped * adc.period_s
     sim_advance(sim, end_s)
-    v = beam_mean_v(sim, &sim.beam[channel], adc, end_s, skipped)
-    conversion.clipped = 0
-    if fault == 0:
-        adc.last_code = ads1115_code(adc, v, &conversion.clipped)
-    elif fault == ADC_GARBAGE:
-        adc.last_code = <int16_t>(rng_next(&adc.rng) >> 48)
+    sim_take_range(sim, channel, end_s)
+    sim_code(sim, channel, beam_mean_v(sim, &sim.beam[channel], adc, end_s, skipped), conversion)
     conversion.begin_ns = 0
-    conversion.code = adc.last_code
     conversion.index = adc.index + skipped
     late_us = sim.parameter[PARAM_READY_LATENCY_US] + sim.parameter[PARAM_READY_JITTER_US] * (
         2.0 * rng_uniform(&adc.rng) - 1.0)
-    ready_ns = sim.start_ns + <int64_t>(1e9 * end_s + 1e3 * (late_us if late_us > 0.0 else 0.0))
-    conversion.ready_ns = ready_ns if ready_ns < now_ns else now_ns
+    conversion.ready_ns = sim.start_ns + <int64_t>(1e9 * end_s + 1e3 * (late_us if late_us > 0.0 else 0.0))
     adc.index += skipped + 1
     adc.next_s = end_s + adc.period_s
     return 1
 
 
-cdef inline int sim_adc_gain(void* context, int channel, double full_scale_v, int64_t now_ns) noexcept nogil:
-    """As sim_adc_start, at the rate in force."""
+cdef inline int sim_read_single(Sim* sim, int channel, double time_s, Conversion* conversion) noexcept nogil:
+    """The conversion that was begun: 1, or 0 while it is not there."""
+    cdef Ads1115* adc = &sim.adc[channel]
+    cdef Beam* beam = &sim.beam[channel]
+    if not beam.waiting or time_s < adc.next_s:
+        return 0
+    beam.waiting = 0
+    sim_advance(sim, adc.next_s)
+    sim_code(sim, channel, beam_mean_v(sim, beam, adc, adc.next_s, 1), conversion)
+    conversion.begin_ns = sim.start_ns + <int64_t>(1e9 * beam.begin_s)
+    conversion.ready_ns = sim.start_ns + <int64_t>(1e9 * adc.next_s)
+    conversion.index = adc.index
+    adc.index += 1
+    return 1
+
+
+cdef inline int sim_read_mean(Sim* sim, int channel, double time_s, Conversion* conversion) noexcept nogil:
+    """A microcontroller's running mean as it is now: always 1."""
+    cdef Ads1115* adc = &sim.adc[channel]
+    cdef Beam* beam = &sim.beam[channel]
+    cdef double interval_s = 1.0 / adc.nominal_hz
+    cdef double behind = (time_s - adc.next_s) / interval_s
+    cdef double v
+    if behind > MCU_CATCH_UP:
+        adc.next_s += interval_s * <double><int64_t>(behind - MCU_CATCH_UP)
+    while adc.next_s <= time_s:
+        sim_advance(sim, adc.next_s)
+        v = mcu_adc_mean_v(beam_mean_v(sim, beam, adc, adc.next_s, 1), &adc.rng, &sim.ziggurat)
+        beam.smoothed_v += (v - beam.smoothed_v) * (MCU_NEW if adc.index else 1.0)
+        adc.index += 1
+        adc.next_s += interval_s
+    sim_code(sim, channel, 0.0, conversion)
+    if <int>sim.parameter[PARAM_ADC1_FAULT + channel] == 0:
+        conversion.code = adc.last_code = mcu_adc_code(beam.smoothed_v, &conversion.clipped)
+    return 1
+
+
+cdef inline int sim_adc_read(void* context, int channel, int64_t now_ns, Conversion* conversion) noexcept nogil:
+    """1: a conversion; 0: none since the last read; -ENODEV: not started; -EREMOTEIO: fault."""
     cdef Sim* sim = <Sim*>context
-    if channel < 0 or channel >= MAX_CHANNELS:
+    cdef double time_s = sim_time_s(sim, now_ns)
+    cdef Beam* beam
+    cdef int status, pace
+    if channel < 0 or channel >= MAX_CHANNELS or not sim.adc[channel].running:
         return -ENODEV
-    return sim_adc_start(context, channel, full_scale_v, sim.adc[channel].nominal_hz, now_ns)
+    if <int>sim.parameter[PARAM_ADC1_FAULT + channel] == ADC_LOST:
+        return -EREMOTEIO
+    pace = sim.plan[channel].pace
+    if pace == PACE_READY:
+        status = sim_read_running(sim, channel, time_s, conversion)
+        if status and conversion.ready_ns > now_ns:
+            conversion.ready_ns = now_ns
+        return status
+    if pace == PACE_HOST:
+        return sim_read_single(sim, channel, time_s, conversion)
+    beam = &sim.beam[channel]
+    if pace == PACE_SMOOTHED:
+        sim_read_mean(sim, channel, time_s, conversion)
+    elif not sim_read_running(sim, channel, time_s, conversion):
+        conversion.code = sim.adc[channel].last_code
+        conversion.clipped = beam.clipped
+    beam.clipped = conversion.clipped
+    conversion.begin_ns = 0
+    conversion.ready_ns = now_ns
+    conversion.index = beam.reads
+    beam.reads += 1
+    return 1
+
+
+cdef inline int sim_adc_gain(void* context, int channel, double full_scale_v, int64_t now_ns) noexcept nogil:
+    """0; -ENODEV: not started; -EINVAL: no such range; -EREMOTEIO: fault."""
+    cdef Sim* sim = <Sim*>context
+    if channel < 0 or channel >= MAX_CHANNELS or not sim.adc[channel].running:
+        return -ENODEV
+    if <int>sim.parameter[PARAM_ADC1_FAULT + channel] == ADC_LOST:
+        return -EREMOTEIO
+    if sim.plan[channel].pace == PACE_SMOOTHED:
+        return sim_adc_start(context, channel, full_scale_v, sim.adc[channel].nominal_hz, now_ns)
+    if ads1115_noise_v(full_scale_v, sim.adc[channel].nominal_hz) < 0.0:
+        return -EINVAL
+    ads1115_range_next(&sim.adc[channel], full_scale_v, sim_time_s(sim, now_ns))
+    return 0
 
 
 cdef inline int sim_adc_convert(void* context, int channel, int64_t now_ns) noexcept nogil:
-    return -ENODEV
+    """Begin a single conversion; one of another channel of the same converter that is under way is lost. 0; -ENODEV:
+    not started, or free-running; -EREMOTEIO: fault."""
+    cdef Sim* sim = <Sim*>context
+    cdef double time_s = sim_time_s(sim, now_ns)
+    cdef int i
+    if channel < 0 or channel >= MAX_CHANNELS or not sim.adc[channel].running or sim.plan[channel].pace != PACE_HOST:
+        return -ENODEV
+    if <int>sim.parameter[PARAM_ADC1_FAULT + channel] == ADC_LOST:
+        return -EREMOTEIO
+    for i in range(MAX_CHANNELS):
+        if sim.plan[i].converter == sim.plan[channel].converter:
+            sim.beam[i].waiting = 0
+    if sim.adc[channel].next_full_scale_v > 0.0:
+        ads1115_range(&sim.adc[channel], sim.parameter, &sim.ziggurat, sim.adc[channel].next_full_scale_v,
+                      sim.adc[channel].nominal_hz, sim.thermal.board_degc)
+    sim.beam[channel].waiting = 1
+    sim.beam[channel].begin_s = time_s
+    ads1115_convert(&sim.adc[channel], time_s)
+    return 0
 
 
 cdef inline int sim_rail_read(void* context, int64_t now_ns, double* volts) noexcept nogil:
@@ -238,9 +355,15 @@ cdef inline int sim_set(Sim* sim, int parameter, double value) noexcept nogil:
 
 cdef inline int sim_init_beams(Sim* sim, const SimConfig* config, Rng* unit) noexcept nogil:
     cdef Beam* beam
-    cdef int i
+    cdef int i, j
     for i in range(MAX_CHANNELS):
         if config.angle[i] not in (-1, 0, 45, 90, 135, 180):
+            return -EINVAL
+        sim.plan[i] = config.plan[i]
+        if config.angle[i] >= 0 and not (
+            PACE_READY <= config.plan[i].pace <= PACE_SMOOTHED and config.plan[i].rate_hz > 0.0
+            and config.plan[i].conversion_hz > 0.0
+        ):
             return -EINVAL
         beam = &sim.beam[i]
         beam.angle = config.angle[i]
@@ -250,11 +373,21 @@ cdef inline int sim_init_beams(Sim* sim, const SimConfig* config, Rng* unit) noe
         beam.noise = 0.0
         beam.noise_slope = 0.0
         beam.sensitivity = rng_normal(unit, &sim.ziggurat)
+        beam.smoothed_v = 0.0
+        beam.reads = 0
+        beam.clipped = 0
+        beam.waiting = 0
         beam.diode.light = 0.0
         beam.diode.time_s = 0.0
         beam.diode.edge = 1
         ads1115_init(&sim.adc[i], config.seed, RNG_CHANNEL + i, &sim.ziggurat)
         beam.noise_node = rng_normal(&sim.adc[i].rng, &sim.ziggurat)
+        for j in range(i):
+            if config.plan[j].converter == config.plan[i].converter and config.angle[j] >= 0:
+                sim.adc[i].rate_deviation = sim.adc[j].rate_deviation
+                sim.adc[i].offset_deviation = sim.adc[j].offset_deviation
+                sim.adc[i].seed = sim.adc[j].seed
+                break
     return 0
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from stirbar.rt.culture cimport Culture, culture_grow, culture_init
-from stirbar.rt.hal cimport Conversion, Hal
+from stirbar.rt.hal cimport PACE_READY, AdcPlan, Conversion, Hal
 from stirbar.rt.optics cimport scatter_v
 from stirbar.rt.rng cimport Rng, Ziggurat, rng_normal, rng_seed, rng_uniform, ziggurat_init
 from stirbar.rt.sim cimport (
@@ -149,6 +149,7 @@ cdef class SimulatedVial:
         config.seed = <uint64_t>seed
         for i in range(4):
             config.angle[i] = angles[i]
+            config.plan[i] = AdcPlan(PACE_READY, i, 860.0, 860.0, 0, 0, 0)
         for i in range(PARAM_COUNT):
             config.parameter[i] = parameters[i]
         _check(sim_init(&self.sim, &config, start_ns))

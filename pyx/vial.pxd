@@ -7,10 +7,11 @@
 # One flat struct, no pointers, no allocation. Equations and sources: docs/simulation.md.
 
 from libc.math cimport M_PI, ceil, cos, exp, fabs, sin, sqrt
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from stirbar.rt.ads1115 cimport Ads1115, ads1115_tune
 from stirbar.rt.culture cimport Culture, culture_exchange, culture_grow
 from stirbar.rt.fan cimport Fan
+from stirbar.rt.hal cimport PACE_HOST, PACE_SMOOTHED, AdcPlan
 from stirbar.rt.optics cimport (
     Bubbles, Lamp, Led, Mains, Photodiode, bubbles_mean_od, lamp_mean, lamp_set, lamp_switches, led_step, mains_step,
     photodiode_level, photodiode_mean)
@@ -79,6 +80,12 @@ cdef struct Beam:             # a photodiode on its converter; held between slow
     double noise_node         # standard normal
     double noise_keep
     double noise_sigma
+    double spacing_s          # from one conversion to the next
+    double smoothed_v         # of a microcontroller's running mean
+    uint32_t reads
+    double begin_s            # of a single conversion
+    uint8_t waiting           # it has not been read yet
+    uint8_t clipped           # what the register holds
     Photodiode diode
 
 cdef struct Sim:
@@ -93,7 +100,8 @@ cdef struct Sim:
     Lamp lamp
     Bubbles bubbles
     Beam beam[MAX_CHANNELS]
-    Ads1115 adc[MAX_CHANNELS]
+    AdcPlan plan[MAX_CHANNELS]
+    Ads1115 adc[MAX_CHANNELS]  # a channel's own one is plan.converter
     Rng slow_rng
     Rng bubble_rng
     double now_s              # latest moment the sampling thread spoke of
@@ -204,10 +212,15 @@ cdef inline void beam_take_over(Sim* sim, Beam* beam, Ads1115* adc) noexcept nog
     cdef double mixing = 0.01 * p[PARAM_CULTURE_NOISE_PERCENT]
     cdef double counting = 0.01 * p[PARAM_PARTICLE_NOISE_PERCENT]
     cdef double modulation = 0.01 * p[PARAM_VORTEX_PERCENT] * (speed * 60.0 / 500.0) * (speed * 60.0 / 500.0)
+    cdef const AdcPlan* plan = &sim.plan[beam - &sim.beam[0]]
     cdef double period, hum
-    ads1115_tune(adc, p, sim.thermal.board_degc)
+    if plan.pace != PACE_SMOOTHED:
+        ads1115_tune(adc, p, sim.thermal.board_degc)
     period = adc.period_s
     beam.epoch = sim.epoch
+    beam.spacing_s = 1.0 / plan.rate_hz if plan.pace == PACE_HOST else period
+    if plan.pace == PACE_SMOOTHED:
+        beam.spacing_s = 1.0 / plan.conversion_hz
     beam.keep = exp(-period / (1e-3 * p[PARAM_PHOTODIODE_SETTLING_MS]))
     beam.shot_v = 1.602176634e-19 * p[PARAM_FEEDBACK_RESISTANCE_OHM] / period
     hum = p[PARAM_HUM_AMPLITUDE_V]
@@ -224,7 +237,7 @@ cdef inline void beam_take_over(Sim* sim, Beam* beam, Ads1115* adc) noexcept nog
     beam.vortex_sin = sin(2.0 * M_PI * speed * period)
     beam.vortex[0] = modulation * average_factor(speed, period)
     beam.vortex[1] = modulation / 3.0 * average_factor(2.0 * speed, period)
-    beam.noise_keep = exp(-NOISE_STRIDE * period / p[PARAM_CULTURE_NOISE_TIME_S])
+    beam.noise_keep = exp(-NOISE_STRIDE * beam.spacing_s / p[PARAM_CULTURE_NOISE_TIME_S])
     beam.noise_sigma = sqrt(mixing * mixing + counting * counting / od)
     if beam.angle == 0:
         beam.ambient_share = 0.01 * p[PARAM_REFERENCE_AMBIENT_PERCENT]

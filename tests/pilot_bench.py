@@ -35,7 +35,8 @@ class Board:
     write_ns: float = 0.37 * MS
     edge_jitter_ns: tuple[float, float] = (20e3, 60e3)
     late_ns: float = 17e3  # mean lateness of a wake-up, exponential
-    late_often: float = 0.003  # of the wake-ups are 0.1 to 1 ms late
+    late_often: float = 0.01  # of the wake-ups are 0.1 ms late and more, exponentially to 1 ms at most
+    jump: tuple[float, float] = (1e9, 0.0)  # at so many seconds all later ends come so many periods later
     dark: tuple[float, float] = (1e9, 1e9)  # seconds between which the light is not switched
     half_cycle: int = 5
     seed: int = 1
@@ -71,10 +72,14 @@ class World:
         count = int(seconds * board.nominal_hz * 1.3) + 100
         about_s = np.arange(count) / board.nominal_hz
         rate = board.nominal_hz * (
-            1 + board.rate_error + board.drift_per_s * about_s
-            + board.wobble * np.sin(2 * np.pi * about_s / board.wobble_s))
+            1
+            + board.rate_error
+            + board.drift_per_s * about_s
+            + board.wobble * np.sin(2 * np.pi * about_s / board.wobble_s)
+        )
         self.period_ns = 1e9 / rate
         self.end_ns = self.rng.uniform(0, 1.2) * MS + np.cumsum(self.period_ns)
+        self.end_ns[self.end_ns > 1e9 * board.jump[0]] += board.jump[1] * self.period_ns[0]
         self.noise = board.noise * self.rng.standard_normal(count)
         phase = 2 * np.pi * 50.03e-9 * self.end_ns
         self.noise += board.hum * np.sin(phase)
@@ -121,7 +126,7 @@ class World:
 
 def late(board: Board, rng: np.random.Generator) -> float:
     if rng.uniform() < board.late_often:
-        return rng.uniform(0.1, 1.0) * MS
+        return min(0.1 * MS + rng.exponential(0.15 * MS), 1.0 * MS)
     return 20e3 + rng.exponential(board.late_ns)
 
 
@@ -133,12 +138,13 @@ def run(board: Board, seconds: float, every: int = 20) -> Run:
     out = Run()
     now, toggled, offset, was_locked, last_true = 0.0, 0, None, False, -1
     while now < seconds * 1e9:
-        now = max(now + 5e3, min(chain.next_ns, chain.next_edge_ns)) + late(board, rng)
+        chops = chain.locked and chain.index + 1 - toggled >= board.half_cycle
+        now = max(now + 5e3, min(chain.next_ns(int(board.write_ns) if chops else 0), chain.next_edge_ns))
+        now += late(board, rng)
         dark = board.dark[0] <= now * 1e-9 < board.dark[1]
-        wants_edge = not chain.locked and now >= chain.next_edge_ns
-        if chain.locked and was_locked and (chain.index + 1 - toggled) % 2**32 >= board.half_cycle:
-            wants_edge, toggled = True, chain.index + 1
-        if wants_edge and not dark:
+        if chops:
+            toggled = chain.index + 1
+        if (chops or now >= chain.next_edge_ns) and not dark:
             before = now
             happened = now + rng.uniform(5e3, 15e3) + board.write_ns
             world.code_at(happened - 1)  # conversions that ended before know nothing of it
@@ -163,7 +169,7 @@ def run(board: Board, seconds: float, every: int = 20) -> Run:
                 out.captured += 1
             last_true = true
             if world.edges and chain.index % every == 0:
-                error = (chain.end_ns(chain.index) - world.end_ns[true])
+                error = chain.end_ns(chain.index) - world.end_ns[true]
                 out.time_s.append(now * 1e-9)
                 out.phase_ns.append(error)
                 out.end_sd_ns.append(chain.end_sd_ns)
@@ -184,8 +190,10 @@ def figures(board: Board, seconds: float) -> str:
         if inside.sum() < 3:
             parts.append("      -")
             continue
-        parts.append(f"{1e-3 * np.mean(phase[inside]):6.1f} us {1e-3 * np.std(phase[inside]):5.1f} us "
-                     f"{1e6 * np.sqrt(np.mean(rate[inside] ** 2)):6.2f} ppm")
+        parts.append(
+            f"{1e-3 * np.mean(phase[inside]):6.1f} us {1e-3 * np.std(phase[inside]):5.1f} us "
+            f"{1e6 * np.sqrt(np.mean(rate[inside] ** 2)):6.2f} ppm"
+        )
     parts.append(f"{100 * result.capture:8.3f} %  misnumbered {result.misnumbered}  relocks {result.relocks}")
     return "  ".join(parts)
 
@@ -193,14 +201,22 @@ def figures(board: Board, seconds: float) -> str:
 def main() -> None:
     rows = [("nominal", Board())]
     rows += [(f"clock {100 * e:+.0f} %", Board(rate_error=e)) for e in (-0.1, -0.05, 0.05, 0.1)]
-    rows += [(f"swing {s} codes", Board(swing=s)) for s in (320, 32, 16, 8, 5)]
-    rows += [("hum a tenth of the swing", Board(swing=320, hum=32)), ("5 bubbles/s", Board(bubbles_per_s=5)),
-             ("40 bubbles/s", Board(bubbles_per_s=40)), ("ambient steps each 0.5 s", Board(step_s=0.5)),
-             ("settling 0.1 ms", Board(tau_ns=1e5, settle_ns=690_000)),
-             ("rate drifts 1 ppm/s", Board(drift_per_s=1e-6)), ("rate drifts 10 ppm/s", Board(drift_per_s=1e-5)),
-             ("rate +-10 % in 60 s", Board(wobble=0.1)),
-             ("400 kHz bus", Board(read_ns=0.09 * MS, write_ns=0.1 * MS)),
-             ("no late wake-ups", Board(late_often=0.0)), ("1 in 50 late to 1 ms", Board(late_often=0.02))]
+    rows += [(f"swing {s} codes", Board(swing=s)) for s in (320, 32, 24, 20, 16, 12, 8)]
+    rows += [
+        ("hum a tenth of the swing", Board(swing=320, hum=32)),
+        ("5 bubbles/s", Board(bubbles_per_s=5)),
+        ("40 bubbles/s", Board(bubbles_per_s=40)),
+        ("ambient steps each 0.5 s", Board(step_s=0.5)),
+        ("settling 0.1 ms", Board(tau_ns=1e5, settle_ns=690_000)),
+        ("rate drifts 1 ppm/s", Board(drift_per_s=1e-6)),
+        ("rate drifts 10 ppm/s", Board(drift_per_s=1e-5)),
+        ("rate drifts 100 ppm/s", Board(drift_per_s=1e-4)),
+        ("rate +-10 % in 10 min", Board(wobble=0.1, wobble_s=600)),
+        ("rate +-10 % in 60 s", Board(wobble=0.1)),
+        ("400 kHz bus", Board(read_ns=0.09 * MS, write_ns=0.1 * MS)),
+        ("no late wake-ups", Board(late_often=0.0)),
+        ("1 in 20 late to 1 ms", Board(late_often=0.05)),
+    ]
     print(f"{'':26s}{'lock':>9s}  {'1 s: offset, sd, rate':>28s}  {'end: offset, sd, rate':>28s}  captured")
     for name, board in rows:
         print(f"{name:26s}{figures(board, 15.0)}", flush=True)

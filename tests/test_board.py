@@ -1,4 +1,4 @@
-"""A real board through the loop's own functions: each chip's answers, times and faults, on the fake and on the kernel."""
+"""A real board through the loop's own functions: each chip's answers, times and faults."""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ def test_integral_float_is_a_whole_number():
         ("stirring.config.initial_target_rpm", "8 Hz", "is in 'Hz', and this key is in rpm; write 60 to 2000 rpm"),
         ("stirring.config.kick_s", "350 ms", "is in 'ms', and this key is in s; write 0.35 s"),
         ("loop.config.control_period_ms", "0.01 s", "write 10 ms"),
-        ("od_reading.config.adc_full_scale_v", "2048mV", "write 2.048 V"),
+        ("od_reading.config.adc_full_scale_v", "2048mV", "write auto, 0.256, 0.512, 1.024, 2.048, 4.096 or 6.144"),
         (
             "od_reading.config.adc_rate_hz",
             "800",
