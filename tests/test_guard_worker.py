@@ -116,6 +116,8 @@ def test_a_stopped_worker_is_made_safe_by_the_guard(bench, guard, start):
     assert 2.5 < time.monotonic() - stopped_at < 3.6
     guard.wait_said("has had no heartbeat for 3 s")
     worker.process.send_signal(signal.SIGCONT)
+    guard.wait_said("beats again after")
+    wait_for(lambda: bench.level(LINES["stirring"]), 5, "the stirrer's line high again")
 
 
 def test_without_a_guard_it_measures_and_says_why_it_does_not_stir(bench, start):
