@@ -176,9 +176,9 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
             choice_key(
                 "ref_normalization",
                 "unity",
-                ("unity", "classic"),
+                ("unity", "classic", "regressed"),
                 "Divide by the reference photodiode relative to its first value of the run (unity), or by its volts"
-                " (classic).",
+                " (classic); regressed is unity without what is left of the LED's temperature coefficient.",
             ),
             switch_key("raw", False, "Send the raw conversions always, not only when asked."),
             switch_key("autostart", True, "Start reading when the worker starts."),

@@ -3,7 +3,7 @@
 # Units: those of the profile's keys.
 
 from libc.errno cimport EAGAIN, EBUSY, ENODEV, errno
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memset
 
 from stirbar.rt.ads111x cimport ads111x_config, ads111x_init, ads111x_set_single
@@ -19,7 +19,7 @@ from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED, Ha
 from stirbar.rt.hardware cimport Hardware
 from stirbar.rt.i2c_bus cimport RECOVERY_LINES, RECOVERY_NONE, RECOVERY_REGISTERS, I2cBus, i2c_open, i2c_wire_ns
 from stirbar.rt.outputs cimport outputs_add_hall, outputs_close, outputs_init
-from stirbar.rt.rp2040 cimport MCU_LEDS, rp2040_init, rp2040_light, rp2040_start
+from stirbar.rt.rp2040 cimport MCU_INPUTS, MCU_LEDS, rp2040_init, rp2040_light, rp2040_read, rp2040_start
 from stirbar.rt.tmp1075 cimport tmp1075_init, tmp1075_start
 from stirbar.rt.types cimport MAX_CHANNELS
 
@@ -278,6 +278,8 @@ cdef inline int dark_leds(Board* board) noexcept:
 
 cdef inline list look_for_chips(Board* board, profile):
     """Ask every chip of the profile once; returns (what, status) of each."""
+    cdef int32_t raw = 0
+    cdef int64_t latched_ns = 0
     cdef int i, status
     found = []
     if board.led_chip != CHIP_NONE:
@@ -290,6 +292,9 @@ cdef inline list look_for_chips(Board* board, profile):
     if board.mcu.device.bus != NULL:
         board.bus.down_until_ns = 0
         status = rp2040_start(&board.mcu)
+        for i in range(MCU_INPUTS):  # the first answers are looked at twice: now, when nobody waits for the bus
+            if status == 0:
+                rp2040_read(&board.mcu, i, &raw, &latched_ns)
         found.append((f"RP2040 at {board.mcu.device.address:#04x} (microcontroller; is its firmware loaded?)", status))
     if board.has_temperature:
         board.bus.down_until_ns = 0

@@ -15,7 +15,7 @@ from stirbar.rt.types cimport MAX_CHANNELS, Reading
 from stirbar.core.records import READING_DTYPE
 
 ROLES = {"unused": od_state.OD_UNUSED, "signal": od_state.OD_SIGNAL, "reference": od_state.OD_REFERENCE}
-NORMALIZATIONS = {"unity": od_state.OD_UNITY, "classic": od_state.OD_CLASSIC}
+NORMALIZATIONS = {"unity": od_state.OD_UNITY, "classic": od_state.OD_CLASSIC, "regressed": od_state.OD_REGRESSED}
 STATE_BYTES = sizeof(od_state.OdState)
 
 

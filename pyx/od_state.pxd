@@ -8,6 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stirbar.rt.culture_noise cimport CultureNoise
 from stirbar.rt.mains cimport MainsLine
 from stirbar.rt.mains_run cimport HARMONICS, MainsChannel
+from stirbar.rt.reference cimport ReferenceFit
 from stirbar.rt.robust cimport CarriedScale
 from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
@@ -39,6 +40,7 @@ cdef enum:                   # OdConfig.role
 cdef enum:                   # OdConfig.normalization
     OD_UNITY = 0             # by the reference relative to its first settled value of the run
     OD_CLASSIC = 1           # by the reference
+    OD_REGRESSED = 2         # as OD_UNITY, and without what is left of the LED's temperature
 
 cdef enum:                   # OdEntry.flags
     ENTRY_CLIPPED = 1
@@ -76,6 +78,7 @@ cdef extern from *:
     #define STIRBAR_OD_WINDOW_MAXIMUM_S 100.0
     #define STIRBAR_OD_RATE_MINIMUM 0.01
     #define STIRBAR_OD_RATE_MAXIMUM 150.0
+    #define STIRBAR_OD_REFERENCE_GAP_NS 1500000000  /* between blocks: the light was off meanwhile */
     #define STIRBAR_OD_WARM_SLOPE 1.67e-6     /* of the reference, per second: 0.01 % a minute */
     #define STIRBAR_OD_WARM_S 60.0            /* LED is taken as warm after that where there is no reference */
     """
@@ -95,6 +98,7 @@ cdef extern from *:
     const double OD_WINDOW_MAXIMUM_S "STIRBAR_OD_WINDOW_MAXIMUM_S"
     const double OD_RATE_MINIMUM "STIRBAR_OD_RATE_MINIMUM"
     const double OD_RATE_MAXIMUM "STIRBAR_OD_RATE_MAXIMUM"
+    const int64_t OD_REFERENCE_GAP_NS "STIRBAR_OD_REFERENCE_GAP_NS"
     const double OD_WARM_SLOPE "STIRBAR_OD_WARM_SLOPE"
     const double OD_WARM_S "STIRBAR_OD_WARM_S"
 
@@ -103,7 +107,7 @@ cdef struct OdConfig:
     double readings_per_second[OD_RATES]  # 0.01..150
     int32_t rates                    # how many of them: 1..4
     double mains_hz                  # 50, 60, or 0: find out
-    int32_t normalization            # OD_UNITY, OD_CLASSIC
+    int32_t normalization            # OD_UNITY, OD_CLASSIC, OD_REGRESSED
     uint8_t role[MAX_CHANNELS]
     uint16_t angle[MAX_CHANNELS]
 
@@ -259,6 +263,7 @@ cdef struct OdState:
     OdChannel channel[MAX_CHANNELS]
     OdRate rate[OD_WINDOWS]
     float null_weight[OD_NULL_ROOM]  # of each window's entries, sum 1
+    ReferenceFit reference_fit[MAX_CHANNELS]
     Reading out[MAX_CHANNELS]
     double spacing_ns                # from one chop period to the next
     double turn_ns                   # of the stirrer; 0: it does not turn, or nobody knows
