@@ -42,7 +42,12 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "od_reading",
         "converter of photodiode {argument} makes {value:.3f} conversions a second",
     ),
-    EVENT_HALF_CYCLE: ("half_cycle", "info", "od_reading", "light chopped at {value:.2f} Hz: {argument} conversions in half a cycle"),
+    EVENT_HALF_CYCLE: (
+        "half_cycle",
+        "info",
+        "od_reading",
+        "light chopped at {value:.2f} Hz: {argument} conversions in half a cycle",
+    ),
     9: (
         "sensor_lost",
         "error",

@@ -1,4 +1,4 @@
-"""The sampling thread at every pace: on a bus that takes its time, with threads that wake late and clocks that are off."""
+"""The sampling thread at every pace: on a bus that takes its time, with threads that wake late and clocks off."""
 
 from __future__ import annotations
 
