@@ -175,6 +175,8 @@ class Host:
                 if pending is not None:
                     pending[1](code == events.EVENT_COMMAND_DONE, value)
                 continue
+            if code in (events.EVENT_REFERENCE_ERROR, events.EVENT_REFERENCE):
+                self.calibrations.on_reference(code, argument, value)
             stream = records.STREAMS.get(source, "")
             name, level, job, message = events.describe(code, argument, value, stream)
             self.event(level, job, message, code=name, value=value, monotonic_ns=monotonic_ns)

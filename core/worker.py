@@ -140,6 +140,7 @@ class WorkerProcess:
             version=VERSION,
             without_outputs=without,
         )
+        self._open_panel(config)
         self.commands = Commands(self.host)
         self.vitals = Vitals(directory)
         self._vitals_at_ns = self.loop.now_ns()
@@ -149,6 +150,15 @@ class WorkerProcess:
         self.telemetry, self.command = bind(
             self.context, self.address, int(config.get("worker.config", "telemetry_high_water")), self.gate
         )
+
+    def _open_panel(self, config: Config) -> None:
+        if self.loop.simulated():
+            return
+        from stirbar.core.front_panel import open_panel
+
+        self.host.panel, without = open_panel(profiles.choose(config, remembered=True))
+        if without:
+            print(f"stirbar worker: {without}", file=sys.stderr)
 
     def stop(self, *_: object) -> None:
         self.running = False
@@ -219,6 +229,8 @@ class WorkerProcess:
         if self.guard is not None:
             self.guard.close()
         self._publish()
+        if self.host.panel is not None:
+            self.host.panel.close()
         self.telemetry.close()
         self.command.close()
         if self.gate is not None:

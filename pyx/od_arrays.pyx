@@ -7,13 +7,15 @@ import numpy as np
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from stirbar.rt cimport chop, converter_clock, culture_noise, mains, mains_run, od, od_state, od_window, robust
+from stirbar.rt cimport (
+    chop, converter_clock, culture_noise, mains, mains_run, od, od_price, od_state, od_window, robust,
+)
 from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
 from stirbar.core.records import READING_DTYPE
 
 ROLES = {"unused": od_state.OD_UNUSED, "signal": od_state.OD_SIGNAL, "reference": od_state.OD_REFERENCE}
-NORMALIZATIONS = {"unity": od_state.OD_UNITY, "classic": od_state.OD_CLASSIC}
+NORMALIZATIONS = {"unity": od_state.OD_UNITY, "classic": od_state.OD_CLASSIC, "regressed": od_state.OD_REGRESSED}
 STATE_BYTES = sizeof(od_state.OdState)
 
 
@@ -52,6 +54,15 @@ def chop_rejection_db(double frequency_hz, double rate_hz, int k, double window_
     return chop.chop_rejection_db(frequency_hz, rate_hz, k, discard, aperture, window_s)
 
 
+def chop_price(double rate_hz, int k, double window_s=1.0, double mains_hz=50.0, int discarded=1):
+    cdef od_price.OdPrice price
+    if od_price.od_price(rate_hz, k, discarded, window_s, mains_hz, &price) != 0:
+        raise ValueError(f"rate {rate_hz}/s, k {k}, {discarded} discarded, window {window_s} s, mains {mains_hz} Hz: "
+                         "expected rates and windows above 0, k above what is discarded, mains 45..65 Hz")
+    return price
+
+
+
 def classify(edges_ns, levels, starts_ns, ends_ns, int64_t guard_ns=30000, int64_t settle_ns=0):
     cdef chop.LedTrack track
     cdef const int64_t[:, ::1] edges = np.ascontiguousarray(edges_ns, dtype=np.int64).reshape(-1, 2)
@@ -88,7 +99,7 @@ def tukey_mean(values, double scale, double start=float("nan")):
         ch.entry[i].difference_v = x[i]
     ch.cursor = <int>(x.shape[0] % od_state.OD_RING)
     ch.entries = <int>x.shape[0]
-    kept = od_window.od_iterate(&window.chain.rate[0].nulls, ch, ch.entries, scale, 0, &level, &sums)
+    kept = od_window.od_iterate(NULL, ch, ch.entries, scale, 0, &level, &sums)
     return level, kept
 
 
@@ -251,6 +262,9 @@ cdef class OdChain:
     def blank(self, int channel, double value):
         od.od_blank(&self.chain, channel, value)
 
+    def turn(self, double turn_s):
+        od.od_turn(&self.chain, turn_s * 1e9)
+
     def led(self, double intensity_percent):
         od.od_led(&self.chain, intensity_percent)
 
@@ -298,7 +312,7 @@ cdef class OdChain:
             "difference_v": np.array([ch.entry[i].difference_v for i in slots]),
             "on_count": np.array([1.0 / ch.entry[i].on_inverse for i in slots]),
             "flags": np.array([ch.entry[i].flags for i in slots], dtype=np.uint8),
-            "null_weight": np.array([nulls.weight[min(i, nulls.count - 1 - i)] for i in range(nulls.count)]),
+            "null_weight": np.array([self.chain.null_weight[i] for i in range(nulls.count)]),
             "spacing_s": self.chain.spacing_ns * 1e-9,
             "scale_v": ch.scale.value,
             "on_scale_v": ch.on_scale.value,

@@ -9,15 +9,33 @@ from libc.math cimport M_PI, cos, fabs, floor, sin
 from stirbar.rt.cholesky cimport solve_cholesky
 from stirbar.rt.chop cimport chop_gain
 from stirbar.rt.mains_run cimport HARMONICS
-from stirbar.rt.od_state cimport OD_RING, OD_UNUSED, OdChannel, OdNulls, OdState
+from stirbar.rt.od_state cimport OD_TURNS_S, OD_UNUSED, OdChannel, OdNulls, OdState
 from stirbar.rt.types cimport MAX_CHANNELS
+
+cdef extern from *:
+    """
+    #define STIRBAR_OD_NULL_FLOOR 2.0   /* power that is allowed for where no hum is seen, over the mean's variance */
+    #define STIRBAR_OD_NULL_REACH 1.5   /* aliases within so many 1 / T of zero are left to the subtraction */
+    """
+    const double OD_NULL_FLOOR "STIRBAR_OD_NULL_FLOOR"
+    const double OD_NULL_REACH "STIRBAR_OD_NULL_REACH"
 
 
 cdef inline int od_window_entries(const OdState* s, int which) noexcept nogil:
-    """Chop periods in a window of that rate, as many as fit."""
-    cdef double n = s.rate[which].window_s * 1e9 / s.spacing_ns + 0.5
-    if n > OD_RING:
-        return OD_RING
+    """Chop periods in a window of that rate, as many as fit; whole turns of the stirrer where it holds them (IS-29).
+
+    It stays as it is while it is right within a chop period, so that it does not follow every wink of the rotor.
+    """
+    cdef double n = s.rate[which].window_s * 1e9 / s.spacing_ns
+    cdef double window_ns = s.rate[which].window_s * 1e9
+    cdef int held = s.rate[which].nulls.count
+    if s.turn_ns > 0.0 and s.rate[which].window_s >= OD_TURNS_S and s.turn_ns <= window_ns:
+        n = <double><int>(window_ns / s.turn_ns + 0.5) * s.turn_ns / s.spacing_ns
+    if held and fabs(n - held) < 0.8:
+        return held
+    n += 0.5
+    if n > s.rate[which].nulls.room:
+        return s.rate[which].nulls.room
     return <int>n if n > 1.0 else 1
 
 
@@ -62,13 +80,13 @@ cdef inline double od_null_prior(const OdState* s, int harmonic, int count) noex
     """How strong a harmonic may be among `count` entries: power against the variance of the differences.
 
     One whose alias lies within 1.5 / T of zero is fitted only as far as the tracker has seen it; the others at least as
-    far as they could hide below the noise (three standard errors).
+    far as a standard error or so.
     """
     cdef double turns = (harmonic + 1) * s.line.frequency_hz * s.spacing_ns * 1e-9
     turns -= floor(turns + 0.5)
-    if fabs(turns) * count < 1.5:
+    if fabs(turns) * count < OD_NULL_REACH:
         return od_hum_to_noise(s, harmonic, True)
-    return od_hum_to_noise(s, harmonic, False) + 9.0 / count
+    return od_hum_to_noise(s, harmonic, False) + OD_NULL_FLOOR / count
 
 
 cdef inline bint od_nulls_hold(const OdState* s, const OdNulls* nulls, int count) noexcept nogil:
@@ -87,12 +105,14 @@ cdef inline bint od_nulls_hold(const OdState* s, const OdNulls* nulls, int count
     return True
 
 
-cdef inline void od_design_nulls(const OdState* s, OdNulls* nulls, int count) noexcept nogil:
-    """Weights of `count` equally spaced entries: least variance of white noise plus mains of known power.
+cdef inline void od_solve_nulls(OdNulls* nulls, float* weights) noexcept nogil:
+    """Weights of equally spaced entries: least variance of white noise plus mains of known power; count, spacing_ns, hz
+    and prior are given.
 
     The row of the least-squares fit (constant and harmonics, ridge 1 / prior power) that gives the constant; by
     symmetry only the cosines about the window's middle matter.
     """
+    cdef int count = nulls.count
     cdef double gram[HARMONICS * HARMONICS]
     cdef double beta[HARMONICS]
     cdef double now[HARMONICS]
@@ -103,13 +123,9 @@ cdef inline void od_design_nulls(const OdState* s, OdNulls* nulls, int count) no
     cdef double turns, total, weight
     cdef int h, i, m
     cdef int used = 0
-    nulls.hz = s.line.frequency_hz
-    nulls.spacing_ns = s.spacing_ns
-    nulls.count = count
     for h in range(HARMONICS):
-        nulls.prior[h] = od_null_prior(s, h, count)
         if nulls.prior[h] > 0.0:
-            turns = (h + 1) * s.line.frequency_hz * s.spacing_ns * 1e-9
+            turns = (h + 1) * nulls.hz * nulls.spacing_ns * 1e-9
             turns = M_PI * (turns - floor(turns + 0.5))
             angle[used].sine = sin(turns)
             angle[used].cosine = cos(turns)
@@ -144,8 +160,20 @@ cdef inline void od_design_nulls(const OdState* s, OdNulls* nulls, int count) no
             turns = twice[i] * now[i] - before[i]
             before[i] = now[i]
             now[i] = turns
-        nulls.weight[m] = <float>weight
+        weights[m] = <float>weight
         total += weight if 2 * m == count - 1 else 2.0 * weight
     total = 1.0 / total
     for m in range((count + 1) // 2):
-        nulls.weight[m] *= <float>total
+        weights[m] *= <float>total
+        weights[count - 1 - m] = weights[m]
+
+
+cdef inline void od_design_nulls(OdState* s, OdNulls* nulls, int count) noexcept nogil:
+    """Weights for mains and spacing as they are now."""
+    cdef int h
+    nulls.hz = s.line.frequency_hz
+    nulls.spacing_ns = s.spacing_ns
+    nulls.count = count
+    for h in range(HARMONICS):
+        nulls.prior[h] = od_null_prior(s, h, count)
+    od_solve_nulls(nulls, &s.null_weight[nulls.begin])

@@ -111,6 +111,7 @@ cdef struct Sampler:
     SleepPolicy* conversions            # of sampling_tick, to be woken by a command
     SleepPolicy* temperature
     const uint32_t* stirring_off        # written by the actuator thread
+    const uint32_t* turn_us             # as well
     int (*simulate)(void* context, int parameter, double value) noexcept nogil  # NULL on hardware
     void* simulated
     Staged staged
@@ -148,6 +149,8 @@ cdef struct Sampler:
     int temperature_lost
     uint32_t bus_errors
     uint32_t stirring_off_told
+    int32_t references_told[MAX_CHANNELS]  # stretches of the reference that the host knows of
+    uint32_t turn_us_told
 
 
 cdef inline int sampler_feed(Sampler* s, const TraceItem* item) noexcept nogil:

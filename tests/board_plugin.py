@@ -13,12 +13,16 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 from typing import NamedTuple
 
 import pytest
-from board_bench import Bench, FakeBench, board, current_bench, fake_board, kernel_command, layout, ready_of, ready_text
+from board_base import Bench, layout, ready_of, ready_text
+from board_bench import FakeBench, board, current_bench, fake_board
+from board_kernel import kernel_command
 
 _REPORTS = "STIRBAR_BENCH_REPORTS"  # where the pytest on a board writes its reports
+LONGEST_S = 300  # that one item may take
 
 
 class Variant(NamedTuple):
@@ -27,11 +31,12 @@ class Variant(NamedTuple):
     where: str
     name: str
     ready: str
+    travel: bool
     settings: dict[str, object]
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        return self.where, self.name, self.ready
+    def key(self) -> tuple[str, str, str, bool]:
+        return self.where, self.name, self.ready, self.travel and self.where == "kernel"
 
 
 def _variants(definition: pytest.Item, where: str) -> list[Variant]:
@@ -43,7 +48,9 @@ def _variants(definition: pytest.Item, where: str) -> list[Variant]:
     found = []
     for mark in reversed(marks or [board().mark]):
         settings = dict(mark.kwargs)
-        found.append(Variant(where, settings.pop("name"), ready_text(settings.pop("ready")), settings))
+        found.append(
+            Variant(where, settings.pop("name"), ready_text(settings.pop("ready")), settings.pop("travel"), settings)
+        )
     return found
 
 
@@ -67,7 +74,7 @@ class BoardRun:
             command = pytest_command
             environment |= bench.environment
         else:
-            wiring = ["-a", variant.ready] if variant.ready else []
+            wiring = [*(["-a", variant.ready] if variant.ready else []), *(["-T"] if variant.travel else [])]
             options = ["-t", "1200", "-c", variant.name, *wiring, "-w", str(directory)]
             command, more = kernel_command(*options, *pytest_command)
             environment |= more
@@ -97,18 +104,27 @@ class BoardRun:
                 self._finished.add(data["finished"])
                 continue
             report = self._config.hook.pytest_report_from_serializable(config=self._config, data=data)
+            if isinstance(report.longrepr, list):
+                report.longrepr = tuple(report.longrepr)  # a skip's: JSON knows no tuples
             self._reports.setdefault(report.nodeid, []).append(report)
 
     def reports(self, nodeid: str) -> list[object] | None:
-        """The reports of an item, None: the process ended without them."""
+        """The reports of an item, None: the process ended, or did nothing for long, without them."""
+        done, deadline = len(self._finished), time.monotonic() + LONGEST_S
         while nodeid not in self._finished:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(0.03)
             ended = self._process.poll() is not None
             self._take()
-            if ended:
+            if len(self._finished) > done:
+                done, deadline = len(self._finished), time.monotonic() + LONGEST_S
+            if ended or time.monotonic() > deadline:
                 break
         return self._reports.get(nodeid) if nodeid in self._finished else None
+
+    def did_something(self) -> bool:
+        """Whether any item finished."""
+        return bool(self._finished)
 
     def output(self) -> str:
         """What the process said."""
@@ -123,10 +139,12 @@ class BoardPlugin:
     """Makes the items, and has them run where they belong; conftest.py registers it."""
 
     def __init__(self, config: pytest.Config) -> None:
-        config.addinivalue_line("markers", "board(name, ready, plant, bus_hz, strict): the board a test runs on")
+        config.addinivalue_line(
+            "markers", "board(name, ready, plant, bus_hz, strict, travel): the board a test runs on"
+        )
         self._config = config
         self._here = current_bench()
-        self._runs: dict[tuple[str, str, str], BoardRun] = {}
+        self._runs: dict[tuple[str, str, str, bool], BoardRun] = {}
         self._to_write = os.environ.get(_REPORTS)
 
     # --- on either side ------------------------------------------------------------------------------------------
@@ -174,20 +192,25 @@ class BoardPlugin:
         if self._here is not None or variant is None:
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self._run(item.session, variant).reports(item.nodeid) or [self._no_report(item, variant)]:
+        for report in self._run(item, variant).reports(item.nodeid) or [self._no_report(item, variant)]:
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        # What an earlier item that ran here left for this one, which needs nothing here.
+        item.session._setupstate.teardown_exact(nextitem)
         return True
 
-    def _run(self, session: pytest.Session, variant: Variant) -> BoardRun:
+    def _run(self, item: pytest.Item, variant: Variant) -> BoardRun:
         if variant.key not in self._runs:
-            mine = [item for item in session.items if (it := self._variant(item)) and it.key == variant.key]
-            self._runs[variant.key] = BoardRun(self._config, variant, [item.nodeid for item in mine])
+            rest = item.session.items[item.session.items.index(item) :]
+            mine = [other for other in rest if (its := self._variant(other)) and its.key == variant.key]
+            self._runs[variant.key] = BoardRun(self._config, variant, [other.nodeid for other in mine])
         return self._runs[variant.key]
 
     def _no_report(self, item: pytest.Item, variant: Variant) -> pytest.TestReport:
-        said = self._runs[variant.key].output()[-6000:]
-        text = f"the pytest on the board ended without a report of this test; it said:\n{said}"
+        run = self._runs[variant.key]
+        text = f"the pytest on the board ended without a report of this test; it said:\n{run.output()[-6000:]}"
+        if run.did_something():  # the board is good: the rest of its items get another one
+            self._runs.pop(variant.key).close()
         return pytest.TestReport(item.nodeid, item.location, {}, "failed", text, "call", [], 0)
 
     def pytest_sessionfinish(self) -> None:

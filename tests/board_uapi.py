@@ -8,7 +8,10 @@ import os
 import select
 import struct
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
 
 INPUT, OUTPUT, RISING, FALLING, PULL_UP, PULL_DOWN = 1 << 2, 1 << 3, 1 << 4, 1 << 5, 1 << 8, 1 << 9
 ACTIVE_LOW, REALTIME = 1 << 1, 1 << 11
@@ -150,3 +153,17 @@ class I2c:
         """SMBus quick write: whether somebody acknowledges."""
         fcntl.ioctl(self.fd, I2C_SLAVE, address)
         fcntl.ioctl(self.fd, I2C_SMBUS, struct.pack("@BBI8x", 0, 0, 0))
+
+
+def raises(number: int) -> Any:
+    """The system call that fails with this errno."""
+    return pytest.raises(OSError, match=rf"\[Errno {number}\]")
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+    """The condition's first true value."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.002)
+    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import pathlib
 import re
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import pytest
@@ -98,6 +100,27 @@ class RunningGuard:
             self.process.wait(10)
         self._log.close()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+class Heart(threading.Thread):
+    """Beats for this process every 0.1 s until stopped, as the actuator thread does at each tick."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__(daemon=True)
+        self._page = mmap.mmap(descriptor, 4096)
+        self._stopped = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        beats = 0
+        while not self._stopped.wait(0.1):
+            beats += 1
+            self._page[:4] = beats.to_bytes(4, sys.byteorder)
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self.join()
+        self._page.close()
 
 
 class OutputUser:

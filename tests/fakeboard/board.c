@@ -47,7 +47,10 @@ int fault_hit(struct fault *fault) {
 
 /* ---- time --------------------------------------------------------------------------------------------------------- */
 
+int64_t board_now_ns;
+
 void board_advance(int64_t t) {
+    if (t > board_now_ns) board_now_ns = t;
     for (;;) {
         struct chip *first = NULL;
         int64_t next = bus_next();

@@ -124,6 +124,7 @@ extern struct settings settings;
 /* board.c */
 int board_begin(const char *chip_list, const char *ready_list);    /* 0, or -1 and a message on stderr */
 void board_advance(int64_t t);
+extern int64_t board_now_ns;                /* how far it is */
 int64_t board_next(void);                   /* when somebody must be told something, NEVER: nothing moves */
 int64_t clock_ns(void);
 int make_path(const char *directory, const char *path);
@@ -161,7 +162,7 @@ struct transfer {
     int address[MESSAGES], flags[MESSAGES], length[MESSAGES];
     uint8_t *data[MESSAGES];                /* into bytes */
     uint8_t bytes[WIRE_BYTES];
-    int64_t asked_ns, at_ns[MESSAGES], end_ns;
+    int64_t asked_ns, begin_ns, at_ns[MESSAGES], end_ns;
     int reached, done;                      /* messages that reach a chip; of these done */
     void *owner;                            /* whom to answer, NULL: nobody */
     struct transfer *next;
@@ -205,6 +206,12 @@ double pwm_duty(int channel);
 /* pwm.c */
 int pwm_begin(void);
 int sysfs_write(const char *path, const char *text, int64_t t);
+
+/* record.c */
+void record_begin(bool on);
+void record_edge(int offset, bool level, int64_t t);
+void record_transfer(const struct transfer *transfer);
+void record_read(bool of_lines, size_t from, FILE *out);
 
 /* control.c */
 int control_read(const char *path, FILE *out);                          /* 0 or minus an errno */

@@ -24,6 +24,9 @@ static void begin(void) {
     int64_t t = transfer->asked_ns > free_ns ? transfer->asked_ns : free_ns;
     const struct chip *last = NULL;
     int result = fault_hit(&bus_fault);
+    /* A program that was held up between reading the clock and asking: its bits go out after what has happened. */
+    if (t + bits_ns(11) < board_now_ns) t = board_now_ns - bits_ns(11);
+    transfer->begin_ns = t;
     t += bus_fault.delay_us * 1000LL;
     if (sda_stuck) {
         t += timeout_ns;
@@ -96,6 +99,7 @@ void bus_event(void) {
     int i = transfer->done;
     if (i == transfer->reached) {
         free_ns = transfer->end_ns;
+        record_transfer(transfer);
         current = waiting;
         if (current) {
             waiting = current->next;

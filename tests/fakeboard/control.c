@@ -235,10 +235,26 @@ static int line_access(const char *name, const char *value, FILE *out, int64_t t
     return 0;
 }
 
+static int record_access(const char *name, const char *value, FILE *out) {
+    size_t from = 0;
+    if (!strcmp(name, "on")) {
+        if (!value) return -EACCES;
+        record_begin(atoi(value));
+    } else if (!value && sscanf(name, "edges/%zu", &from) == 1) {
+        record_read(true, from, out);
+    } else if (!value && sscanf(name, "transfers/%zu", &from) == 1) {
+        record_read(false, from, out);
+    } else {
+        return -ENOENT;
+    }
+    return 0;
+}
+
 static int access_path(const char *path, const char *value, FILE *out, int64_t t) {
     char prefix[32];
     int used = snprintf(prefix, sizeof prefix, "i2c-%d/", settings.i2c_number);
     if (!strncmp(path, "gpio/", 5)) return line_access(path + 5, value, out, t);
+    if (!strncmp(path, "record/", 7)) return record_access(path + 7, value, out);
     if (strncmp(path, "board/", 6)) return -ENOENT;
     path += 6;
     if (!strcmp(path, "strict")) {

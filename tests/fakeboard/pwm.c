@@ -66,7 +66,7 @@ int pwm_begin(void) {
 
 static int apply(int channel, const struct pwm_channel *wanted, int64_t t) {
     int result;
-    if (!wanted->period_ns || wanted->duty_ns > wanted->period_ns) return -EINVAL;
+    if (wanted->enabled && (!wanted->period_ns || wanted->duty_ns > wanted->period_ns)) return -EINVAL;
     result = fault_hit(&pwm_fault);
     if (result) return result;
     plant_settle(t);

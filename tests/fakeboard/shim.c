@@ -1,9 +1,9 @@
-/* Preloaded into a program (LD_PRELOAD), this turns its system calls on the board's devices into requests to the
-   board's server (wire.h): /dev/gpiochipN, /dev/i2c-N, and the files of the kernel that describe the board. All else
-   goes where it always went. STIRBAR_BOARD names the server's directory; without it nothing is touched. */
+/* Preloaded into a program (LD_PRELOAD), this and shim_paths.c turn its system calls on the board's devices into
+   requests to the board's server (wire.h): /dev/gpiochipN, /dev/i2c-N, and the files of the kernel that describe the
+   board. All else goes where it always went. STIRBAR_BOARD names the server's directory; without it nothing is touched.
+   Here: the connection, and calls on descriptors. */
 
 #define _GNU_SOURCE
-#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -25,19 +25,15 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "wire.h"
+#include "shim.h"
 
-enum { PATH_ROOM = 512, HIGH_DESCRIPTOR = 700, MESSAGES = 42, LONGEST = 8192 };
+enum { HIGH_DESCRIPTOR = 700, MESSAGES = 42, LONGEST = 8192 };
 
-static const char *board;
+const char *board;
 static char prefix[64];
 static size_t prefix_length;
 static __thread int connection = -1;
 static pthread_key_t thread_end;
-
-#define REAL(type, name, ...) \
-    static type (*real)(__VA_ARGS__); \
-    if (!real) *(void **)&real = dlsym(RTLD_NEXT, name)
 
 /* ---- the connection ----------------------------------------------------------------------------------------------- */
 
@@ -65,13 +61,17 @@ static int connected(void) {
     low = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (low < 0) return -1;
     snprintf(address.sun_path, sizeof address.sun_path, "%s/rpc", board);
-    if (connect(low, (struct sockaddr *)&address, sizeof address) == 0)
-        connection = fcntl(low, F_DUPFD_CLOEXEC, HIGH_DESCRIPTOR);      /* out of the way of programs that count */
-    error = errno;
-    close(low);
-    errno = error;
-    if (connection >= 0) pthread_setspecific(thread_end, &connection);
-    return connection >= 0 ? 0 : -1;
+    if (connect(low, (struct sockaddr *)&address, sizeof address)) {
+        error = errno;
+        close(low);
+        errno = error;
+        return -1;
+    }
+    connection = fcntl(low, F_DUPFD_CLOEXEC, HIGH_DESCRIPTOR);  /* out of the way of programs that count */
+    if (connection >= 0) close(low);
+    else connection = low;
+    pthread_setspecific(thread_end, &connection);
+    return 0;
 }
 
 static int64_t clock_ns(void) {
@@ -228,7 +228,7 @@ static int i2c_ioctl(uint32_t handle, unsigned long request, void *argument) {
     case I2C_RETRIES:
         return ask(OP_ADAPTER, handle, (uint32_t)request, (uint32_t)(uintptr_t)argument, out, 1, in, 1, NULL, NULL);
     default:
-        errno = ENOTTY;
+        errno = ENOTTY;         /* as i2c-dev says */
         return -1;
     }
 }
@@ -236,6 +236,10 @@ static int i2c_ioctl(uint32_t handle, unsigned long request, void *argument) {
 /* ---- GPIO --------------------------------------------------------------------------------------------------------- */
 
 static int gpio_ioctl(uint32_t op, uint32_t handle, unsigned long request, void *argument) {
+    if (_IOC_TYPE(request) != 0xB4) {
+        errno = EINVAL;         /* as gpiolib says */
+        return -1;
+    }
     struct iovec out[2] = { { 0 }, { argument, _IOC_SIZE(request) } }, in[2] = { { 0 }, out[1] };
     int descriptor = -1, result = ask(op, handle, (uint32_t)request, 0, out, 2, in, 2, NULL, &descriptor);
     if (result >= 0 && request == GPIO_V2_GET_LINE_IOCTL)
@@ -275,6 +279,17 @@ static ssize_t read_events(int fd, uint32_t handle, void *buffer, size_t bytes) 
     }
 }
 
+/* ---- opening ------------------------------------------------------------------------------------------------------ */
+
+int open_device(uint32_t what, long number, int flags) {
+    struct iovec out[1], in[1];
+    int descriptor = -1;
+    if (ask(OP_OPEN, 0, what, (uint32_t)number, out, 1, in, 1, NULL, &descriptor) < 0) return -1;
+    if (!(flags & O_CLOEXEC)) fcntl(descriptor, F_SETFD, 0);
+    if (flags & O_NONBLOCK) fcntl(descriptor, F_SETFL, O_NONBLOCK);
+    return descriptor;
+}
+
 /* ---- calls on descriptors ----------------------------------------------------------------------------------------- */
 
 int ioctl(int fd, unsigned long request, ...) {
@@ -284,7 +299,8 @@ int ioctl(int fd, unsigned long request, ...) {
     va_start(list, request);
     void *argument = va_arg(list, void *);
     va_end(list);
-    if (_IOC_TYPE(request) == 0xB4 || (request >= I2C_RETRIES && request <= I2C_SMBUS)) switch (what_is(fd, &handle)) {
+    /* What every descriptor knows stays with the kernel. */
+    if (request != FIOCLEX && request != FIONCLEX && request != FIONBIO) switch (what_is(fd, &handle)) {
     case OPEN_I2C: return i2c_ioctl(handle, request, argument);
     case OPEN_GPIO: return gpio_ioctl(OP_GPIO, handle, request, argument);
     case HELD_LINES: return gpio_ioctl(OP_LINE, handle, request, argument);
@@ -361,165 +377,3 @@ ssize_t write(int fd, const void *buffer, size_t bytes) {
     }
 PWRITE(pwrite)
 PWRITE(pwrite64)
-
-/* ---- calls with paths --------------------------------------------------------------------------------------------- */
-
-static int under(const char *path, const char *root) {
-    size_t length = strlen(root);
-    return !strncmp(path, root, length) && (!path[length] || path[length] == '/');
-}
-
-/* Number of a device "<stem>N", else -1. */
-static long device(const char *path, const char *stem) {
-    size_t length = strlen(stem);
-    char *end;
-    if (strncmp(path, stem, length) || !path[length]) return -1;
-    long number = strtol(path + length, &end, 10);
-    return *end ? -1 : number;
-}
-
-static const char *in_tree(char *room, const char *path) {
-    snprintf(room, PATH_ROOM, "%s/tree%s", board, path);
-    return room;
-}
-
-/* Where a file of the board really is; other paths come back as they are. */
-static const char *place(const char *path, char *room) {
-    static const char *const roots[] = { "/proc/device-tree", "/sys/class/pwm", "/sys/bus/i2c", "/sys/class/i2c-dev" };
-    static const char alias[] = "/sys/firmware/devicetree/base";
-    if (!board || !path || path[0] != '/') return path;
-    for (size_t i = 0; i < sizeof roots / sizeof *roots; i++)
-        if (under(path, roots[i])) return in_tree(room, path);
-    if (!under(path, alias)) return path;
-    snprintf(room, PATH_ROOM, "%s/tree/proc/device-tree%s", board, path + strlen(alias));
-    return room;
-}
-
-/* The same for calls that only ask what is there: a device of the board looks like one. */
-static const char *place_to_look(const char *path, char *room) {
-    REAL(int, "access", const char *, int);
-    if (!board || !path) return path;
-    if (device(path, "/dev/gpiochip") < 0 && device(path, "/dev/i2c-") < 0) return place(path, room);
-    return real(in_tree(room, path), F_OK) ? room : "/dev/null";
-}
-
-static int open_device(uint32_t what, long number, int flags) {
-    struct iovec out[1], in[1];
-    int descriptor = -1;
-    if (ask(OP_OPEN, 0, what, (uint32_t)number, out, 1, in, 1, NULL, &descriptor) < 0) return -1;
-    if (!(flags & O_CLOEXEC)) fcntl(descriptor, F_SETFD, 0);
-    if (flags & O_NONBLOCK) fcntl(descriptor, F_SETFL, O_NONBLOCK);
-    return descriptor;
-}
-
-typedef int opener(int directory, const char *path, int flags, mode_t mode);
-
-static int open_any(opener *real, int directory, const char *path, int flags, mode_t mode) {
-    char room[PATH_ROOM];
-    if (board && path) {
-        long number = device(path, "/dev/i2c-");
-        if (number >= 0) return open_device(OPEN_I2C, number, flags);
-        number = device(path, "/dev/gpiochip");
-        if (number >= 0) return open_device(OPEN_GPIO, number, flags);
-        const char *moved = place(path, room);
-        if (moved != path) {
-            path = moved;
-            flags &= ~(O_TRUNC | O_CREAT);      /* as sysfs does */
-        }
-    }
-    return real(directory, path, flags, mode);
-}
-
-static int real_openat(int directory, const char *path, int flags, mode_t mode) {
-    REAL(int, "openat64", int, const char *, int, ...);
-    return real(directory, path, flags, mode);
-}
-
-#define MODE(flags) \
-    mode_t mode = 0; \
-    if ((flags) & O_CREAT || ((flags) & O_TMPFILE) == O_TMPFILE) { \
-        va_list list; \
-        va_start(list, flags); \
-        mode = va_arg(list, mode_t); \
-        va_end(list); \
-    }
-#define OPEN(name) \
-    int name(const char *path, int flags, ...) { \
-        MODE(flags) \
-        return open_any(real_openat, AT_FDCWD, path, flags, mode); \
-    }
-#define OPENAT(name) \
-    int name(int directory, const char *path, int flags, ...) { \
-        MODE(flags) \
-        return open_any(real_openat, directory, path, flags, mode); \
-    }
-OPEN(open)
-OPEN(open64)
-OPENAT(openat)
-OPENAT(openat64)
-
-int __open_2(const char *path, int flags) { return open_any(real_openat, AT_FDCWD, path, flags, 0); }
-int __open64_2(const char *path, int flags) { return open_any(real_openat, AT_FDCWD, path, flags, 0); }
-int __openat_2(int at, const char *path, int flags) { return open_any(real_openat, at, path, flags, 0); }
-int __openat64_2(int at, const char *path, int flags) { return open_any(real_openat, at, path, flags, 0); }
-
-/* Reading only: a stream's writes do not pass here. */
-#define FOPEN(name) \
-    FILE *name(const char *path, const char *mode) { \
-        REAL(FILE *, #name, const char *, const char *); \
-        char room[PATH_ROOM]; \
-        return real(place(path, room), mode); \
-    }
-FOPEN(fopen)
-FOPEN(fopen64)
-
-DIR *opendir(const char *path) {
-    REAL(DIR *, "opendir", const char *);
-    char room[PATH_ROOM];
-    if (board && (!strcmp(path, "/dev") || !strcmp(path, "/dev/"))) return real(in_tree(room, "/dev"));
-    return real(place(path, room));
-}
-
-int access(const char *path, int mode) {
-    REAL(int, "access", const char *, int);
-    char room[PATH_ROOM];
-    return real(place_to_look(path, room), mode);
-}
-
-int faccessat(int directory, const char *path, int mode, int flags) {
-    REAL(int, "faccessat", int, const char *, int, int);
-    char room[PATH_ROOM];
-    return real(directory, place_to_look(path, room), mode, flags);
-}
-
-#define STAT(name, type) \
-    int name(const char *path, struct type *status) { \
-        REAL(int, #name, const char *, struct type *); \
-        char room[PATH_ROOM]; \
-        return real(place_to_look(path, room), status); \
-    }
-STAT(stat, stat)
-STAT(stat64, stat64)
-STAT(lstat, stat)
-STAT(lstat64, stat64)
-
-#define STATAT(name, type) \
-    int name(int directory, const char *path, struct type *status, int flags) { \
-        REAL(int, #name, int, const char *, struct type *, int); \
-        char room[PATH_ROOM]; \
-        return real(directory, place_to_look(path, room), status, flags); \
-    }
-STATAT(fstatat, stat)
-STATAT(fstatat64, stat64)
-
-int statx(int directory, const char *path, int flags, unsigned mask, struct statx *status) {
-    REAL(int, "statx", int, const char *, int, unsigned, struct statx *);
-    char room[PATH_ROOM];
-    return real(directory, place_to_look(path, room), flags, mask, status);
-}
-
-ssize_t readlink(const char *path, char *buffer, size_t bytes) {
-    REAL(ssize_t, "readlink", const char *, char *, size_t);
-    char room[PATH_ROOM];
-    return real(place(path, room), buffer, bytes);
-}
