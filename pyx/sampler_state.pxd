@@ -123,6 +123,7 @@ cdef struct Sampler:
     int half_cycle                      # k
     int discard                         # d: conversions of a half-cycle that are not used
     int sampling
+    int light_first                     # PACE_READY: the bus has room to change the light before anything is read
     double edge_from_ns                 # where the light changes, from the end of the master's last conversion on; where
     double edge_to_ns                   #   we time the conversions, before the begin of its next
     int held                            # by channel: the light must stay off
