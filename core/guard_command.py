@@ -26,24 +26,35 @@ def program() -> str:
     return path
 
 
-def arguments(config: Config, profile: Profile) -> list[str]:
-    """The guard's own command line for a board. Raises ProfileError when a chip that it needs is not there."""
+def arguments(config: Config, profile: Profile) -> tuple[list[str], list[str]]:
+    """The guard's own command line for a board, and a sentence for each output that cannot be used.
+
+    A device whose kernel PWM is not there keeps its line, held low: a pump on a pin that nobody holds may run.
+    Raises ProfileError when the board's lines are not there.
+    """
     from stirbar.core.guard import socket_path
-    from stirbar.core.profiles import gpio_chip_path, pwm_chip
+    from stirbar.core.profiles import ProfileError, gpio_chip_path, pwm_chip
 
     lines: list[str] = []
     pwms: list[str] = []
+    warnings: list[str] = []
     for device in ORDER:
         section = profile.pwm(device)
         if section is None:
             continue
+        line = f"--line={device}={profile.get(section, 'line')}"
         if profile.get(section, "kind") == "line":
-            lines.append(f"--line={device}={profile.get(section, 'line')}")
-        else:
+            lines.append(line)
+            continue
+        try:
             path = f"{PWM_CLASS}/pwmchip{pwm_chip(profile, section)}/pwm{profile.get(section, 'sysfs_channel')}"
-            pwms.append(f"--pwm={device}={path}@{round(1e9 / profile.get(section, 'frequency_hz'))}")
+        except ProfileError as error:
+            lines.append(line)
+            warnings.append(f"{device} stays off, its line {profile.get(section, 'line')} is held low: {error}")
+            continue
+        pwms.append(f"--pwm={device}={path}@{round(1e9 / profile.get(section, 'frequency_hz'))}")
     chip = [f"--chip={gpio_chip_path(profile)}"] if lines else []
-    return [program(), f"--socket={socket_path(config)}", *chip, *lines, *pwms]
+    return [program(), f"--socket={socket_path(config)}", *chip, *lines, *pwms], warnings
 
 
 def main(argv: list[str]) -> int:
@@ -65,10 +76,12 @@ def main(argv: list[str]) -> int:
         config = config_from_arguments(options)
         if config.get("unit", "simulate"):
             raise ConfigError("[unit] simulate = 1: a simulated vial has no lines to hold; the worker needs no guard")
-        command = arguments(config, profiles.choose(config, remembered=True))
+        command, warnings = arguments(config, profiles.choose(config, remembered=True))
     except (ConfigError, OSError) as error:
         print(f"stirbar guard: {error}", file=sys.stderr)
         return 1
+    for warning in warnings:
+        print(f"stirbar guard: {warning}", file=sys.stderr)
     if not options.show:
         os.execv(command[0], command)
     print(shlex.join(command))

@@ -133,6 +133,8 @@ class OdReading(Job):
         path_ms = chop["light_path_ms"]
         publish(name, "light_path", None if path_ms is None else round(path_ms, 4), "ms")
         publish(name, "ambient_rejection", [round(decibel, 1) for decibel in chop["rejection_db"]], "dB")
+        for setting, ratio in self.host.loop.price().items():
+            publish(name, setting, round(ratio, 4))
 
     def on_event(self, code: int, value: float) -> None:
         if code in (events.EVENT_HALF_CYCLE, events.EVENT_LIGHT_PATH, events.EVENT_RATE_LOCKED):

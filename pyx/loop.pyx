@@ -9,20 +9,23 @@ from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write, pulses_tick
+from stirbar.rt.batches cimport follows, sort_by_stream
 from stirbar.rt.configure cimport (
     configure_od, configure_plan, configure_sampling, configure_slow_light, configure_stirring)
-from stirbar.rt.configure_board cimport close_hardware, forget_hardware, open_hardware
+from stirbar.rt.configure_board cimport close_hardware, forget_hardware, hardware_counters, open_hardware
 from stirbar.rt.chop cimport chop_rejection_db
 from stirbar.rt.clock cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, WAKE_LATE_ROOM, Clock, VirtualTime, clock_real, clock_virtual,
     read_clock_ns)
 from stirbar.rt.guard_link cimport (
     GUARD_DESCRIPTORS, GUARD_TEXT, stirbar_guard_connect, stirbar_heartbeat_map, stirbar_heartbeat_unmap)
-from stirbar.rt.hal cimport Hal, HalCounters
+from stirbar.rt.hal cimport Hal
 from stirbar.rt.hardware cimport Hardware, hardware_hal
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
 from stirbar.rt.od cimport od_init
+from stirbar.rt.od_price cimport OdPrice, od_price
 from stirbar.rt.od_state cimport OdConfig
+from stirbar.rt.outputs cimport OUTPUT_STIRRING, outputs_can_pulse
 from stirbar.rt.ports cimport READING_ROOM, STREAM_COUNT, Port, port_init, port_memory_bytes
 from stirbar.rt.realtime cimport (
     pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start)
@@ -226,6 +229,11 @@ cdef class Loop:
             self.missing = open_hardware(&self.state.hardware, profile, guard)
         except ConnectionError as error:
             raise HardwareError(str(error)) from None
+        if not outputs_can_pulse(
+                &self.state.hardware.outputs, OUTPUT_STIRRING, self.state.actuators.stirrer_period_ns):
+            raise HardwareError(
+                f"[stirring.config] pwm_hz is too high: '{profile.name}' pulses the stirrer's line by timed writes;"
+                " write at most 1000")
         hardware_hal(&self.state.hardware, &self.state.hal)
 
     def _configure_simulation(self, config):
@@ -528,7 +536,7 @@ cdef class Loop:
         dropped = 0
         for i in range(THREADS):
             dropped += self._port(i).readings.dropped + self._port(i).events.dropped
-        return self._hal_counters() | {
+        return hardware_counters(&state.hardware, state.hal.counters) | {
             "ticks": ticks,
             "overruns": sum([state.tasks[i].policy.overruns for i in range(TASKS)]),
             "conversions": conversions,
@@ -537,26 +545,6 @@ cdef class Loop:
             "trace_drops": state.sampler.port.trace.dropped + state.actuators.port.trace.dropped,
             "bus_errors": s.bus_errors + state.actuators.bus_errors,
             "slow_reads_forced": s.slow_forced,
-        }
-
-    def _hal_counters(self):
-        """What goes wrong below the interface, and how busy the bus is; nothing of it for a simulated vial."""
-        cdef const HalCounters* c = self.state.hal.counters
-        cdef Hardware* hardware = &self.state.hardware
-        if c == NULL:
-            return {}
-        return {
-            "bus_transfer_errors": c.bus_errors,
-            "bus_timeouts": c.bus_timeouts,
-            "bus_recoveries": c.bus_recoveries,
-            "bus_transfers": hardware.board.bus.transfers,
-            "bus_busy_ms": hardware.board.bus.busy_ms,
-            "bus_waits": hardware.board.bus.waited,
-            "ready_lost": c.ready_lost,
-            "edges_lost": c.edges_lost,
-            "garbage": c.garbage,
-            "pulses_late": c.pulses_late,
-            "line_errors": c.line_errors,
         }
 
     def lateness(self, int thread):
@@ -588,6 +576,17 @@ cdef class Loop:
     def half_cycle(self):
         """k in force: conversions in half a chop cycle."""
         return self.state.sampler.half_cycle
+
+    def price(self):
+        """What chopping costs the first rate's windows, for the k and the converter's rate that are in force
+        (od_price.pxd): {name: value}, empty where nothing is chopped yet."""
+        cdef Sampler* s = &self.state.sampler
+        cdef OdPrice price
+        cdef double mains = s.estimators.od.line.nominal_hz
+        if od_price(sampler_rate_hz(s, s.master), s.half_cycle, s.discard, s.estimators.od.config.window_s[0], mains,
+                    &price):
+            return {}
+        return price
 
     def chop(self):
         """How the light is chopped: half_cycle (k), discard (d), frequency_hz, time constant of the light path
@@ -654,25 +653,6 @@ def guard_connect(bytes path, int timeout_ms):
 cdef void add_task(ThreadRun* run, Task* task) noexcept:
     run.table[run.count] = task
     run.count += 1
-
-
-cdef inline bint follows(const Reading* a, const Reading* b) noexcept nogil:
-    return a.stream == b.stream and a.experiment == b.experiment and a.sequence + 1 == b.sequence
-
-
-cdef void sort_by_stream(Reading* readings, uint32_t count) noexcept nogil:
-    """Insertion sort, stable: a batch is short and nearly in order."""
-    cdef Reading moving
-    cdef uint32_t i, j
-    for i in range(1, count):
-        j = i
-        if readings[j].stream >= readings[j - 1].stream:
-            continue
-        moving = readings[i]
-        while j > 0 and readings[j - 1].stream > moving.stream:
-            readings[j] = readings[j - 1]
-            j -= 1
-        readings[j] = moving
 
 
 def cpu_mask(text):

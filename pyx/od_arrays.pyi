@@ -40,6 +40,13 @@ def chop_cost(
 def chop_gain(frequency_hz: float, rate_hz: float, k: int, discard: int = 1, aperture: float = 1.0) -> float:
     """|response| of one on half-cycle minus the mean of its off neighbours to a sinusoid."""
 
+def chop_price(
+    rate_hz: float, k: int, window_s: float = 1.0, mains_hz: float = 50.0, discarded: int = 1
+) -> dict[str, float]:
+    """What a light that is chopped every `k` conversions costs a window: `noise_over_b0` of the chain, the bounds
+    `b1_over_b0` and `b2_over_b0`, the efficiencies (of variances) against both, and `freedom`, the degrees of freedom
+    of `se_culture` (pyx/od_price.pxd). Raises ValueError for values out of their bounds."""
+
 def chop_rejection_db(
     frequency_hz: float, rate_hz: float, k: int, window_s: float, discard: int = 1, aperture: float = 1.0
 ) -> float:
@@ -107,7 +114,8 @@ class MainsTracker:
 class OdChain:
     """The whole chain, as the sampling thread runs it: conversions in, readings out.
 
-    `roles`: "signal", "reference" or "unused" for each channel. ValueError for what is out of bounds.
+    `roles`: "signal", "reference" or "unused" for each channel. `slower`: (readings a second, window in s) of up to
+    three more rates. ValueError for what is out of bounds.
     """
 
     def __init__(
@@ -117,7 +125,8 @@ class OdChain:
         window_s: float = 1.0,
         readings_per_second: float = 10.0,
         mains_hz: float = 0.0,
-        normalization: Literal["unity", "classic"] = "unity",
+        normalization: Literal["unity", "classic", "regressed"] = "unity",
+        slower: Sequence[tuple[float, float]] = (),
     ) -> None: ...
     def clock(self, channel: int, index0: int, t0_ns: int, period_ns: float) -> None:
         """Clock model from here on: conversion `index0` ended at `t0_ns`, one each `period_ns`."""

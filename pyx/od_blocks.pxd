@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memset
 
 from stirbar.rt.culture_noise cimport CULTURE_BLOCKS, culture_noise_clear, culture_noise_push
-from stirbar.rt.od_half cimport od_clear_culture
+from stirbar.rt.od_nulls cimport od_window_entries
 from stirbar.rt.od_state cimport (
     ENTRY_GAP, OD_BLOCK, OD_BLOCKS, OdBlock, OdChannel, OdRate, OdState, OdWindow, OdWithin,
 )
@@ -51,7 +51,7 @@ cdef inline void od_keep_block(OdState* s, OdChannel* ch, const OdWindow* window
         od_append_block(ch, &block)
         missed -= 1
     block.mean_v = window.value_v
-    block.share = <float>(window.kept * window.window_s / s.rate[OD_BLOCK].window_s)
+    block.share = <float>(window.kept if window.full else window.kept * window.window_s / s.rate[OD_BLOCK].window_s)
     block.squares = <float>window.squares
     block.variance = <float>(window.se_v * window.se_v)
     block.ambient_v = <float>window.ambient_v
@@ -111,10 +111,31 @@ cdef inline int od_rate_window(OdState* s, OdChannel* ch, int which, OdWindow* w
     """The newest window of a rate, of chop periods or of blocks."""
     if s.rate[which].of_blocks:
         return od_slow_window(s, ch, which, window)
-    return od_window(s, ch, which, window)
+    if od_window(s, ch, which, window) != 0:
+        return -1
+    if which == 0:
+        ch.last = window[0]
+        ch.moved |= window.restarted
+    return 0
 
 
-cdef inline void od_push_within(OdState* s, OdChannel* ch, int which, double value, const OdWindow* window) noexcept nogil:
+cdef inline int od_block_window(OdState* s, OdChannel* ch, OdWindow* window) noexcept nogil:
+    """The window of a block: where the first rate has just looked at the same chop periods, its own."""
+    cdef int status = 0
+    if ch.last.full and ch.last.end_ns == ch.closed_ns and ch.last.entries == od_window_entries(s, OD_BLOCK):
+        window[0] = ch.last
+    else:
+        status = od_window(s, ch, OD_BLOCK, window)
+    window.restarted |= ch.moved
+    ch.moved = 0
+    ch.level_v[OD_BLOCK] = window.value_v
+    ch.leveled[OD_BLOCK] = status == 0
+    return status
+
+
+cdef inline void od_push_within(
+    OdState* s, OdChannel* ch, int which, double value, const OdWindow* window
+) noexcept nogil:
     """A reading (before the blank) whose window lies within the block that is open."""
     cdef OdWithin* within = &ch.within[which]
     cdef double since_s = 1e-9 * <double>(window.end_ns - ch.block_ns)

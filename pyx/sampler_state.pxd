@@ -123,10 +123,10 @@ cdef struct Sampler:
     int half_cycle                      # k
     int discard                         # d: conversions of a half-cycle that are not used
     int sampling
-    int held                            # by channel: the light must stay off
-    uint32_t seeking                    # by channel: its clock is sought beside the master's
     double edge_from_ns                 # where the light changes, from the end of the master's last conversion on; where
     double edge_to_ns                   #   we time the conversions, before the begin of its next
+    int held                            # by channel: the light must stay off
+    uint32_t seeking                    # by channel: its clock is sought beside the master's
     int measuring                       # the light path, in the conversions that come
     int path_rounds                     # short measurements, at the start of the run, that are done
     int64_t path_from_ns                # when that began, or is to begin
@@ -148,6 +148,7 @@ cdef struct Sampler:
     int temperature_lost
     uint32_t bus_errors
     uint32_t stirring_off_told
+    int32_t references_told[MAX_CHANNELS]  # stretches of the reference that the host knows of
     uint32_t turn_us_told
 
 
@@ -263,12 +264,15 @@ cdef inline void sampler_conversion(
     cdef Channel* channel = &s.channel[index]
     cdef const LedEdge* edge
     cdef TraceItem item
+    cdef int64_t spent_ns
     cdef int phase = led_track_phase(&s.led, begin_ns, end_ns)
     cdef int admitted = sampler_admit(s, index, begin_ns, end_ns) if channel.ranged else GAIN_IN_FORCE
     channel.last_end_ns = end_ns
     if s.measuring and s.led.count and admitted != GAIN_FOREIGN:
         edge = &s.led.edge[s.led.cursor - 1 if s.led.cursor else LED_EDGES - 1]
-        light_path_add(&channel.path, begin_ns - ((edge.from_ns + edge.to_ns) >> 1),
+        # the light changes with the last bit of the write, in the middle of what the call took beyond the bus time
+        spent_ns = edge.to_ns - edge.from_ns - channel.plan.light_ns
+        light_path_add(&channel.path, begin_ns - edge.to_ns + (spent_ns >> 1 if spent_ns > 0 else 0),
                        conversion.code * gain_multiple(&channel.gain), edge.on)
     if not s.paused:
         trace_int(&item, TRACE_CONVERSION, index, PHASE_EDGE if admitted == GAIN_FOREIGN else phase, conversion.clipped,

@@ -103,10 +103,11 @@ def board(
     plant: bool = False,
     bus_hz: int = 100_000,
     strict: bool = False,
+    travel: bool = False,
 ) -> pytest.MarkDecorator:
-    """Mark: on which board a test runs; see the module's text."""
+    """Mark: on which board a test runs; see the module's text. `travel`: on the kernel, sleeping takes no time."""
     ready = dict(layout(name).ready) if ready is None else ready
-    return pytest.mark.board(name=name, ready=ready, plant=plant, bus_hz=bus_hz, strict=strict)
+    return pytest.mark.board(name=name, ready=ready, plant=plant, bus_hz=bus_hz, strict=strict, travel=travel)
 
 
 def _fake_command(arguments: list[str]) -> int:

@@ -31,11 +31,12 @@ class Variant(NamedTuple):
     where: str
     name: str
     ready: str
+    travel: bool
     settings: dict[str, object]
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        return self.where, self.name, self.ready
+    def key(self) -> tuple[str, str, str, bool]:
+        return self.where, self.name, self.ready, self.travel and self.where == "kernel"
 
 
 def _variants(definition: pytest.Item, where: str) -> list[Variant]:
@@ -47,7 +48,9 @@ def _variants(definition: pytest.Item, where: str) -> list[Variant]:
     found = []
     for mark in reversed(marks or [board().mark]):
         settings = dict(mark.kwargs)
-        found.append(Variant(where, settings.pop("name"), ready_text(settings.pop("ready")), settings))
+        found.append(
+            Variant(where, settings.pop("name"), ready_text(settings.pop("ready")), settings.pop("travel"), settings)
+        )
     return found
 
 
@@ -71,7 +74,7 @@ class BoardRun:
             command = pytest_command
             environment |= bench.environment
         else:
-            wiring = ["-a", variant.ready] if variant.ready else []
+            wiring = [*(["-a", variant.ready] if variant.ready else []), *(["-T"] if variant.travel else [])]
             options = ["-t", "1200", "-c", variant.name, *wiring, "-w", str(directory)]
             command, more = kernel_command(*options, *pytest_command)
             environment |= more
@@ -136,10 +139,12 @@ class BoardPlugin:
     """Makes the items, and has them run where they belong; conftest.py registers it."""
 
     def __init__(self, config: pytest.Config) -> None:
-        config.addinivalue_line("markers", "board(name, ready, plant, bus_hz, strict): the board a test runs on")
+        config.addinivalue_line(
+            "markers", "board(name, ready, plant, bus_hz, strict, travel): the board a test runs on"
+        )
         self._config = config
         self._here = current_bench()
-        self._runs: dict[tuple[str, str, str], BoardRun] = {}
+        self._runs: dict[tuple[str, str, str, bool], BoardRun] = {}
         self._to_write = os.environ.get(_REPORTS)
 
     # --- on either side ------------------------------------------------------------------------------------------

@@ -221,16 +221,27 @@ def periods(half: list[Half], known) -> list[Period]:
 
 
 def null_weights(count: int, spacing_s: float, mains_hz: float) -> np.ndarray:
-    """Weights of least variance whose mains harmonics 1-6 cannot exceed three standard errors of white noise."""
+    """Weights of least variance where mains harmonics 1-6 may each have twice the variance of the mean."""
     x = (np.arange(count) - (count - 1) / 2) * spacing_s
     covariance = np.eye(count)
     for h in range(1, 7):
         alias = (h * mains_hz * spacing_s + 0.5) % 1 - 0.5
         if abs(alias) * count >= 1.5:
             column = np.cos(2 * np.pi * h * mains_hz * x)
-            covariance += 9 / count * np.outer(column, column)
+            covariance += 2 / count * np.outer(column, column)
     weights = np.linalg.solve(covariance, np.ones(count))
     return (weights / weights.sum()).astype(np.float32).astype(float)
+
+
+def bound_b2(rate_hz: float, k: int, window_s: float, mains_hz: float) -> float:
+    """B2 / B0: error of the lit light where dark level, drift and mains (frequency and four harmonics) are unknown."""
+    count = round(window_s * rate_hz / (2 * k)) * 2 * k
+    number = np.arange(count)[np.arange(count) % k != 0]
+    x = (number + 0.5) / count - 0.5
+    turn = 2 * np.pi * mains_hz * count / rate_hz * x
+    waves = [wave(h * turn) for h in range(1, 5) for wave in (np.cos, np.sin)]
+    design = np.column_stack([number // k % 2 == 0, np.ones(len(x)), x, *waves, x * waves[0], x * waves[1]])
+    return float(np.sqrt(np.linalg.inv(design.T @ design)[0, 0] * count))
 
 
 def biweight(values: np.ndarray, weights: np.ndarray, scale: float, start: float) -> tuple[float, np.ndarray]:

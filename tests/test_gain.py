@@ -228,7 +228,12 @@ def test_whatever_the_voltage_does_the_rules_hold(course: list[tuple[float, int]
 
 AUTO = {("od_reading.config", "adc_full_scale_v"): "auto"}
 # light on the diodes, nothing that moves: the vial's ranges differ by 0.15 %
-STILL = QUIET | {"adc_gain_spread_percent": "0.1", "adc_offset_spread_lsb": "3", "reference_v": "0.3", "hum_amplitude_v": "0"}
+STILL = QUIET | {
+    "adc_gain_spread_percent": "0.1",
+    "adc_offset_spread_lsb": "3",
+    "reference_v": "0.3",
+    "hum_amplitude_v": "0",
+}
 
 
 @pytest.mark.parametrize("board", ["simulated", "model1.5", "hat1.0"])

@@ -17,7 +17,7 @@ from running import wait_for
 from stirbar.core import guard as guard_client
 from stirbar.core import guard_command
 from stirbar.core.config import load_config
-from stirbar.core.profiles import load_profile
+from stirbar.core.profiles import ProfileError, choose, load_profile
 
 on_board = board("eyespy")
 PWM = "/sys/class/pwm/pwmchip0/pwm1"
@@ -160,7 +160,8 @@ def test_a_worker_without_heartbeat_is_switched_off_after_3_s(bench, start):
     beaten_at = time.monotonic()
     worker.process.send_signal(signal.SIGSTOP)
     took_s = low_after(bench, LINES["heating"], beaten_at, 6)
-    assert 2.5 < took_s < 3.5 and bench.level(17) == 0
+    assert 2.5 < took_s < 3.5
+    low_after(bench, LINES["stirring"], beaten_at, 6)
     guard.wait_said("has had no heartbeat for 3 s: outputs off")
     worker.process.send_signal(signal.SIGCONT)
     worker.do("beat")
@@ -274,8 +275,8 @@ def test_every_profile_makes_a_command_line(name, monkeypatch, tmp_path):
     monkeypatch.setattr("stirbar.core.profiles.pwm_chip", lambda profile, section: 2)
     config = load_config(overrides=[("unit", "runtime_directory", str(tmp_path))])
     profile = load_profile(name)
-    first, socket, *rest = guard_command.arguments(config, profile)
-    assert os.access(first, os.X_OK) and socket == f"--socket={tmp_path}/guard"
+    (first, socket, *rest), warnings = guard_command.arguments(config, profile)
+    assert warnings == [] and os.access(first, os.X_OK) and socket == f"--socket={tmp_path}/guard"
     lines = [device for device in guard_command.ORDER if (section := profile.pwm(device)) and profile.has(section)]
     assert sum(word.startswith(("--line=", "--pwm=")) for word in rest) == len(lines) > 0
     numbers = {word.split("=")[1]: word.split("=")[2] for word in rest if word.startswith("--line=")}
@@ -283,6 +284,41 @@ def test_every_profile_makes_a_command_line(name, monkeypatch, tmp_path):
     assert rest.index(f"--line=stirring={numbers['stirring']}") == max(
         index for index, word in enumerate(rest) if word.startswith("--line=")
     )
+
+
+def test_a_pump_without_its_pwm_chip_is_held_low(monkeypatch, tmp_path):
+    def no_chip(profile, section):
+        raise ProfileError("no chip")
+
+    monkeypatch.setattr("stirbar.core.profiles.gpio_chip_path", lambda profile: "/dev/gpiochip0")
+    monkeypatch.setattr("stirbar.core.profiles.pwm_chip", no_chip)
+    config = load_config(overrides=[("unit", "runtime_directory", str(tmp_path))])
+    command, warnings = guard_command.arguments(config, load_profile("hat1.0"))
+    assert "--line=media=13" in command and "--line=waste=12" in command
+    assert warnings[0] == "media stays off, its line 13 is held low: no chip" and len(warnings) == 2
+
+
+@on_board
+def test_the_command_becomes_the_guard_of_the_board(bench, executable, monkeypatch, tmp_path):
+    """`stirbar guard`, told the board or looking at it, holds what the profile names."""
+    monkeypatch.setattr(guard_command, "program", lambda: executable)
+    for hardware in ("eyespy", "auto"):
+        config = load_config(overrides=[("unit", "runtime_directory", str(tmp_path)), ("unit", "hardware", hardware)])
+        command, warnings = guard_command.arguments(config, choose(config))
+        assert warnings == [] and "--line=stirring=17" in command
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                assert "holds 3 lines of /dev/gpiochip0 and 2 PWM channels" in wait_line(process)
+                given = guard_client.connect(guard_client.socket_path(config))
+                assert set(given.lines) | set(given.pwms) == set(guard_command.ORDER)
+                given.close()
+            finally:
+                process.terminate()
+
+
+def wait_line(process: subprocess.Popen) -> str:
+    """The first line that is no warning of a missing right."""
+    return next(line for line in process.stderr if "refused" not in line)
 
 
 def test_a_simulated_vial_needs_no_guard(capsys):

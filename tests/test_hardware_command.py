@@ -5,18 +5,22 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import select
 import time
 
 import pytest
 from board_bench import Bench, board
-from stirbar.core import check_bus, check_light, check_lines, gpio_lines, hardware_command, profiles
+from stirbar.core import check_bus, check_light, check_lines, gpio_lines, hardware_command, profiles, records
 from stirbar.core.check_report import FAIL, NOTE, OK, SKIP, WARN, Finding
 from stirbar.core.chips import BusHeld
+from stirbar.core.commands import Commands
 from stirbar.core.config import load_config
 from stirbar.core.detection import detect
-from stirbar.core.front_panel import IDENTIFY_NS, Panel
+from stirbar.core.front_panel import IDENTIFY_NS, Panel, open_panel
 from stirbar.core.gpio_lines import Line, LineError
 from stirbar.core.i2c_bus import I2cBus
+from stirbar.core.status import render
+from stirbar.core.twin import Twin
 
 BOARDS = ("hat1.0", "hat1.1", "hat1.2", "model1.5", "xr1.5", "eyespy")
 GPIO = "/dev/gpiochip0"
@@ -299,7 +303,7 @@ def test_a_channel_without_photodiode(bench, bus):
     profile = profiles.load_profile("eyespy")
     wire_light(bench, profile)
     found = list(check_light.check_light(profile, bus, config()))
-    assert named(found, "channel 1 (REF)")[0].status == WARN
+    assert named(found, "channel 1 (REF)")[0].status == FAIL  # a worker would not start
     channels = [("od_config.photodiode_channel", "3", "45")]
     found = list(check_light.check_light(profile, bus, config(*channels)))
     assert named(found, "channel 3 (45)")[0].status == FAIL
@@ -459,12 +463,61 @@ def test_presses_and_the_blinking_led(bench):
     assert bench.level(bench.led) == 0
 
 
+def await_press(panel: Panel) -> None:
+    """Until the kernel has an edge of the button: virtual time does not wait for it."""
+    assert select.select([panel.button_descriptor], [], [], 5.0)[0]
+
+
 def wait_for(panel: Panel, now_ns: int) -> list[bool]:
     """The next changes of the button."""
-    import select
-
-    assert select.select([panel.button_descriptor], [], [], 2.0)[0]
+    await_press(panel)
     return panel.step(now_ns)
+
+
+@board("hat1.0")
+def test_a_worker_publishes_the_button_and_identifies_itself(bench, tmp_path, request):
+    twin = Twin(load_config(os.devnull, None, [("unit", "simulate", "1")]), str(tmp_path))
+    answers = []
+
+    def identify():
+        Commands(twin.host).handle({"id": 1, "command": "identify"}, lambda answer, _: answers.append(answer))
+        return answers[-1]
+
+    assert identify()["error"]["message"] == "this unit has no LED to blink"
+    panel, without = open_panel(profiles.load_profile("hat1.0"))
+    assert without == ""
+    request.addfinalizer(panel.close)
+    twin.host.panel = panel
+    bench.drive(bench.button, 1)
+    list(twin.run(0.3))
+    assert ("monitor", "button_down") not in twin.host.settings
+    bench.drive(bench.button, 0)
+    await_press(panel)
+    said = [json.loads(payload) for topic, _, payload in twin.run(0.3) if topic == b"setting/monitor/button_down"]
+    assert [one["value"] for one in said] == [True]
+    assert bench.level(bench.led) == 1
+    time.sleep(0.025)  # longer than contacts bounce
+    bench.drive(bench.button, 1)
+    await_press(panel)
+    list(twin.run(0.3))
+    assert twin.host.settings["monitor", "button_down"]["value"] is False
+    assert identify()["result"] == {"seconds": 5.0}
+    levels = set()
+    for _ in range(8):
+        list(twin.run(0.1))
+        levels.add(bench.level(bench.led))
+    assert levels == {0, 1}
+    list(twin.run(5))
+    assert bench.level(bench.led) == 0
+
+
+@board("hat1.0")
+def test_a_panel_that_somebody_holds_is_said(bench):
+    with Line(GPIO, bench.button, gpio_lines.INPUT, "intruder"):
+        panel, without = open_panel(profiles.load_profile("hat1.0"))
+    assert panel is None
+    assert without == f"no button and LED: line {bench.button} of {GPIO} is held by 'intruder'; stop it first"
+    assert gpio_lines.line_user(GPIO, bench.led) == ""
 
 
 @board("hat1.0")
@@ -491,7 +544,8 @@ def test_check_of_a_whole_board(bench, run):
     wire_light(bench, profile)
     wire_rail(bench, profile)
     bench.drive(bench.button, 1)
-    status, report = run("check")
+    channels = [f"od_config.photodiode_channel.{n}=" for n in "12" if int(n) not in profile.channels()]
+    status, report = run("check", *(word for one in channels for word in ("--set", one)))
     failed = [one for one in report["findings"] if one["status"] == FAIL]
     assert (status, failed, report["profile"]) == (0, [], bench.profile)
     for one in report["findings"]:
@@ -511,6 +565,14 @@ def test_check_of_a_broken_board(bench, run):
     status, text = run("check", "--profile", "hat1.1", text=True)
     assert status == 1
     assert "SDA or SCL is held low" in text
+
+
+def test_status_of_a_lost_sensor():
+    channels = [{"stream": "od2", "name": "90°"}]
+    description = {"unit": "vial", "simulated": False, "version": "0", "channels": channels, "normalisation": "unity"}
+    lost = {"value": None, "se_instrument": None, "flags": records.FLAGS["sensor_lost"]}
+    state = {"experiment": "e", "uptime_s": 1.0, "jobs": {}, "latest": {"od2": lost}, "lateness": {}, "counters": {}}
+    assert "od2 at 90°: no value  [sensor_lost]" in render(description, state)
 
 
 # --- without a board -------------------------------------------------------------------------------------------------

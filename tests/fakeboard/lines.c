@@ -185,9 +185,11 @@ static void apply(struct request_of_lines *held, const struct gpio_v2_line_confi
     for (int i = 0; i < held->count; i++) {
         int offset = held->offsets[i];
         struct line *line = &lines[offset];
-        line->flags = flags_of(config, i);
-        if (line->flags & BIASES & ~GPIO_V2_LINE_FLAG_BIAS_DISABLED && !line->driven)
-            line_pull(offset, line->flags & GPIO_V2_LINE_FLAG_BIAS_PULL_UP, t);
+        uint64_t flags = flags_of(config, i);
+        line->flags &= ~EDGES;          /* edges are looked for once the bias has settled */
+        if (flags & BIASES & ~GPIO_V2_LINE_FLAG_BIAS_DISABLED && !line->driven)
+            line_pull(offset, flags & GPIO_V2_LINE_FLAG_BIAS_PULL_UP, t);
+        line->flags = flags;
         if (line->flags & GPIO_V2_LINE_FLAG_OUTPUT) {
             line->output = true;
             put_level(offset, output_of(config, i) != active_low(line), t);

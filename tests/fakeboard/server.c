@@ -381,9 +381,15 @@ static int serve(void) {
     int asked = 0, count = epoll_wait(poller, events, 64, -1);
     char unused[8];
     if (count < 0) return 1;            /* stopped and continued: first see who asked meanwhile */
+    for (int i = 0; i < count; i++) {   /* what was closed was closed before anything was asked */
+        struct peer *peer = events[i].data.ptr;
+        if (peer->kind != HANDLE) continue;
+        forget(peer);
+        events[i].data.ptr = NULL;
+    }
     for (int i = 0; i < count; i++) {
         struct peer *peer = events[i].data.ptr;
-        if (!(events[i].events & EPOLLIN)) continue;
+        if (!peer || !(events[i].events & EPOLLIN)) continue;
         if (peer->kind == PROGRAM) receive(peer, asking, &asked);
         else if (peer->kind == LISTENS_RPC || peer->kind == LISTENS_CONTROL) accept_from(peer);
         else if (peer->kind == TIMER && read(timer, unused, sizeof unused) < 0) continue;
@@ -392,6 +398,7 @@ static int serve(void) {
     for (int i = 0; i < asked; i++) do_request(asking[i]);
     for (int i = 0; i < count; i++) {
         struct peer *peer = events[i].data.ptr;
+        if (!peer) continue;
         if (peer->kind == BENCH && events[i].events & EPOLLIN) do_bench(peer);
         if (peer->kind == PARENT && read(peer->socket, unused, sizeof unused) <= 0) return 0;
         if (events[i].events & (EPOLLRDHUP | EPOLLHUP) && peer->kind != PARENT) forget(peer);

@@ -61,13 +61,17 @@ static int connected(void) {
     low = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
     if (low < 0) return -1;
     snprintf(address.sun_path, sizeof address.sun_path, "%s/rpc", board);
-    if (connect(low, (struct sockaddr *)&address, sizeof address) == 0)
-        connection = fcntl(low, F_DUPFD_CLOEXEC, HIGH_DESCRIPTOR);      /* out of the way of programs that count */
-    error = errno;
-    close(low);
-    errno = error;
-    if (connection >= 0) pthread_setspecific(thread_end, &connection);
-    return connection >= 0 ? 0 : -1;
+    if (connect(low, (struct sockaddr *)&address, sizeof address)) {
+        error = errno;
+        close(low);
+        errno = error;
+        return -1;
+    }
+    connection = fcntl(low, F_DUPFD_CLOEXEC, HIGH_DESCRIPTOR);  /* out of the way of programs that count */
+    if (connection >= 0) close(low);
+    else connection = low;
+    pthread_setspecific(thread_end, &connection);
+    return 0;
 }
 
 static int64_t clock_ns(void) {

@@ -1,0 +1,136 @@
+"""A whole worker on a board: it stirs with the lines that the guard gave, and leaves nothing on however it ends."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import pytest
+from board_bench import board
+from guards import LINES, RunningGuard, compiled_guard
+from running import RunningWorker, stirbar_environment, wait_for
+from stirbar.core.client import CommandRefused
+
+pytestmark = board("eyespy", plant=True)
+
+
+class BoardWorker(RunningWorker):
+    """A worker on the board of the process that starts it; the guard's directory is its runtime directory."""
+
+    def __init__(self, runtime_directory: pathlib.Path, *settings: str) -> None:
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="sb", dir="/tmp"))
+        self.address = f"ipc://{runtime_directory}/w"
+        arguments = []
+        for setting in (
+            "unit.name=w",
+            "unit.hardware=eyespy",
+            f"unit.data_directory={self.directory}/data",
+            f"unit.runtime_directory={runtime_directory}",
+            "od_config.photodiode_channel.1=",
+            "loop.config.lock_memory=0",
+            *settings,
+        ):
+            arguments += ["--set", setting]
+        with open(self.directory / "stderr", "wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "stirbar.core.cli", "worker", *arguments],
+                env=stirbar_environment() | {"STIRBAR_BOARD": os.environ.get("STIRBAR_BOARD", "")},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+            )
+        self.client = self._connect()
+
+
+@pytest.fixture(scope="module")
+def executable(tmp_path_factory):
+    from board_bench import current_bench
+
+    here = current_bench()
+    return compiled_guard(tmp_path_factory.mktemp("guard"), here.where if here else "")
+
+
+@pytest.fixture
+def guard(executable):
+    guard = RunningGuard(executable, *(f"--line={name}={number}" for name, number in LINES.items())).ready()
+    yield guard
+    guard.close()
+
+
+@pytest.fixture
+def start():
+    started: list[BoardWorker] = []
+
+    def run(directory: pathlib.Path, *settings: str) -> BoardWorker:
+        started.append(BoardWorker(directory, *settings))
+        return started[-1]
+
+    yield run
+    for worker in started:
+        worker.stop(check=False)
+
+
+def near(worker: BoardWorker, rpm: float, tolerance: float) -> float | None:
+    reading = worker.client.latest("rpm")
+    return reading["value"] if reading and abs(reading["value"] - rpm) < tolerance else None
+
+
+def test_a_worker_stirs_and_a_killed_one_does_not(bench, guard, start):
+    worker = start(guard.directory)
+    rpm = wait_for(lambda: near(worker, 500, 25), 30, "500 rpm", every_s=0.2)
+    status = worker.client.status()["counters"]
+    late = (
+        f"{status['pulses_late']} pulses late, {status['edges_lost']} edges lost, {status['line_errors']} line errors"
+    )
+    print(f"{bench.where}: {rpm:.1f} rpm, {late}")
+    assert status["edges_lost"] == status["line_errors"] == 0
+    assert bench.number("board/stir/speed_mhz") == pytest.approx(500 / 0.06, rel=0.2)
+    killed_at = time.monotonic()
+    worker.process.send_signal(signal.SIGKILL)
+    guard.wait_said("outputs off")
+    wait_for(lambda: bench.level(LINES["stirring"]) == 0, 5, "the stirrer's line low", every_s=0.001)
+    print(f"{bench.where}: low {1e3 * (time.monotonic() - killed_at):.1f} ms after SIGKILL")
+    wait_for(lambda: bench.number("board/stir/speed_mhz") == 0, 15, "standstill")
+    # and the next one has the outputs again
+    worker.process.wait()
+    again = start(guard.directory)
+    wait_for(lambda: near(again, 500, 25), 30, "500 rpm again", every_s=0.2)
+    again.stop(check=False)
+    assert bench.level(LINES["stirring"]) == 0
+
+
+def test_a_stopped_worker_is_made_safe_by_the_guard(bench, guard, start):
+    """SIGSTOP freezes a software PWM at its last level; the guard sees the heartbeat stop."""
+    worker = start(guard.directory, "stirring.config.use_rpm=0", "stirring.config.initial_duty_cycle=100")
+    wait_for(lambda: bench.level(LINES["stirring"]), 10, "the stirrer's line high")
+    wait_for(lambda: worker.client.latest("rpm"), 10, "a speed")
+    worker.process.send_signal(signal.SIGSTOP)
+    stopped_at = time.monotonic()
+    wait_for(lambda: not bench.level(LINES["stirring"]), 6, "the stirrer's line low", every_s=0.01)
+    assert 2.5 < time.monotonic() - stopped_at < 3.6
+    guard.wait_said("has had no heartbeat for 3 s")
+    worker.process.send_signal(signal.SIGCONT)
+    guard.wait_said("beats again after")
+    wait_for(lambda: bench.level(LINES["stirring"]), 5, "the stirrer's line high again")
+
+
+def test_without_a_guard_it_measures_and_says_why_it_does_not_stir(bench, start):
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="sr", dir="/tmp"))
+    try:
+        worker = start(directory, "stirring.config.autostart=1")
+        assert f"no stirring: no guard at {directory}/guard (No such file or directory)" in worker.errors()
+        with pytest.raises(CommandRefused, match=r"nothing to stir with: no guard at .*start it with `stirbar guard`"):
+            worker.client.start("stirring")
+        wait_for(lambda: worker.client.latest("od2"), 20, "an optical density", every_s=0.2)
+        jobs = worker.client.status()["jobs"]
+        assert jobs["stirring"] == "disconnected" and jobs["od_reading"] == "ready"
+        assert worker.client.status()["counters"]["bus_errors"] == 0
+    finally:
+        worker.stop(check=False)
+        shutil.rmtree(directory, ignore_errors=True)
