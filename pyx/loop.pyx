@@ -28,7 +28,7 @@ from stirbar.rt.od_state cimport OdConfig
 from stirbar.rt.outputs cimport OUTPUT_STIRRING, outputs_can_pulse
 from stirbar.rt.ports cimport READING_ROOM, STREAM_COUNT, Port, port_init, port_memory_bytes, port_touch_trace
 from stirbar.rt.realtime cimport (
-    pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start)
+    pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start, stirbar_trim_memory)
 from stirbar.rt.ring cimport (
     ring_count, ring_pop, ring_pop_many, ring_push, stirbar_fence, stirbar_load_relaxed,
     stirbar_store_relaxed)
@@ -334,6 +334,7 @@ cdef class Loop:
         names[SAMPLING] = "stirbar-sample"
         names[ACTUATORS] = "stirbar-act"
         refused = []
+        stirbar_trim_memory()
         if self.lock_memory:
             status = stirbar_lock_memory()
             if status:
