@@ -418,6 +418,8 @@ cdef inline int gain_conversion(Gain* g, int32_t code, int clipped, int phase) n
         g.warned = 0
     if g.state == GAIN_DARK or g.state == GAIN_PROBING:
         return gain_wait(g, phase) | told
+    if g.fixed != GAIN_AUTO:
+        return told
     if phase == PHASE_ON:
         g.sums.on += code
         g.sums.on_count += 1
