@@ -1,9 +1,9 @@
-# Why compiled: a converter without a ready line is read by the clock that its light tells, at the pace of its conversions.
+# Why compiled: a converter without a ready line is read at the pace of the clock that its light tells.
 # Thread rule: the sampling thread; it owns the I2C bus.
 # Units: nanoseconds of the loop's clock, volts, conversions.
 #
-# PACE_PILOT     the register is read in each conversion; pilot.pxd says which one it holds (IS-22). Also here, for every
-#                pace: what gain.pxd decides is done before the tick ends.
+# PACE_PILOT     the register is read in each conversion; pilot.pxd says which one it holds (IS-22). Also here, for
+#                every pace: what gain.pxd decides is done before the tick ends.
 
 from libc.stdint cimport int64_t, uint32_t
 
