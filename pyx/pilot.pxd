@@ -1,4 +1,4 @@
-# Why compiled: says of each read of a silent converter which conversion it was; the sampling thread's pace comes from it.
+# Why compiled: says of each read of a silent converter which conversion it was, which paces the sampling thread.
 # Thread rule: pure; the sampling thread runs it on state that it owns.
 # Units: nanoseconds of the loop's clock; codes; fractions of a conversion period where nothing else is said.
 #
