@@ -58,6 +58,7 @@ cdef inline void sampler_tell_edge(Sampler* s, int64_t before_ns, int64_t after_
             pilot_edge(&channel.pilot, from_ns if from_ns < after_ns else after_ns, after_ns)
         if on and channel.ranged and not channel.lost:
             channel.acts |= gain_chop(&channel.gain)
+            s.acting |= channel.acts
 
 
 cdef inline int sampler_light(Sampler* s, int on) noexcept nogil:

@@ -1,4 +1,4 @@
-# Why compiled: says of each read of a silent converter which conversion it was; the sampling thread's pace comes from it.
+# Why compiled: says of each read of a silent converter which conversion it was, which paces the sampling thread.
 # Thread rule: pure; the sampling thread runs it on state that it owns.
 # Units: nanoseconds of the loop's clock; codes; fractions of a conversion period where nothing else is said.
 #
@@ -38,11 +38,11 @@ cdef extern from *:
     #define STIRBAR_PILOT_LATCH_NS 40e3      /* what reads and edges have in common, and nobody knows */
     #define STIRBAR_PILOT_DELAY 0.145        /* of the light's settling to 0.1 %: its time constant, delays an edge */
     #define STIRBAR_PILOT_WANDER 1e-6        /* of the rate, per root second: temperature */
-    #define STIRBAR_PILOT_LEAN 0.7           /* mean of 16 normalised residuals, 0.18 when all is well: it wanders faster */
+    #define STIRBAR_PILOT_LEAN 0.7           /* mean of 16 normalised residuals, 0.18 when all is well */
     #define STIRBAR_PILOT_HASTE 16.0         /* times the wander's variance, then */
     #define STIRBAR_PILOT_CALM 0.98          /* of that, left after each edge */
     #define STIRBAR_PILOT_SIGMAS 3.0         /* a residual counts with at most so many standard deviations */
-    #define STIRBAR_PILOT_FAINT 25.0         /* squared swing of the light over the variance of a conversion, at least */
+    #define STIRBAR_PILOT_FAINT 25.0         /* squared swing over the variance of a conversion, at least */
     #define STIRBAR_PILOT_POSITION 0.25      /* of a period after its end a conversion is read, when that is sure */
     #define STIRBAR_PILOT_GUARD_MOST 0.35   /* then no read is sure any more */
     #define STIRBAR_PILOT_RATE_MOST 0.13     /* of the nominal rate, off */
@@ -187,7 +187,7 @@ cdef inline int64_t pilot_next_edge_ns(const Pilot* p) noexcept nogil:
 # --- the filter ---
 
 cdef inline void pilot_advance(Pilot* p, int32_t steps) noexcept nogil:
-    """Carry the clock and its doubt on by conversions: the rate wanders, white noise of PILOT_WANDER per root second."""
+    """Carry the clock and its doubt on by conversions: the rate wanders by PILOT_WANDER per root second."""
     cdef double n = steps
     cdef double wander = PILOT_WANDER * p.period_ns
     cdef double q = wander * wander * p.period_ns * 1e-9 * p.haste
@@ -324,7 +324,8 @@ cdef inline void pilot_use_edge(Pilot* p, int64_t at_ns, uint32_t first, uint32_
         p.outliers += 1   # a step of other light, or a bubble: says nothing of the clock
         return
     pilot_advance(p, <int32_t>(last - p.index))
-    residual = <double>(at_ns - p.origin_ns) + PILOT_DELAY * p.settle_ns - p.end_ns + (share + <int32_t>(p.index - last)) * p.period_ns
+    residual = <double>(at_ns - p.origin_ns) + PILOT_DELAY * p.settle_ns - p.end_ns
+    residual += (share + <int32_t>(p.index - last)) * p.period_ns
     pilot_correct(p, residual)
 
 

@@ -3,11 +3,11 @@
 # Units: nanoseconds of the loop's clock; codes; phases in fractions of a conversion period.
 #
 # The register is read a few times in each conversion while the light changes now and then. After a change at t the
-# register goes through three levels: as before, until the straddling conversion ends at t + phase * period; between, for
-# a period, by just that phase; as after. So one half-cycle gives the likelihood of 16 phases, kept as its first circular
-# moment. All edges belong to one rate when (t / period + phase) is the same for all, modulo 1: the sum of the moments,
-# each turned by t / period, is longest at the true rate (a periodogram; Rife and Boorstyn 1974), and its angle is the
-# phase.
+# register goes through three levels: as before, until the straddling conversion ends at t + phase * period; between,
+# for a period, by just that phase; as after. So one half-cycle gives the likelihood of 16 phases, kept as its first
+# circular moment. All edges belong to one rate when (t / period + phase) is the same for all, modulo 1: the sum of
+# the moments, each turned by t / period, is longest at the true rate (a periodogram; Rife and Boorstyn 1974), and its
+# angle is the phase.
 
 from libc.math cimport M_PI, atan2, cos, exp, fabs, floor, sin
 from libc.stdint cimport int32_t, int64_t
