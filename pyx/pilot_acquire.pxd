@@ -157,6 +157,10 @@ cdef inline void acquisition_moment(
     cdef double misfit[ACQUISITION_PHASES]
     cdef double least = 1e300
     cdef double total = 0.0
+    cdef double c = cos(M_PI / ACQUISITION_PHASES)
+    cdef double s = sin(M_PI / ACQUISITION_PHASES)
+    cdef double turn_re = cos(2.0 * M_PI / ACQUISITION_PHASES)
+    cdef double turn_im = sin(2.0 * M_PI / ACQUISITION_PHASES)
     cdef double scale, weight
     cdef int32_t reads = acquisition_transient(a)
     cdef int i
@@ -168,8 +172,11 @@ cdef inline void acquisition_moment(
     for i in range(ACQUISITION_PHASES):
         weight = exp((least - misfit[i]) * scale)
         total += weight
-        re[0] += weight * cos(2.0 * M_PI * (i + 0.5) / ACQUISITION_PHASES)
-        im[0] += weight * sin(2.0 * M_PI * (i + 0.5) / ACQUISITION_PHASES)
+        re[0] += weight * c
+        im[0] += weight * s
+        weight = c * turn_re - s * turn_im
+        s = c * turn_im + s * turn_re
+        c = weight
     re[0] /= total
     im[0] /= total
 
