@@ -147,6 +147,7 @@ cdef class SamplerBench:
     cdef Task tasks[TASKS]
     cdef char* memory
     cdef uint32_t stirring_off
+    cdef uint32_t turn_us
     cdef uint32_t ids
 
     def __cinit__(self, *_, **__):
@@ -228,6 +229,7 @@ cdef class SamplerBench:
         s.hal = &self.hal
         s.clock = &self.clock
         s.stirring_off = &self.stirring_off
+        s.turn_us = &self.turn_us
         s.conversions = &self.tasks[0].policy
         s.temperature = &self.tasks[2].policy
         port_init(&s.port, self.memory, READING_ROOM, TRACE_ROOM, &s.estimators, sizeof(s.estimators), 0)
