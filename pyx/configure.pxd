@@ -133,7 +133,7 @@ cdef inline int configure_od(OdConfig* od, config) except -1:
 
 
 cdef inline int configure_slow_light(OdConfig* od, profile) except -1:
-    """A microcontroller's running mean is chopped at 1 to 4 Hz: at most a reading a second, of five at the least (IS-24)."""
+    """A microcontroller's running mean is chopped at 1 to 4 Hz: a reading a second at most, of 5 s at least (IS-24)."""
     cdef int i
     for i in range(MAX_CHANNELS):
         if profile is not None and profile.get(f"photodiode.{i + 1}", "pace") == "smoothed":

@@ -77,4 +77,3 @@ cdef inline void culture_noise_push(CultureNoise* noise, double mean) noexcept n
     noise.slope = slope / noise.block_s
     spread = n * (<double>n * n - 1.0) / 12.0
     noise.slope_se = sqrt(total / spread) / noise.block_s
-

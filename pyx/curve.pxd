@@ -93,12 +93,12 @@ cdef inline double curve_root(const Curve* c, double y, int64_t run, double star
     cdef double x = start
     cdef double step
     cdef CurvePoint point
-    cdef int i
+    cdef int _i
     if not low < x < high:
         x = low + (high - low) * ((y - c.turn_y[run]) / span)
         if not low <= x <= high:
             x = 0.5 * (low + high)
-    for i in range(CURVE_STEPS):
+    for _i in range(CURVE_STEPS):
         point = curve_at(c, x)
         if point.y == y:
             return x
@@ -166,10 +166,10 @@ cdef inline int bisect_polynomial(
     cdef double at_low = polynomial_at(coefficient, count, low).y
     cdef double at_high = polynomial_at(coefficient, count, high).y
     cdef double middle, y
-    cdef int i
+    cdef int _i
     if at_low == 0.0 or (at_high != 0.0 and (at_low > 0.0) == (at_high > 0.0)):
         return 0
-    for i in range(200):
+    for _i in range(200):
         middle = 0.5 * (low + high)
         y = polynomial_at(coefficient, count, middle).y
         if (y < 0.0) == (at_low < 0.0):

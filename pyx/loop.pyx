@@ -438,7 +438,7 @@ cdef class Loop:
         return bool(ring_push(&self._port(thread).commands, &command))
 
     def prepare_calibration(self, int slot, data):
-        """Get a calibration ready for a slot (0..3 photodiode channels, 4 fused estimator): `data` as stage.pxd wants it,
+        """Get a calibration ready for a slot (0..3 photodiode channels, 4 fused estimator); `data` is as for stage.pxd,
         None for none. Returns how many parts are to be staged; raises ValueError for what cannot be applied."""
         cdef Calibration made
         cdef Py_ssize_t size = sizeof(FusionModel) if slot == SLOT_FUSION else sizeof(Curve)

@@ -62,7 +62,6 @@ def chop_price(double rate_hz, int k, double window_s=1.0, double mains_hz=50.0,
     return price
 
 
-
 def classify(edges_ns, levels, starts_ns, ends_ns, int64_t guard_ns=30000, int64_t settle_ns=0):
     cdef chop.LedTrack track
     cdef const int64_t[:, ::1] edges = np.ascontiguousarray(edges_ns, dtype=np.int64).reshape(-1, 2)

@@ -33,7 +33,7 @@ class PilotChain:
 
     def __init__(self, rate_hz: float, settle_ns: int = 0, now_ns: int = 0) -> None: ...
     def read(self, latch_ns: int, code: int, clipped: bool = False) -> int:
-        """The register held `code` at that time: NEW (conversion `index`), REPEATED, UNSURE, or NOTHING before a lock."""
+        """The register held `code` then: NEW (conversion `index`), REPEATED, UNSURE, or NOTHING before a lock."""
 
     def reads(self, latch_ns: ArrayLike, code: ArrayLike, clipped: ArrayLike | None = None) -> NDArray[np.uint8]:
         """Many reads, all of shape (n,); what `read` says of each. Raises ValueError for unequal lengths."""

@@ -124,8 +124,8 @@ cdef struct Sampler:
     int discard                         # d: conversions of a half-cycle that are not used
     int sampling
     int light_first                     # PACE_READY: the bus has room to change the light before anything is read
-    double edge_from_ns                 # where the light changes, from the end of the master's last conversion on; where
-    double edge_to_ns                   #   we time the conversions, before the begin of its next
+    double edge_from_ns                 # where the light changes, from the end of the master's last conversion on
+    double edge_to_ns                   # where we time the conversions: before the begin of its next
     int held                            # the light must stay off
     int acting                          # a channel has acts
     uint32_t seeking                    # by channel: its clock is sought beside the master's

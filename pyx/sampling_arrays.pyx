@@ -83,7 +83,7 @@ cdef int bus_adc_plan(void* context, int channel, AdcPlan* plan) noexcept nogil:
 
 
 cdef int bus_adc_start(
-    void* context, int channel, double full_scale_v, double rate_hz, int64_t now_ns) noexcept nogil:
+        void* context, int channel, double full_scale_v, double rate_hz, int64_t now_ns) noexcept nogil:
     cdef Bus* bus = <Bus*>context
     now_ns = bus_take(bus, START, channel, bus.plan[channel].light_ns)
     return -ETIMEDOUT if bus.stuck[channel] else bus.vial.adc_start(
@@ -173,7 +173,8 @@ cdef class SamplerBench:
         cdef int i
         clock_virtual(&self.clock, &self.bus.time, 1000000000)
         if late_ns is not None:
-            quantiles = np.quantile(np.asarray(late_ns, dtype=np.float64), (np.arange(WAKE_LATE_ROOM) + 0.5) / WAKE_LATE_ROOM)
+            parts = (np.arange(WAKE_LATE_ROOM) + 0.5) / WAKE_LATE_ROOM
+            quantiles = np.quantile(np.asarray(late_ns, dtype=np.float64), parts)
             for i in range(WAKE_LATE_ROOM):
                 self.bus.time.late_ns[i] = <uint32_t>quantiles[i]
             self.bus.time.draw = 2463534242

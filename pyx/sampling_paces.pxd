@@ -138,7 +138,7 @@ cdef inline void sampler_ready(Sampler* s, int index, const Conversion* conversi
 
 
 cdef inline bint sampler_ends_half(const Sampler* s, int index) noexcept nogil:
-    """Whether the next conversion of this channel ends a half-cycle of the light, which then changes before it is read."""
+    """Whether the next conversion of this channel ends a half-cycle: the light then changes before it is read."""
     cdef const Channel* channel = &s.channel[index]
     return s.light_first and index == s.master and channel.clock.locked and channel.modelled and (
         <int32_t>(channel.last_index + 1 - s.toggled_index) >= sampler_half_cycle(s))
