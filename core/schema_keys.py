@@ -132,22 +132,27 @@ TEXT_RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
 def integer_key(
     name: str, default: int, unit: str, low: int, high: int, help: str, choices: tuple[str, ...] = ()
 ) -> Key:
+    """A whole number."""
     return Key(name, "int", default, help, unit, low, high, choices)
 
 
 def real_key(
     name: str, default: float, unit: str, low: float, high: float, help: str, choices: tuple[str, ...] = ()
 ) -> Key:
+    """A number."""
     return Key(name, "float", default, help, unit, low, high, choices)
 
 
 def switch_key(name: str, default: bool, help: str) -> Key:
+    """0 or 1."""
     return Key(name, "bool", default, help)
 
 
 def text_key(name: str, type: str, default: str, help: str) -> Key:
+    """A text of a kind of TEXT_RULES."""
     return Key(name, type, default, help)
 
 
 def choice_key(name: str, default: str, choices: tuple[str, ...], help: str) -> Key:
+    """One of some texts."""
     return Key(name, "choice", default, help, choices=choices)
