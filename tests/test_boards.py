@@ -1,8 +1,8 @@
 """A whole unit on every board of the field, as its user runs it: `stirbar guard`, `stirbar worker`, the Python client.
 
 One run for each board tells the whole story, in this order: what is measured (optical density of every photodiode
-under room light, hum and noise, temperature, speed), what moves (LED, stirrer), a converter unplugged and put back, a bus
-that is held, a worker that is killed, and the next one, which ends as it should. `pytest -rA` prints its figures.
+under room light, hum and noise, temperature, speed), what moves (LED, stirrer), a converter unplugged and put back, a
+bus that is held, a worker that is killed, and the next one, which ends as it should. `pytest -rA` prints its figures.
 """
 
 from __future__ import annotations
@@ -298,6 +298,8 @@ class Story:
             f" {got['missed_conversions']} missed; bus busy for {got['bus_busy_ms'] / (10 * seconds):.1f} %"
             f" (bits of the plan {100 * bus_share(unit.profile):.1f} %)"
         )
+        for name in ("bus_transfer_errors", "bus_errors", "garbage", "ready_lost"):
+            assert after[name] == 0, f"{name} before anything was unplugged"
         assert got["conversions"] + got["missed_conversions"] == pytest.approx(planned, rel=0.01)
         if self.bench.where == "kernel":  # where the clock waits for whoever works, none is missed
             assert got["conversions"] > 0.999 * (planned - 0.05 * sum(self.rates()))
@@ -307,32 +309,42 @@ class Story:
 
     # --- optical density ---------------------------------------------------------------------------------------------
 
-    def room_light_changes(self) -> int:
-        """It is switched on, rises, and flickers: fast where the light is chopped fast, else slowly. Returns from when
-        on all windows are of that light, ns."""
+    def room_light_changes(self) -> None:
+        """It is switched on, rises, and flickers: fast where the light is chopped fast, else slowly."""
         unit = self.unit
         self.flicker = (FLICKER_V, SLOW_FLICKER_HZ if self.smoothed else FLICKER_HZ)
         for channel in unit.channels:
             at = place(unit.profile, channel)
             self.bench.set_ambient(*at, ROOM_V, ROOM_V_PER_S)
             self.bench.set_hum(*at, (HUM_V, 50.02, 30.0), (HUM_V / 4, 150.06, 0.0), (*self.flicker, 0.0))
-        return time.monotonic_ns() + round((3.2 if self.smoothed else 1.3) * 1e9)
+        self.changed_ns = time.monotonic_ns()
+
+    def since_the_change(self, stream: str) -> np.ndarray:
+        """Readings whose windows, with the half-cycles that they lean on, began after it."""
+        rows = self.unit.heard.rows(stream, self.changed_ns)
+        margin_ns = 1_000_000_000 if self.smoothed else 200_000_000
+        return rows[rows["monotonic_ns"] - 1e9 * rows["window_s"] > self.changed_ns + margin_ns]
+
+    def has_enough(self) -> bool:
+        return all(len(self.since_the_change(stream)) >= (2 if self.smoothed else 25) for stream in self.signals)
 
     def expected_v(self, channel: int, window_s: float) -> float:
         """Standard error by the board's plan for the bench's noise, the reference's with it."""
         profile = self.unit.profile
         section = f"photodiode.{channel}"
         noise_v = NOISE_V * math.sqrt(min(profile.get(section, "conversion_hz"), 860) / 860)
+        if self.smoothed and self.bench.where == "kernel":  # whose microcontroller's means have the noise of one sample
+            noise_v = math.hypot(NOISE_V, RP2040_STEP_V / math.sqrt(12))
         b0_v = noise_v / math.sqrt(profile.get(section, "rate_hz") * window_s)
         share = self.unit.true_v(channel) / self.unit.true_v(1) if 1 in self.unit.channels else 0.0
         return profile.get("plan", "noise_over_b0") * b0_v * math.hypot(1.0, share)
 
-    def optical_density_is_right(self, since_ns: int) -> None:
+    def optical_density_is_right(self) -> None:
         """Under that light, hum and noise: the value, and what is said of its error."""
         decibels = self.unit.client.settings()[("od_reading", "ambient_rejection")]
         left_v = self.flicker[0] * 10 ** (decibels[0 if self.smoothed else 1] / 20)
         for stream in self.signals:
-            self._stream_is_right(stream, self.unit.heard.rows(stream, since_ns), left_v)
+            self._stream_is_right(stream, self.since_the_change(stream), left_v)
 
     def _stream_is_right(self, stream: str, rows: np.ndarray, left_v: float) -> None:
         """`left_v`: amplitude of the room's flicker that the board says to leave."""
@@ -431,9 +443,9 @@ class Story:
         """Faults of chips are counted where they belong, and nothing else is."""
         counters = self.unit.counters()
         self.note(", ".join(f"{name} {count}" for name, count in counters.items() if count))
-        for name in ("ring_drops", "trace_drops", "edges_lost", "line_errors", "garbage", "ready_lost"):
+        for name in ("ring_drops", "trace_drops", "edges_lost", "line_errors"):
             assert counters[name] == 0, name
-        assert counters["bus_timeouts"] <= counters["bus_transfer_errors"] < 100
+        assert counters["garbage"] + counters["bus_timeouts"] <= counters["bus_transfer_errors"] < 100
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -453,13 +465,12 @@ class Story:
         led = led_of(unit.profile)
         unit.disconnect()
         unit.worker = unit.start_worker()
-        for code in (None, LED_CODE, None):
-            dark = (None, 0)
-            wait_for(lambda code=code: (bench.led_code(*led) or None) == code, 15, f"code {code}", every_s=0.001)
+        for code in (0, LED_CODE, 0):
+            wait_for(lambda code=code: (bench.led_code(*led) or 0) == code, 15, f"the LED at {code}", every_s=0.001)
         wait_for(lambda: bench.level(MOTOR), 5, "the stirrer's line high", every_s=0.001)
         unit.worker.terminate()
         assert unit.worker.wait(15) == 0, unit.said("worker")
-        assert bench.led_code(*led) in dark
+        assert bench.led_code(*led) in (None, 0)
         assert bench.level(MOTOR) == 0
         assert unit.guard.poll() is None, unit.said("guard")
         self.note("another worker has left everything off")
@@ -471,13 +482,13 @@ def test_a_whole_unit(unit: Unit) -> None:
     try:
         story.it_measures()
         story.it_stirs()
-        since_ns = story.room_light_changes()
+        story.room_light_changes()
         with story.conversions_are_captured():
             for hertz in (60.0, 30.0):
                 story.turn_at(hertz)
                 story.tachometer_is_right(hertz)
-            wait_for(lambda: time.monotonic_ns() > since_ns + 2_500_000_000, 10, "readings")
-        story.optical_density_is_right(since_ns)
+            wait_for(story.has_enough, 15, "readings of that light")
+        story.optical_density_is_right()
         story.a_converter_is_unplugged()
         story.the_bus_is_held()
         story.nothing_was_lost()
