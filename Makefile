@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGUMENTS ?=
 TEST_ARGUMENTS ?=
-SOURCES := $(wildcard pyx/*.pyx pyx/*.pxd) setup.py pyproject.toml
+SOURCES := $(wildcard pyx/*.pyx pyx/*.pxd pyx/guard/*.c) setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak lint bench clean build system-tools browser
@@ -85,5 +85,5 @@ bench: $(VENV)/.installed-bench ## measure this machine against the budgets
 
 clean: ## remove everything that was built
 	@echo "removing $(VENV) and everything that was built"
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis pyx/*.so
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis pyx/*.so pyx/guard/stirbar-guard
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

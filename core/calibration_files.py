@@ -267,8 +267,8 @@ def _curve_for_worker(document: Document, device: str) -> Document:
     made: Document = {
         "name": document["calibration_name"],
         "device": device,
-        "x": document["x"],
-        "y": document["y"],
+        "x": str(document["x"]),
+        "y": str(document["y"]),
         "created_at": document["created_at"].isoformat(),
         "residual": residual,
         **curve,
@@ -356,6 +356,16 @@ def put_in_force(data_directory: str, device: str, made: Document | None) -> Non
                     f"photodiode {made['channel']} is calibrated by that of {clash[0]}: end it first"
                 )
             active[part][device] = made
+    write_active(data_directory, active)
+
+
+def put_reference(data_directory: str, channel: int, found: Document) -> None:
+    """Store a photodiode's coefficient of the reference (`ref_normalization = regressed` applies it)."""
+    active = read_active(active_path(data_directory))
+    active.setdefault("reference", {})[str(channel)] = {
+        **found,
+        "measured_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
     write_active(data_directory, active)
 
 

@@ -91,6 +91,7 @@ class ActiveCalibrations:
         self.path = active_path(host.directory)
         self.in_force: dict[int, Data] = {}
         self.loading = False
+        self._reference_error = float("nan")
 
     def start(self) -> None:
         """Load at the worker's start: a file that cannot be used leaves readings uncalibrated, and says so."""
@@ -119,6 +120,10 @@ class ActiveCalibrations:
                 self.host.loop.prepare_calibration(slot, data)
             except ValueError as error:
                 raise ValueError(f"'{data['name']}': {error}") from None
+        references = {int(channel): float(one["coefficient"]) for channel, one in active.get("reference", {}).items()}
+        for channel in range(1, 5):
+            value = references.get(channel, float("nan"))
+            self.host.send(SAMPLING, events.COMMAND_REFERENCE, channel - 1, 0, value, _ignore)
         for problem in problems:
             self._tell("warning", f"{problem}: not applied")
         self.loading = True
@@ -174,6 +179,14 @@ class ActiveCalibrations:
                     f"'{curve['name']}' was made at {curve['ir_led_intensity']:g} % of the LED, it is at "
                     f"{intensity:g} %: not applied until they are equal",
                 )
+
+    def on_reference(self, code: int, channel: int, value: float) -> None:
+        """A coefficient of the reference was learned: its error comes first, then itself."""
+        if code == events.EVENT_REFERENCE_ERROR:
+            self._reference_error = value
+            return
+        learned = {"coefficient": value, "standard_error": self._reference_error}
+        self.host.publish_setting("od_reading", f"reference_coefficient{channel}", learned)
 
     def _tell(self, level: str, message: str) -> None:
         self.host.event(level, "od_reading", message, code="calibration")

@@ -15,13 +15,16 @@ from stirbar.core.paths import data_directory, unit_name
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
+    from stirbar.core.client import Worker
     from stirbar.core.config import Config
 
     Rows = list[dict[str, float]]
 
 DESCRIPTION = "Keep, fit, exchange and choose the calibrations of this unit."
 RELOAD_S = 3.0
+STRETCH_S = 130.0  # of light that one warm-up needs (pyx/reference.pxd)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +65,14 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--ir-led-intensity", type=float, help="percent (default: of the config)")
     for option in ("--hz", "--dc", "--voltage", "--pwm-hz"):
         fit.add_argument(option, type=float, help="of pump and stirring calibrations")
+    reference = command("reference", "measure the reference's coefficient while the LED warms up")
+    reference.description = (
+        "Switches the LED off and on several times and learns from its warming-up how the photodiode follows the "
+        "reference (docs/calibration.md). Put a sample into the vial that scatters and does not grow, and stir it."
+    )
+    reference.add_argument("--channel", choices=("1", "2", "3", "4"), required=True, help="photodiode")
+    reference.add_argument("--warm-ups", type=int, default=8, help="more make it better known (default: 8)")
+    reference.add_argument("--dark-seconds", type=float, default=90.0, help="off between them (default: 90)")
     return top
 
 
@@ -79,6 +90,7 @@ def main(argv: list[str]) -> int:
             "end": _end,
             "remove": _remove,
             "fit": _fit,
+            "reference": _reference,
         }[arguments.command]
         run(arguments, config, data_directory(config))
     except (ConfigError, ValueError, OSError) as error:
@@ -202,6 +214,49 @@ def _reload(config: Config) -> None:
         raise CalibrationError(f"the worker refused: {error}") from None
     else:
         print("in force")
+
+
+# --- the reference ----------------------------------------------------------------------------------------------------
+
+
+def measure_reference(
+    worker: Worker, wait: Callable[[float], object], channel: int, warm_ups: int, dark_s: float
+) -> dict[str, float]:
+    """Let the LED warm up several times, and return what the worker learned: coefficient, standard_error.
+
+    Raises CalibrationError where the reference's light did not move clearly.
+    """
+    for _ in range(warm_ups):
+        worker.stop("od_reading")
+        wait(dark_s)
+        worker.start("od_reading")
+        wait(STRETCH_S)
+    learned = worker.settings().get(("od_reading", f"reference_coefficient{channel}"))
+    if learned is None:
+        raise CalibrationError(
+            f"photodiode {channel} learned nothing: the reference's light did not move clearly while the LED warmed up "
+            "or the signal was disturbed; let it cool longer (--dark-seconds), and take a sample that scatters well"
+        )
+    return {key: float(learned[key]) for key in ("coefficient", "standard_error")}
+
+
+def _reference(arguments: argparse.Namespace, config: Config, directory: str) -> None:
+    import time
+
+    from stirbar.core.client import CommandRefused, Worker, WorkerUnreachable
+
+    total_s = arguments.warm_ups * (arguments.dark_seconds + STRETCH_S)
+    print(f"about {total_s / 60:.0f} minutes", flush=True)
+    try:
+        with Worker(None, config=config) as worker:
+            found = measure_reference(
+                worker, time.sleep, int(arguments.channel), arguments.warm_ups, arguments.dark_seconds
+            )
+    except (WorkerUnreachable, CommandRefused) as error:
+        raise CalibrationError(str(error)) from None
+    files.put_reference(directory, int(arguments.channel), found)
+    print(f"coefficient {found['coefficient']:+.4f} ± {found['standard_error']:.4f}")
+    _reload(config)
 
 
 # --- fitting ----------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import time
 from stirbar.core import bus_plan, chips
 from stirbar.core.check_report import FAIL, NOTE, OK, SKIP, WARN, Finding, judge
 from stirbar.core.detection import Fit, Hat, detect, parts
-from stirbar.core.schema import number
+from stirbar.core.schema_keys import number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

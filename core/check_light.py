@@ -13,7 +13,7 @@ from stirbar.core.board_probe import Converter, Light, ProbeError, oscillator_ra
 from stirbar.core.check_report import FAIL, NOTE, SKIP, WARN, Finding, judge
 from stirbar.core.gpio_lines import LineError
 from stirbar.core.profiles import ProfileError, gpio_chip_path
-from stirbar.core.schema import number
+from stirbar.core.schema_keys import number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

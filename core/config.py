@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from stirbar.core import schema
+from stirbar.core import schema, schema_keys
 from stirbar.core.ini import IniFile
 from stirbar.core.schema_rules import FOREIGN, RULES
 
@@ -70,7 +70,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{folded[match[0]]}'?" if match else ""
 
 
-def _parse_bool(key: schema.Key, text: str) -> bool:
+def _parse_bool(key: schema_keys.Key, text: str) -> bool:
     if text.lower() in TRUE:
         return True
     if text.lower() in FALSE:
@@ -78,10 +78,10 @@ def _parse_bool(key: schema.Key, text: str) -> bool:
     raise ValueError("is neither on nor off; write 1 or 0 (or true/false, yes/no, on/off)")
 
 
-def _parse_choice(key: schema.Key, text: str) -> str:
+def _parse_choice(key: schema_keys.Key, text: str) -> str:
     value = _to_float(text)  # 50.0 is 50
-    if value is not None and schema.number(value) in key.choices:
-        return schema.number(value)
+    if value is not None and schema_keys.number(value) in key.choices:
+        return schema_keys.number(value)
     raise ValueError(f"is not known; write {key.allowed()}{nearest(text, key.choices)}")
 
 
@@ -102,7 +102,7 @@ def _split_unit(text: str) -> tuple[str, str]:
     return "", text
 
 
-def _wrong_unit(key: schema.Key, value: float, unit: str) -> str:
+def _wrong_unit(key: schema_keys.Key, value: float, unit: str) -> str:
     """What to say, and if possible the value to write, when a number came in another unit."""
     if not key.unit:
         return f"has the unit '{unit}', and this key has none; write the number alone"
@@ -110,11 +110,11 @@ def _wrong_unit(key: schema.Key, value: float, unit: str) -> str:
     own_kind, own_scale = SCALES.get(key.unit, ("none", 1.0))
     remedy = f"write {key.allowed()}"
     if kind == own_kind:
-        remedy = f"write {schema.number(value * scale / own_scale)} {key.unit}"
+        remedy = f"write {schema_keys.number(value * scale / own_scale)} {key.unit}"
     return f"is in '{unit}', and this key is in {key.unit}; {remedy}"
 
 
-def _parse_number(key: schema.Key, text: str) -> int | float:
+def _parse_number(key: schema_keys.Key, text: str) -> int | float:
     value, unit = _to_float(text), ""
     if value is None and key.unit and text.endswith(key.unit):
         value = _to_float(text.removesuffix(key.unit))
@@ -131,12 +131,12 @@ def _parse_number(key: schema.Key, text: str) -> int | float:
         raise ValueError(f"is below the lowest allowed; write {key.allowed()}")
     if value > key.high:
         raise ValueError(f"is above the highest allowed; write {key.allowed()}")
-    if key.choices and schema.number(value) not in key.choices:
+    if key.choices and schema_keys.number(value) not in key.choices:
         raise ValueError(f"is not one that the hardware has; write {key.allowed()}")
     return int(value) if key.type == "int" else value
 
 
-def parse_value(key: schema.Key, text: str) -> schema.Value:
+def parse_value(key: schema_keys.Key, text: str) -> schema_keys.Value:
     """The typed value of a text. An empty text means the default, except where empty is a choice.
 
     Raises ValueError with what is wrong and what to write, to be put behind `key = text`.
@@ -151,7 +151,7 @@ def parse_value(key: schema.Key, text: str) -> schema.Value:
         return _parse_bool(key, text)
     if key.type in ("int", "float"):
         return _parse_number(key, text)
-    allowed, is_allowed = schema.TEXT_RULES[key.type]
+    allowed, is_allowed = schema_keys.TEXT_RULES[key.type]
     if not is_allowed(text):
         raise ValueError(f"is not allowed; write {allowed}")
     return text
@@ -173,7 +173,7 @@ class Config:
         self.unit_path = unit_path
         self.warnings: list[str] = []
         self.ignored: list[str] = []
-        self._values: dict[Name, schema.Value] = {(key.section, key.name): key.default for key in schema.KEYS}
+        self._values: dict[Name, schema_keys.Value] = {(key.section, key.name): key.default for key in schema.KEYS}
         self._sources: dict[Name, tuple[str, int]] = {}  # only of what is not the default
 
     def get(self, section: str, key: str) -> Any:
@@ -263,8 +263,10 @@ class _Builder:
         if key is None:
             return f"{entry} there is no key '{name}' in [{section}]{nearest(name, schema.key_names(section))}"
         text = self._translate(key, text, where)
-        if section in schema.FREE and not schema.TEXT_RULES["unit"][1](name):
-            return f"{entry} '{name}' cannot name a {schema.FREE[section][0]}; write {schema.TEXT_RULES['label'][0]}"
+        if section in schema.FREE and not schema_keys.TEXT_RULES["unit"][1](name):
+            return (
+                f"{entry} '{name}' cannot name a {schema.FREE[section][0]}; write {schema_keys.TEXT_RULES['label'][0]}"
+            )
         try:
             self.config._values[section, name] = parse_value(key, text)
         except ValueError as error:
@@ -276,7 +278,7 @@ class _Builder:
             self.config._sources.pop((section, name), None)
         return None
 
-    def _translate(self, key: schema.Key, text: str, where: str) -> str:
+    def _translate(self, key: schema_keys.Key, text: str, where: str) -> str:
         """Texts that stand for others: Pioreactor's words and lists."""
         if key.type == "host" and ";" in text:
             first = text.partition(";")[0].strip()

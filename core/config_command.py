@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from stirbar.core import schema
+from stirbar.core import schema, schema_keys
 from stirbar.core.config import (
     CONFIG_NAME,
     EXAMPLE,
@@ -52,7 +52,7 @@ def check(arguments: Namespace) -> int:
     return 0
 
 
-def _entries(config: Config, changed: bool) -> Iterator[tuple[str, str, Any, schema.Key]]:
+def _entries(config: Config, changed: bool) -> Iterator[tuple[str, str, Any, schema_keys.Key]]:
     """(section, key, value, schema) of all values, or of those that differ from the default."""
     for section, name, value in config.items():
         key = schema.find(section, name)
@@ -86,7 +86,7 @@ def show(arguments: Namespace) -> int:
         if section != before:
             print(f"{chr(10) if before else ''}[{section}]")
             before = section
-        text = f"{name} = {schema.format_value(value)}"
+        text = f"{name} = {schema_keys.format_value(value)}"
         unit = f"{key.unit}, " if key.unit else ""
         print(f"{text:44} # {unit}{config.source(section, name)}")
     return 0
@@ -98,10 +98,10 @@ def get(arguments: Namespace) -> int:
     section, name = split_name(arguments.name)
     if arguments.name in schema.SECTIONS:
         for key, value in config.section(arguments.name).items():
-            print(f"{key} = {schema.format_value(value)}".rstrip())
+            print(f"{key} = {schema_keys.format_value(value)}".rstrip())
         return 0
     try:
-        print(schema.format_value(config.get(section, name)))
+        print(schema_keys.format_value(config.get(section, name)))
     except KeyError:
         raise ConfigError(_unknown(section, name)) from None
     return 0
@@ -151,7 +151,9 @@ def set_value(arguments: Namespace) -> int:
     except OSError as error:
         raise ConfigError(f"{target}: cannot be written: {error.strerror}; nothing was changed") from None
     for section, key, _ in changes:
-        print(f"{config.source(section, key)}: [{section}] {key} = {schema.format_value(config.get(section, key))}")
+        print(
+            f"{config.source(section, key)}: [{section}] {key} = {schema_keys.format_value(config.get(section, key))}"
+        )
         if not arguments.unit and unit_path and files[unit_path].get(section, key):
             print(f"note: {unit_path} has this key too, and its value is in force")
     print("processes that run read it at their next start")

@@ -17,6 +17,7 @@ COMMAND_STIR_STOP = 9
 COMMAND_TEMPERATURE = 10
 COMMAND_SIMULATION = 11
 COMMAND_CURVE = 12
+COMMAND_REFERENCE = 13
 
 EVENT_COMMAND_DONE = 1
 EVENT_COMMAND_REFUSED = 2
@@ -24,6 +25,7 @@ EVENT_STIR_FAULT = 5
 EVENT_RATE_LOCKED = 7
 EVENT_HALF_CYCLE = 8
 EVENT_LIGHT_PATH = 16
+EVENT_REFERENCE_ERROR, EVENT_REFERENCE = 20, 21
 
 # code: (name, level, source, message); the message may use {value}, {argument} and {stream}
 EVENTS: dict[int, tuple[str, str, str, str]] = {
@@ -80,6 +82,18 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "notice",
         "od_reading",
         "light follows the LED in {value:.3g} ms: {argument} conversions are discarded after each change",
+    ),
+    EVENT_REFERENCE_ERROR: (
+        "reference_error",
+        "debug",
+        "od_reading",
+        "photodiode {argument}: standard error {value:.4f} of the reference's coefficient",
+    ),
+    EVENT_REFERENCE: (
+        "reference",
+        "debug",
+        "od_reading",
+        "photodiode {argument}: coefficient {value:+.4f} of the reference, learned from the LED's temperature",
     ),
 }
 

@@ -12,7 +12,7 @@ from stirbar.core.config import ConfigError, add_config_options, config_from_arg
 from stirbar.core.detection import BOARDS, Detection, detect
 from stirbar.core.i2c_bus import BusError, I2cBus
 from stirbar.core.profiles import AUTO, PROFILES, SIMULATED, Profile, ProfileError, load_profile
-from stirbar.core.schema import number
+from stirbar.core.schema_keys import number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from stirbar.core.blanks import Blanks, BlankTaking
 from stirbar.core.calibrations import FUSION_SLOT, ActiveCalibrations
 from stirbar.core.history import History
 from stirbar.core.ini import write_atomically
-from stirbar.core.led_hours import LedHours
 from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs
+from stirbar.core.led_hours import LedHours
 from stirbar.core.records import Header
 
 TYPE_CHECKING = False
@@ -175,6 +175,8 @@ class Host:
                 if pending is not None:
                     pending[1](code == events.EVENT_COMMAND_DONE, value)
                 continue
+            if code in (events.EVENT_REFERENCE_ERROR, events.EVENT_REFERENCE):
+                self.calibrations.on_reference(code, argument, value)
             stream = records.STREAMS.get(source, "")
             name, level, job, message = events.describe(code, argument, value, stream)
             self.event(level, job, message, code=name, value=value, monotonic_ns=monotonic_ns)

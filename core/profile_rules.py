@@ -5,7 +5,8 @@ Each test yields (section, key, what is wrong and what to do).
 
 from __future__ import annotations
 
-from stirbar.core.schema import ADC_FULL_SCALES_V, ADC_RATES_HZ, number
+from stirbar.core.schema import ADC_FULL_SCALES_V, ADC_RATES_HZ
+from stirbar.core.schema_keys import number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

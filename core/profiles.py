@@ -13,7 +13,7 @@ import os
 
 from stirbar.core.config import ConfigError, nearest, parse_value
 from stirbar.core.ini import IniFile
-from stirbar.core.schema import Key
+from stirbar.core.schema_keys import Key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,125 +30,74 @@ AUTO = "auto"
 LINES = 58  # of a Raspberry Pi's header and beyond
 
 ADC_CHIPS = ("ads1115", "ads1114", "rp2040")
-_ADDRESS = "an I2C address from 0x03 to 0x77"
 
 
-def _line(name: str, help: str) -> Key:
-    return Key(name, "int", 0, help, "", 0, LINES - 1)
+def _line(name: str) -> Key:
+    return Key(name, "int", 0, "", "", 0, LINES - 1)
 
 
-def _choice(name: str, choices: tuple[str, ...], help: str) -> Key:
-    return Key(name, "choice", "", help, choices=choices)
+def _choice(name: str, *choices: str) -> Key:
+    return Key(name, "choice", "", "", choices=choices)
 
 
-def _whole(name: str, low: int, high: int, help: str, unit: str = "") -> Key:
-    return Key(name, "int", 0, help, unit, low, high)
+def _whole(name: str, low: int, high: int, unit: str = "") -> Key:
+    return Key(name, "int", 0, "", unit, low, high)
 
 
-def _real(name: str, low: float, high: float, help: str, unit: str, choices: tuple[str, ...] = ()) -> Key:
-    return Key(name, "float", 0.0, help, unit, low, high, choices)
+def _real(name: str, low: float, high: float, unit: str) -> Key:
+    return Key(name, "float", 0.0, "", unit, low, high)
 
 
-_CHIP_ADDRESS = Key("address", "address", "", "Its I2C address.")
-_CHIP_INPUT = _whole("input", 0, 3, "Its input; an ADS1114 has one only.")
+def _text(name: str) -> Key:
+    return Key(name, "text", "", "")
 
-# section without its number: (what it is about, its keys)
-TABLE: dict[str, tuple[str, tuple[Key, ...]]] = {
-    "profile": (
-        "The profile itself.",
-        (
-            Key("title", "text", "", "What the board is called."),
-            Key("extends", "text", "", "A profile whose values hold where this one has none: its name, or a path."),
-            Key("hat_version", "text", "", "Versions of the HAT that this profile fits, as in 1.1, 1.2."),
-        ),
-    ),
+
+_CHIP = _choice("chip", *ADC_CHIPS)
+_ADDRESS = Key("address", "address", "", "")
+_INPUT = _whole("input", 0, 3)
+
+# section without its number: its keys; custom-example.ini says what each means
+TABLE: dict[str, tuple[Key, ...]] = {
+    "profile": (_text("title"), _text("extends"), _text("hat_version")),
     "i2c": (
-        "The I2C bus.",
-        (
-            _whole("bus", 0, 63, "N of /dev/i2c-N."),
-            _whole("clock_hz", 10_000, 1_000_000, "Bus clock; the kernel sets it, see docs/hardware.md.", "Hz"),
-            _whole("timeout_ms", 10, 100, "Longest transfer; a whole number of 10 ms.", "ms"),
-            _choice(
-                "recovery",
-                ("registers", "lines", "none"),
-                "How SDA is freed when a chip holds it low: through the GPIO registers (/dev/gpiomem; a Pi before the"
-                " fifth), by requesting lines 2 and 3 (only where that leaves them with the bus), or not at all; empty:"
-                " registers where there are any.",
-            ),
-        ),
+        _whole("bus", 0, 63),
+        _whole("clock_hz", 10_000, 1_000_000, "Hz"),
+        _whole("timeout_ms", 10, 100, "ms"),
+        _choice("recovery", "registers", "lines", "none"),
     ),
-    "gpio": (
-        "Lines by their BCM numbers; empty where there is none.",
-        (
-            Key("chip", "text", "", "auto finds the chip of the header; else its number or /dev/gpiochipN."),
-            _line("hall", "Hall sensor of the stirrer."),
-            _line("button", "Push button."),
-            _line("pcb_led", "LED on the board."),
-        ),
-    ),
+    "gpio": (_text("chip"), _line("hall"), _line("button"), _line("pcb_led")),
     "photodiode": (
-        "One photodiode of up to four; channels as in [od_config.photodiode_channel].",
-        (
-            _choice("chip", ADC_CHIPS, "Its converter; empty where the board has no such photodiode."),
-            _CHIP_ADDRESS,
-            _CHIP_INPUT,
-            _line("ready_line", "Line that the converter's ALERT/RDY is wired to."),
-            _choice(
-                "pace",
-                ("ready", "pilot", "host", "smoothed"),
-                "What says when a conversion ends: ALERT/RDY, the light's own edges, the worker that starts it, or"
-                " nothing (a running mean).",
-            ),
-            _whole("converter", 0, 3, "Number of the converter; photodiodes with the same one take turns."),
-            _real("rate_hz", 0.1, 4000.0, "Distinct conversions a second of this photodiode that are planned.", "Hz"),
-            _real("conversion_hz", 1.0, 4000.0, "The chip's own rate: how long one conversion integrates.", "Hz"),
-            _real("full_scale_v", 0.256, 6.144, "Full scale to begin with.", "V"),
-            _real("settle_ms", 0.0, 5000.0, "Until light and amplifier are within 0.1 % of a step.", "ms"),
-            _whole("half_cycle_low", 2, 64, "Shortest half cycle of the chopped light.", "conversions"),
-            _whole("half_cycle_high", 2, 64, "Longest.", "conversions"),
-        ),
+        _CHIP,
+        _ADDRESS,
+        _INPUT,
+        _line("ready_line"),
+        _choice("pace", "ready", "pilot", "host", "smoothed"),
+        _whole("converter", 0, 3),
+        _real("rate_hz", 0.1, 4000.0, "Hz"),
+        _real("conversion_hz", 1.0, 4000.0, "Hz"),
+        _real("full_scale_v", 0.256, 6.144, "V"),
+        _real("settle_ms", 0.0, 5000.0, "ms"),
+        _whole("half_cycle_low", 2, 64, "conversions"),
+        _whole("half_cycle_high", 2, 64, "conversions"),
     ),
     "led": (
-        "The driver of the LEDs.",
-        (
-            _choice("chip", ("dac43608", "rp2040"), "The chip."),
-            _CHIP_ADDRESS,
-            *(_whole(letter, 0, 7, f"Output of LED channel {letter.upper()}.") for letter in "abcd"),
-            _choice("ir", ("a", "b", "c", "d"), "Channel of the LED that optical density is measured with."),
-        ),
+        _choice("chip", "dac43608", "rp2040"),
+        _ADDRESS,
+        *(_whole(letter, 0, 7) for letter in "abcd"),
+        _choice("ir", "a", "b", "c", "d"),
     ),
-    "temperature": ("The sensor on the heater board.", (_choice("chip", ("tmp1075",), "The chip."), _CHIP_ADDRESS)),
-    "rail": (
-        "What measures the PWM rail.",
-        (
-            _choice("chip", ADC_CHIPS, "The converter."),
-            _CHIP_ADDRESS,
-            _CHIP_INPUT,
-            _real("divider", 0.001, 1.0, "Volts at the input for each volt of the rail.", "V/V"),
-        ),
-    ),
-    "version_sense": (
-        "The voltage that tells the HAT's version.",
-        (_choice("chip", ADC_CHIPS, "The converter."), _CHIP_ADDRESS, _CHIP_INPUT),
-    ),
+    "temperature": (_choice("chip", "", "tmp1075"), _ADDRESS),
+    "rail": (_CHIP, _ADDRESS, _INPUT, _real("divider", 0.001, 1.0, "V/V")),
+    "version_sense": (_CHIP, _ADDRESS, _INPUT),
     "pwm": (
-        "One PWM channel of up to five.",
-        (
-            _choice("device", ("stirring", "media", "alt_media", "waste", "heating"), "What it drives."),
-            _line("line", "Its line."),
-            _choice("kind", ("line", "sysfs"), "line: timed writes to the line; sysfs: the kernel's PWM."),
-            Key("sysfs_chip", "text", "", "N of /sys/class/pwm/pwmchipN; auto goes by the Pi's model."),
-            _whole("sysfs_channel", 0, 7, "Channel of that chip."),
-            _real("frequency_hz", 1.0, 40_000.0, "Frequency.", "Hz"),
-        ),
+        _choice("device", "stirring", "media", "alt_media", "waste", "heating"),
+        _line("line"),
+        _choice("kind", "line", "sysfs"),
+        _text("sysfs_chip"),
+        _whole("sysfs_channel", 0, 7),
+        _real("frequency_hz", 1.0, 40_000.0, "Hz"),
     ),
-    "plan": (
-        "What to expect.",
-        (
-            _real("noise_over_b0", 1.0, 100.0, "Standard error over that of light that is always on.", "x"),
-            Key("note", "text", "", "Published with the readings."),
-        ),
-    ),
+    "plan": (_real("noise_over_b0", 1.0, 100.0, "x"), _text("note")),
 }
 NUMBERED = {"photodiode": 4, "pwm": 5}
 # What holds where no file has a value; everything else is then absent.
@@ -189,7 +138,7 @@ def find_key(section: str, name: str) -> Key | None:
     """The key of a section such as photodiode.2; None if there is none of that name."""
     if section not in SECTIONS:
         return None
-    return next((key for key in TABLE[kind_of(section)][1] if key.name == name), None)
+    return next((key for key in TABLE[kind_of(section)] if key.name == name), None)
 
 
 class Profile:
@@ -242,7 +191,7 @@ class Profile:
 
     def items(self) -> list[tuple[str, str, Any]]:
         """(section, key, value) of everything that is present."""
-        found = [(section, key.name) for section in SECTIONS for key in TABLE[kind_of(section)][1]]
+        found = [(section, key.name) for section in SECTIONS for key in TABLE[kind_of(section)]]
         values = [(section, key, self.get(section, key)) for section, key in found]
         return [entry for entry in values if entry[2] is not None]
 
@@ -263,7 +212,7 @@ def _parse(key: Key, text: str) -> Any:
     except ValueError:
         address = -1
     if not 0x03 <= address <= 0x77:
-        raise ValueError(f"is not allowed; write {_ADDRESS}")
+        raise ValueError("is not allowed; write an I2C address from 0x03 to 0x77")
     return address
 
 
@@ -320,7 +269,7 @@ def _take(profile: Profile, file: IniFile) -> list[tuple[int, str]]:
         where = f"{file.name}:{item.line}: [{item.section}] {item.key} = {item.value}:"
         key = find_key(item.section, item.key)
         if key is None:
-            names = [one.name for one in TABLE[kind_of(item.section)][1]]
+            names = [one.name for one in TABLE[kind_of(item.section)]]
             hint = nearest(item.key, names) or f"; known are {', '.join(names)}"
             problems.append((item.line, f"{where} there is no key '{item.key}' in [{item.section}]{hint}"))
             continue

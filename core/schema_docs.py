@@ -9,7 +9,7 @@ import os
 import sys
 import textwrap
 
-from stirbar.core import schema
+from stirbar.core import schema, schema_keys
 from stirbar.core.ini import write_atomically
 from stirbar.core.pioreactor_keys import IGNORED
 from stirbar.core.schema_rules import FOREIGN, RULES
@@ -84,7 +84,10 @@ def example() -> str:
         for key in schema.KEYS:
             if key.section == section:
                 bounds = f" [{key.allowed()}]" if key.is_number() or key.type in ("bool", "choice") else ""
-                lines += [*_comment(key.help + bounds), f"{key.name} = {schema.format_value(key.default)}".rstrip()]
+                lines += [
+                    *_comment(key.help + bounds),
+                    f"{key.name} = {schema_keys.format_value(key.default)}".rstrip(),
+                ]
         lines += [*FREE_EXAMPLES.get(section, ()), ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -99,7 +102,7 @@ def _key_table(section: str) -> list[str]:
         name, rule = schema.FREE[section]
         rows.append(f"| *{name}* | {rule.type} | | {_cell(rule.allowed())} | {_cell(rule.help)} |")
     for key in (key for key in schema.KEYS if key.section == section):
-        default = f"`{schema.format_value(key.default)}`" if key.default != "" else ""
+        default = f"`{schema_keys.format_value(key.default)}`" if key.default != "" else ""
         also = "".join(f" `{text}`: {reason}." for text, _, reason in key.also if reason)
         rows.append(f"| `{key.name}` | {key.type} | {default} | {_cell(key.allowed())} | {_cell(key.help + also)} |")
     return rows
@@ -118,7 +121,7 @@ def reference() -> str:
         keys = "all" if names == "*" else ", ".join(f"`{name}`" for name in names.split())
         lines.append(f"| `[{section}]` | {keys} | {_cell(reason)} |")
     for section, values, reason in FOREIGN:
-        keys = ", ".join(f"`{name} = {schema.number(value)}`" for name, value in values)
+        keys = ", ".join(f"`{name} = {schema_keys.number(value)}`" for name, value in values)
         lines.append(f"| `[{section}]` | {keys}, all together | {_cell(reason)} |")
     return "\n".join(lines) + "\n"
 

@@ -5,7 +5,7 @@ Each test gets `get(section, key)` and returns what is wrong and what to do, or 
 
 from __future__ import annotations
 
-from stirbar.core.schema import number
+from stirbar.core.schema_keys import number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -45,7 +45,8 @@ def render(description: dict[str, Any], status: dict[str, Any]) -> str:
         what = f"{stream} at {angles[stream]}" if stream in angles else stream
         uncertainty = "" if error is None else f" ± {error:.2g}"
         flags = ", ".join(flag_names(reading["flags"]))
-        lines.append(f"{what}: {reading['value']:.6g}{uncertainty} {unit}" + (f"  [{flags}]" if flags else ""))
+        value = "no value" if reading["value"] is None else f"{reading['value']:.6g}{uncertainty} {unit}"
+        lines.append(f"{what}: {value}" + (f"  [{flags}]" if flags else ""))
     if any(stream.startswith("od") for stream in status["latest"]):
         lines.append(f"OD is normalised scatter in AU ({description['normalisation']}), not calibrated to OD600")
     for thread, lateness in status["lateness"].items():

@@ -17,6 +17,7 @@ from stirbar.rt.types cimport (
 
 cdef enum:
     EDGES_PER_TICK = 64
+    PAUSE_NS = 2000000000    # after so long without a tick the guard may have switched the outputs off
     LOCK_PARTS = 5000        # the stirrer's PWM is locked anew when the chop period moved by 1/5000 (200 ppm)
 
 cdef struct Actuators:
@@ -32,6 +33,7 @@ cdef struct Actuators:
     SleepPolicy* pulses      # of pulses_tick, to be woken by a write
     uint32_t* heartbeat      # the guard's page; NULL: no guard
     uint32_t beats
+    int64_t beaten_ns        # when it did so last
     const uint32_t* chop_period_ns  # written by the sampling thread, 0 while it does not chop; NULL: nobody says
     uint32_t locked_chop_ns  # for which the stirrer's period was chosen
     int64_t stirrer_period_ns       # as configured; 0: the profile's own
@@ -79,11 +81,16 @@ cdef inline void actuators_write(Actuators* a, double duty_percent, int64_t now_
         a.bus_errors += 1
 
 
-cdef inline void actuators_beat(Actuators* a) noexcept nogil:
-    """Tell the guard that this thread runs: a store, no system call."""
-    if a.heartbeat != NULL:
-        a.beats += 1
-        stirbar_store_relaxed(a.heartbeat, a.beats)
+cdef inline void actuators_beat(Actuators* a, int64_t now_ns) noexcept nogil:
+    """Tell the guard that this thread runs: a store, no system call. After a long pause the outputs begin anew."""
+    if a.heartbeat == NULL:
+        return
+    a.beats += 1
+    stirbar_store_relaxed(a.heartbeat, a.beats)
+    if now_ns - a.beaten_ns > PAUSE_NS:
+        a.written_percent = -1
+        actuators_write(a, 0.0, now_ns)
+    a.beaten_ns = now_ns
 
 
 cdef inline void actuators_lock(Actuators* a, int64_t now_ns) noexcept nogil:
@@ -119,7 +126,7 @@ cdef inline void actuators_tick(void* context, SleepPolicy* policy, int64_t now_
     cdef Command command
     cdef TraceItem item
     cdef int i, count
-    actuators_beat(a)
+    actuators_beat(a, now_ns)
     actuators_lock(a, now_ns)
     port_trace_tend(&a.port, now_ns)
     while port_command(&a.port, &command):

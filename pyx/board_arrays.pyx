@@ -20,6 +20,7 @@ from stirbar.rt.gpio_lines cimport (
     EdgeQueue, c_close, edges_drain, edges_init, gpio_find, gpio_get, gpio_open, gpio_request, gpio_set)
 from stirbar.rt.hal cimport PACE_HOST, AdcPlan, Conversion, Hal, HalCounters
 from stirbar.rt.i2c_bus cimport I2cBus, recover_by_registers
+from stirbar.rt.rp2040 cimport rp2040_judge
 
 CONVERSION_DTYPE = np.dtype([
     ("ready_ns", "i8"), ("begin_ns", "i8"), ("index", "u4"), ("code", "i4"), ("clipped", "u1"), ("asked_ns", "i8"),
@@ -236,6 +237,11 @@ def ready_numbers(stamps_ns, double conversion_hz):
     for stamp in stamps_ns:
         numbers.append(track.index if ready_track_push(&track, stamp) else -1)
     return np.array(numbers, np.int64)
+
+
+def judge_answers(int last, int first, int again, int maximum=65535):
+    """What a second look at a RP2040's answer says: "lost", "step" (both are true) or "garbled" (only the second is)."""
+    return ("lost", "step", "garbled")[rp2040_judge(last, first, again, maximum)]
 
 
 def free_bus(registers):

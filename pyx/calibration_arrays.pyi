@@ -1,4 +1,4 @@
-"""The loop's own calibration curves and fused estimate on NumPy arrays; see docs/calibration.md. Never loaded by the worker.
+"""Calibration curves and the fused estimate on NumPy arrays; see docs/calibration.md. Not loaded by the worker.
 
 Synchronization: none; an object belongs to one thread at a time.
 """
@@ -50,3 +50,30 @@ class FusedEstimator:
         culture: Sequence[float] | None = None,
     ) -> dict[str, Any]:
         """concentration, log_concentration, its standard errors (error, culture, model), edge: -1, 0 or 1, disagree."""
+
+class ReferenceRegression:
+    """One photodiode against the reference, second by second; `given` is a stored coefficient, NaN learns it."""
+
+    def __init__(self, given: float = ...) -> None: ...
+    def push(
+        self, signal_v: ArrayLike, reference_v: ArrayLike, reference_se: ArrayLike, usable: ArrayLike | None = None
+    ) -> NDArray[np.float64]:
+        """Means of consecutive seconds; returns the values that they make (`ref_normalization = regressed`)."""
+
+    def light(self) -> None:
+        """The LED's drive is changed here."""
+
+    def give(self, coefficient: float) -> None: ...
+    @property
+    def coefficient(self) -> float:
+        """In force."""
+
+    @property
+    def learned(self) -> float:
+        """NaN until a stretch was clear enough; shrunk towards 0 by how well it is known."""
+
+    @property
+    def learned_se(self) -> float: ...
+    @property
+    def stretches(self) -> int:
+        """How many were clear enough."""

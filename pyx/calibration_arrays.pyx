@@ -7,7 +7,7 @@ import numpy as np
 from libc.math cimport NAN
 from libc.string cimport memset
 
-from stirbar.rt cimport curve as kernel
+from stirbar.rt cimport curve as kernel, reference
 from stirbar.rt.fusion cimport (
     FUSION_IDLE, Fusion, FusionEstimate, FusionInput, fusion_cost, fusion_estimate, fusion_start,
     fusion_work)
@@ -96,3 +96,49 @@ cdef class FusedEstimator:
             "concentration": e.concentration, "log_concentration": e.log_concentration, "error": e.error,
             "culture": e.culture, "model": e.model, "edge": e.edge, "disagree": bool(e.disagree),
         }
+
+
+cdef class ReferenceRegression:
+    cdef reference.ReferenceFit fit
+
+    def __cinit__(self, double given=NAN):
+        reference.reference_init(&self.fit)
+        reference.reference_give(&self.fit, given)
+
+    def push(self, signal_v, reference_v, reference_se, usable=None):
+        cdef const double[::1] signal = np.ascontiguousarray(signal_v, dtype=np.float64)
+        cdef const double[::1] light = np.ascontiguousarray(reference_v, dtype=np.float64)
+        cdef const double[::1] error = np.ascontiguousarray(np.broadcast_to(reference_se, light.shape[0]), np.float64)
+        cdef const unsigned char[::1] quiet = np.ascontiguousarray(
+            np.ones(light.shape[0]) if usable is None else usable, dtype=np.uint8)
+        cdef Py_ssize_t i
+        cdef double[::1] out
+        values = np.empty(signal.shape[0])
+        out = values
+        for i in range(signal.shape[0]):
+            reference.reference_push(&self.fit, signal[i], light[i], error[i], quiet[i])
+            reference.reference_follow(&self.fit, light[i], light[0])
+            out[i] = signal[i] * light[0] / light[i] * reference.reference_factor(&self.fit, light[i])
+        return values
+
+    def light(self):
+        reference.reference_light(&self.fit)
+
+    def give(self, double coefficient):
+        reference.reference_give(&self.fit, coefficient)
+
+    @property
+    def coefficient(self):
+        return self.fit.coefficient
+
+    @property
+    def learned(self):
+        return self.fit.learned
+
+    @property
+    def learned_se(self):
+        return self.fit.learned_se
+
+    @property
+    def stretches(self):
+        return self.fit.stretches

@@ -7,7 +7,8 @@ from libc.string cimport memset
 
 from stirbar.rt.chop cimport HALF_CYCLE_HIGH, HALF_CYCLE_LOW
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED, AdcPlan
-from stirbar.rt.od_state cimport OD_CLASSIC, OD_RATES, OD_REFERENCE, OD_SIGNAL, OD_UNITY, OD_UNUSED, OdConfig
+from stirbar.rt.od_state cimport (
+    OD_CLASSIC, OD_RATES, OD_REFERENCE, OD_REGRESSED, OD_SIGNAL, OD_UNITY, OD_UNUSED, OdConfig)
 from stirbar.rt.sampler_state cimport SamplingConfig
 from stirbar.rt.stirring cimport StirConfig, stir_config_default
 from stirbar.rt.types cimport MAX_CHANNELS
@@ -122,8 +123,8 @@ cdef inline int configure_od(OdConfig* od, config) except -1:
         od.angle[i] = <uint16_t>angle[i] if angle[i] > 0 else 0
     configure_rates(od, config)
     od.mains_hz = mains_hz(config)
-    classic = config.get("od_reading.config", "ref_normalization") == "classic"
-    od.normalization = OD_CLASSIC if classic else OD_UNITY
+    normalization = config.get("od_reading.config", "ref_normalization")
+    od.normalization = {"unity": OD_UNITY, "classic": OD_CLASSIC, "regressed": OD_REGRESSED}[normalization]
     return 0
 
 

@@ -3,7 +3,7 @@
 # Units: those of the profile's keys.
 
 from libc.errno cimport EAGAIN, EBUSY, ENODEV, errno
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memset
 
 from stirbar.rt.ads111x cimport ads111x_config, ads111x_init, ads111x_set_single
@@ -15,11 +15,11 @@ from stirbar.rt.dac43608 cimport dac43608_init, dac43608_power
 from stirbar.rt.gpio_lines cimport (
     EVENT_QUEUE, GPIO_V2_LINE_FLAG_BIAS_PULL_UP, GPIO_V2_LINE_FLAG_EDGE_FALLING, GPIO_V2_LINE_FLAG_INPUT, O_CLOEXEC,
     O_RDWR, c_close, c_open, gpio_find, gpio_is_bcm, gpio_line_info, gpio_open, gpio_request, gpio_v2_line_info)
-from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
+from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED, HalCounters
 from stirbar.rt.hardware cimport Hardware
 from stirbar.rt.i2c_bus cimport RECOVERY_LINES, RECOVERY_NONE, RECOVERY_REGISTERS, I2cBus, i2c_open, i2c_wire_ns
 from stirbar.rt.outputs cimport outputs_add_hall, outputs_close, outputs_init
-from stirbar.rt.rp2040 cimport MCU_LEDS, rp2040_init, rp2040_light, rp2040_start
+from stirbar.rt.rp2040 cimport MCU_INPUTS, MCU_LEDS, rp2040_init, rp2040_light, rp2040_read, rp2040_start
 from stirbar.rt.tmp1075 cimport tmp1075_init, tmp1075_start
 from stirbar.rt.types cimport MAX_CHANNELS
 
@@ -92,6 +92,17 @@ cdef inline str open_bus_reason(str path, int code):
     return f"cannot open {path}: {remedy}; or run with --simulate for a simulated vial"
 
 
+cdef inline str lock_holder(int fd):
+    """The process that holds the lock of an open file, as the kernel lists them; where it does not, another worker."""
+    inode = f":{os.fstat(fd).st_ino}"
+    with open("/proc/locks") as locks:
+        for line in locks:
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5].endswith(inode):
+                return f"another worker (process {fields[4]})"
+    return "another worker"
+
+
 cdef inline str errno_name(int code):
     import errno as names
     return names.errorcode.get(code, str(code))
@@ -105,8 +116,8 @@ cdef inline int open_bus(Board* board, profile) except -1:
         raise ConnectionError(open_bus_reason(path, -status))
     if flock(board.bus.fd, LOCK_EX | LOCK_NB) < 0 and errno == EAGAIN:
         raise ConnectionError(
-            f"another worker has {path}: one worker drives a board; stop it (`lsof {path}` names it), or run with"
-            " --simulate for a simulated vial")
+            f"{lock_holder(board.bus.fd)} has {path}: one worker drives a board; stop it, or run with --simulate for a"
+            " simulated vial")
     return 0
 
 
@@ -267,6 +278,8 @@ cdef inline int dark_leds(Board* board) noexcept:
 
 cdef inline list look_for_chips(Board* board, profile):
     """Ask every chip of the profile once; returns (what, status) of each."""
+    cdef int32_t raw = 0
+    cdef int64_t latched_ns = 0
     cdef int i, status
     found = []
     if board.led_chip != CHIP_NONE:
@@ -279,6 +292,9 @@ cdef inline list look_for_chips(Board* board, profile):
     if board.mcu.device.bus != NULL:
         board.bus.down_until_ns = 0
         status = rp2040_start(&board.mcu)
+        for i in range(MCU_INPUTS):  # the first answers are looked at twice: now, when nobody waits for the bus
+            if status == 0:
+                rp2040_read(&board.mcu, i, &raw, &latched_ns)
         found.append((f"RP2040 at {board.mcu.device.address:#04x} (microcontroller; is its firmware loaded?)", status))
     if board.has_temperature:
         board.bus.down_until_ns = 0
@@ -353,3 +369,23 @@ cdef inline list open_hardware(Hardware* hardware, profile, guard):
         close_hardware(hardware)
         raise
     return missing
+
+
+cdef inline dict hardware_counters(const Hardware* hardware, const HalCounters* c):
+    """What goes wrong below the interface, and how busy the bus is, by name; nothing for a simulated vial (no c)."""
+    cdef const I2cBus* bus = &hardware.board.bus
+    if c == NULL:
+        return {}
+    return {
+        "bus_transfer_errors": c.bus_errors,
+        "bus_timeouts": c.bus_timeouts,
+        "bus_recoveries": c.bus_recoveries,
+        "bus_transfers": bus.transfers,
+        "bus_busy_ms": bus.busy_ms,
+        "bus_waits": bus.waited,
+        "ready_lost": c.ready_lost,
+        "edges_lost": c.edges_lost,
+        "garbage": c.garbage,
+        "pulses_late": c.pulses_late,
+        "line_errors": c.line_errors,
+    }

@@ -1,4 +1,4 @@
-# Why compiled: a calibration turns each reading of a photodiode into a density, ten times a second, live and in replays.
+# Why compiled: a calibration turns each reading of a photodiode into a density, live and in replays.
 # Thread rule: pure; the sampling thread (or a replay) runs it on state that it owns; curve_prepare is for the host.
 # Units: x the density (or whatever the calibration's x is), y the uncalibrated value.
 #
@@ -84,7 +84,7 @@ cdef inline CurvePoint curve_at(const Curve* c, double x) noexcept nogil:
 
 
 cdef inline double curve_root(const Curve* c, double y, int64_t run, double start) noexcept nogil:
-    """x of y within one monotone run of the curve, whose ends' y enclose it: Newton's steps, bisection where they leave."""
+    """x of y within a monotone run of the curve, whose ends' y enclose it: Newton's steps, halving where they leave."""
     cdef double low = c.turn_x[run]
     cdef double high = c.turn_x[run + 1]
     cdef double rising = 1.0 if c.turn_y[run + 1] >= c.turn_y[run] else -1.0
@@ -118,8 +118,8 @@ cdef inline double curve_root(const Curve* c, double y, int64_t run, double star
 cdef inline int curve_inverse(const Curve* c, double y, double previous, double* x) noexcept nogil:
     """The x that gives y, within the range; returns CURVE_*.
 
-    Of several, the one nearest to `previous` (a culture moves on steadily), without one (NaN) the lowest. Where there is
-    none, the end or extremum whose y is nearest.
+    Of several, the one nearest to `previous` (a culture moves on steadily), without one (NaN) the lowest. Where there
+    is none, the end or extremum whose y is nearest.
     """
     cdef double best = NAN
     cdef double root, gap
@@ -150,14 +150,14 @@ cdef inline int curve_inverse(const Curve* c, double y, double previous, double*
 cdef inline double curve_error(double error_y, const CurvePoint* point) noexcept nogil:
     """Standard error of x from that of y: error_y / |slope|, where the curve is straight.
 
-    It is the root of |slope| e + |bend| e^2 / 2 = error_y, so at an extremum it is sqrt(2 error_y / |bend|), not infinite.
+    It is the root of |slope| e + |bend| e^2 / 2 = error_y, so at an extremum it is sqrt(2 error_y / |bend|).
     """
     cdef double slope = fabs(point.slope)
     cdef double down = slope + sqrt(slope * slope + 2.0 * fabs(point.bend) * error_y)
     return 2.0 * error_y / down if down > 0.0 else NAN
 
 
-# --- for the host: checking, and finding the extrema -------------------------------------------------------------------
+# --- for the host: checking, and finding the extrema -----------------------------------------------------------------
 
 cdef inline int bisect_polynomial(
     const double* coefficient, int64_t count, double low, double high, double* root

@@ -13,11 +13,13 @@ from stirbar.rt.curve cimport (
     CURVE_ABOVE, CURVE_BELOW, CURVE_BEYOND, CURVE_NONE, Curve, CurvePoint, curve_at, curve_error, curve_inverse)
 from stirbar.rt.fusion cimport FUSION_IDLE, Fusion, FusionModel, fusion_give, fusion_start, fusion_take, fusion_work
 from stirbar.rt.od cimport OdState, od_blank, od_clock, od_gain, od_led, od_push, od_take, od_turn
+from stirbar.rt.reference cimport reference_give
 from stirbar.rt.stirring cimport StirState, stir_duty, stir_edge, stir_reading, stir_stop, stir_target_rpm, stir_tick
 from stirbar.rt.types cimport (
-    COMMAND_BLANK, COMMAND_LED, COMMAND_STIR_DUTY, COMMAND_STIR_RPM, COMMAND_STIR_STOP, FLAG_ABOVE_CURVE,
-    FLAG_BELOW_CURVE, FLAG_BLANKED, FLAG_STIRRING_OFF, FLAG_UNCALIBRATED, MAX_CHANNELS, PART_CLEAR, PART_DONE,
-    STREAM_OD1, STREAM_OD1_RATE1, STREAM_OD4_RATE3, TRACE_CLOCK, TRACE_COMMAND, TRACE_CONVERSION, TRACE_CURVE,
+    COMMAND_BLANK, COMMAND_LED, COMMAND_REFERENCE, COMMAND_STIR_DUTY, COMMAND_STIR_RPM, COMMAND_STIR_STOP,
+    FLAG_ABOVE_CURVE, FLAG_BELOW_CURVE, FLAG_BLANKED, FLAG_STIRRING_OFF, FLAG_UNCALIBRATED, MAX_CHANNELS, PART_CLEAR,
+    PART_DONE, STREAM_OD1, STREAM_OD1_RATE1, STREAM_OD4_RATE3, TRACE_CLOCK, TRACE_COMMAND, TRACE_CONVERSION,
+    TRACE_CURVE,
     TRACE_EDGE, TRACE_GAIN, TRACE_PERIOD, TRACE_TICK, TRACE_TURN, Reading, TraceItem)
 
 cdef enum:
@@ -94,6 +96,8 @@ cdef inline int estimators_apply(Estimators* e, const TraceItem* item) noexcept 
             od_blank(&e.od, item.channel, item.value.f)
         elif item.index == COMMAND_LED:
             od_led(&e.od, item.value.f)
+        elif item.index == COMMAND_REFERENCE and item.channel < MAX_CHANNELS:
+            reference_give(&e.od.reference_fit[item.channel], item.value.f)
         elif item.index == COMMAND_STIR_STOP:
             e.flags = FLAG_STIRRING_OFF if item.value.f != 0 else 0
     elif item.kind == TRACE_CURVE:

@@ -28,6 +28,7 @@ cdef extern from *:
     #define STIRBAR_GAIN_WARN_V 3.0
     #define STIRBAR_GAIN_CALM_V 2.9           /* below, the warning may come again */
     #define STIRBAR_GAIN_SPREAD 0.001         /* of the ratio of two ranges, before it was measured */
+    #define STIRBAR_GAIN_RATIO_MOST 0.02      /* of a pair of chop periods */
     #define STIRBAR_GAIN_KNOWN 1e-4           /* standard error at which a ratio is known */
     #define STIRBAR_GAIN_GUARD_NS 30000       /* uncertainty of a conversion's limits */
     """
@@ -41,6 +42,7 @@ cdef extern from *:
     const double GAIN_WARN_V "STIRBAR_GAIN_WARN_V"
     const double GAIN_CALM_V "STIRBAR_GAIN_CALM_V"
     const double GAIN_SPREAD "STIRBAR_GAIN_SPREAD"
+    const double GAIN_RATIO_MOST "STIRBAR_GAIN_RATIO_MOST"
     const double GAIN_KNOWN "STIRBAR_GAIN_KNOWN"
     const int64_t GAIN_GUARD_NS "STIRBAR_GAIN_GUARD_NS"
 
@@ -49,6 +51,7 @@ cdef enum:
     GAIN_AUTO = -1           # gain_init: the range follows the light
     GAIN_SURE = 2            # conversions that say the same, before it is believed
     GAIN_PAIRS = 6           # chop periods at either range that make a ratio
+    GAIN_PAIRS_LEAST = 4     # of these, with light that kept still
     GAIN_LOOKS = 48          # at a register, while nobody knows which conversion it holds: some half-cycles of the light
     GAIN_REST = 6            # chop periods in force before a neighbour is compared
 
@@ -213,12 +216,10 @@ cdef inline void gain_learn(Gain* g) noexcept nogil:
     """Take a comparison's mean into the ratio of the two ranges; home's correction stays, all others follow."""
     cdef int higher = g.home if g.home > g.guest else g.guest
     cdef double mean = g.pair_total / g.pairs_done
-    cdef double variance = 1e-10
+    cdef double variance = (g.pair_square - g.pairs_done * mean * mean) / (g.pairs_done - 1)
     cdef double weight
-    if g.pairs_done > 1:
-        variance += (g.pair_square - g.pairs_done * mean * mean) / (g.pairs_done - 1) / g.pairs_done
-    else:
-        variance += 1e-7
+    # more than n: few pairs, which share the chop periods between them
+    variance = 1e-10 + 3.0 * variance / g.pairs_done
     if g.guest != higher:
         mean = -mean
     weight = 1.0 / variance
@@ -267,12 +268,14 @@ cdef inline int gain_settle(Gain* g, int number) noexcept nogil:
 
 
 cdef inline int gain_compare(Gain* g, int guest, int target) noexcept nogil:
-    """Begin to take turns with a neighbour; home is `target` afterwards."""
+    """Begin to take turns with a neighbour; home is `target` afterwards. At once, where their ratio is known."""
+    if gain_knows(g, guest):
+        return gain_settle(g, target)
     g.state = GAIN_COMPARING
     g.guest = guest
     g.target = target
     g.pairs_done = 0
-    g.pairs_left = 1 if gain_knows(g, guest) else GAIN_PAIRS
+    g.pairs_left = GAIN_PAIRS
     g.pair_total = g.pair_square = 0.0
     g.pair_guest = 0.0
     return gain_go(g, guest)
@@ -286,14 +289,15 @@ cdef inline int gain_turn(Gain* g, bint whole, double light) noexcept nogil:
         return gain_go(g, g.home)
     if whole and g.before > 0.0 and g.pair_guest > 0.0:
         ratio = log(g.pair_guest / (0.5 * (g.before + light)))
-        g.pair_total += ratio
-        g.pair_square += ratio * ratio
-        g.pairs_done += 1
+        if fabs(ratio) < GAIN_RATIO_MOST:  # more is the light that has changed
+            g.pair_total += ratio
+            g.pair_square += ratio * ratio
+            g.pairs_done += 1
     g.before = light if whole else 0.0
     g.pairs_left -= 1
     if g.pairs_left > 0:
         return gain_go(g, g.guest)
-    if g.pairs_done:
+    if g.pairs_done >= GAIN_PAIRS_LEAST:
         gain_learn(g)
     return gain_settle(g, g.target)
 

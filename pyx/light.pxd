@@ -17,6 +17,7 @@ from stirbar.rt.sampler_state cimport (
 from stirbar.rt.types cimport COMMAND_LED, EVENT_HALF_CYCLE, EVENT_LIGHT_PATH, STREAM_OD1, TRACE_COMMAND
 
 cdef enum:
+    SEEK_MORE = 3             # conversions: no wrong rate within 12 % gets more than 0.8 of the right one's sum
     PATH_FIRST_EDGES = 64     # of the light, in a measurement at the start of a run
     PATH_FEWEST_EDGES = 6     # where the light is slow
     PATH_ROUNDS = 6           # short measurements at the start: each chops as the one before found right
@@ -270,9 +271,9 @@ cdef inline void sampler_edge(Sampler* s) noexcept nogil:
 
 
 cdef inline int sampler_half_cycle(const Sampler* s) noexcept nogil:
-    """k; while the clock of a silent converter is sought by another's, now and then one more: edges at equal intervals
-    would fit several rates."""
-    return s.half_cycle + (1 if s.seeking and s.path_edges & 2 else 0)
+    """k; while the clock of a silent converter is sought beside another's, every other time more: edges at equal
+    intervals would fit several rates."""
+    return s.half_cycle + (SEEK_MORE if s.seeking and s.path_edges & 2 else 0)
 
 
 cdef inline void sampler_chop(Sampler* s) noexcept nogil:

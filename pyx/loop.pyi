@@ -1,6 +1,6 @@
 """The compiled loop of a worker: real threads on a Pi, or lock-step in virtual time."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from stirbar.core.config import Config
 from stirbar.core.guard import Guard

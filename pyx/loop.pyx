@@ -9,16 +9,17 @@ from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
 from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write, pulses_tick
+from stirbar.rt.batches cimport follows, sort_by_stream
 from stirbar.rt.configure cimport (
     configure_od, configure_plan, configure_sampling, configure_slow_light, configure_stirring)
-from stirbar.rt.configure_board cimport close_hardware, forget_hardware, open_hardware
+from stirbar.rt.configure_board cimport close_hardware, forget_hardware, hardware_counters, open_hardware
 from stirbar.rt.chop cimport chop_rejection_db
 from stirbar.rt.clock cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, WAKE_LATE_ROOM, Clock, VirtualTime, clock_real, clock_virtual,
     read_clock_ns)
 from stirbar.rt.guard_link cimport (
     GUARD_DESCRIPTORS, GUARD_TEXT, stirbar_guard_connect, stirbar_heartbeat_map, stirbar_heartbeat_unmap)
-from stirbar.rt.hal cimport Hal, HalCounters
+from stirbar.rt.hal cimport Hal
 from stirbar.rt.hardware cimport Hardware, hardware_hal
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
 from stirbar.rt.od cimport od_init
@@ -535,7 +536,7 @@ cdef class Loop:
         dropped = 0
         for i in range(THREADS):
             dropped += self._port(i).readings.dropped + self._port(i).events.dropped
-        return self._hal_counters() | {
+        return hardware_counters(&state.hardware, state.hal.counters) | {
             "ticks": ticks,
             "overruns": sum([state.tasks[i].policy.overruns for i in range(TASKS)]),
             "conversions": conversions,
@@ -544,26 +545,6 @@ cdef class Loop:
             "trace_drops": state.sampler.port.trace.dropped + state.actuators.port.trace.dropped,
             "bus_errors": s.bus_errors + state.actuators.bus_errors,
             "slow_reads_forced": s.slow_forced,
-        }
-
-    def _hal_counters(self):
-        """What goes wrong below the interface, and how busy the bus is; nothing of it for a simulated vial."""
-        cdef const HalCounters* c = self.state.hal.counters
-        cdef Hardware* hardware = &self.state.hardware
-        if c == NULL:
-            return {}
-        return {
-            "bus_transfer_errors": c.bus_errors,
-            "bus_timeouts": c.bus_timeouts,
-            "bus_recoveries": c.bus_recoveries,
-            "bus_transfers": hardware.board.bus.transfers,
-            "bus_busy_ms": hardware.board.bus.busy_ms,
-            "bus_waits": hardware.board.bus.waited,
-            "ready_lost": c.ready_lost,
-            "edges_lost": c.edges_lost,
-            "garbage": c.garbage,
-            "pulses_late": c.pulses_late,
-            "line_errors": c.line_errors,
         }
 
     def lateness(self, int thread):
@@ -672,25 +653,6 @@ def guard_connect(bytes path, int timeout_ms):
 cdef void add_task(ThreadRun* run, Task* task) noexcept:
     run.table[run.count] = task
     run.count += 1
-
-
-cdef inline bint follows(const Reading* a, const Reading* b) noexcept nogil:
-    return a.stream == b.stream and a.experiment == b.experiment and a.sequence + 1 == b.sequence
-
-
-cdef void sort_by_stream(Reading* readings, uint32_t count) noexcept nogil:
-    """Insertion sort, stable: a batch is short and nearly in order."""
-    cdef Reading moving
-    cdef uint32_t i, j
-    for i in range(1, count):
-        j = i
-        if readings[j].stream >= readings[j - 1].stream:
-            continue
-        moving = readings[i]
-        while j > 0 and readings[j - 1].stream > moving.stream:
-            readings[j] = readings[j - 1]
-            j -= 1
-        readings[j] = moving
 
 
 def cpu_mask(text):

@@ -22,6 +22,7 @@ cdef extern from *:
     """
     #define STIRBAR_MAINS_BLOCK_LOCKED_NS 500000000
     #define STIRBAR_MAINS_BLOCK_NS 250000000
+    #define STIRBAR_MAINS_PATIENCE 120        /* blocks without a hum, after which they are as long as locked ones */
     #define STIRBAR_MAINS_WANDER 1.6e-5       /* Hz^2 a second: a random walk of 4 mHz in a second */
     #define STIRBAR_MAINS_START_VARIANCE 0.09 /* Hz^2 */
     #define STIRBAR_MAINS_LOCK_VARIANCE 0.0025
@@ -32,6 +33,7 @@ cdef extern from *:
     #define STIRBAR_MAINS_SEEN 16.0           /* power against a component's variance from which a phase counts */
     #define STIRBAR_MAINS_SWELL 0.0025        /* power that may be left over of a hum that is subtracted: 5 % of it */
     """
+    const int MAINS_PATIENCE "STIRBAR_MAINS_PATIENCE"
     const int64_t MAINS_BLOCK_LOCKED_NS "STIRBAR_MAINS_BLOCK_LOCKED_NS"
     const int64_t MAINS_BLOCK_NS "STIRBAR_MAINS_BLOCK_NS"
     const double MAINS_WANDER "STIRBAR_MAINS_WANDER"
@@ -296,8 +298,11 @@ cdef inline void mains_end_block(
 ) noexcept nogil:
     """When it has lasted long enough, close the block before conversion `index` (at `middle_ns`), open the next."""
     cdef double next_hz
-    if middle_ns - channel.block_start_ns < (MAINS_BLOCK_LOCKED_NS if line.locked else MAINS_BLOCK_NS):
+    if middle_ns - channel.block_start_ns < MAINS_BLOCK_NS:
         return
+    if line.locked or (not line.decided and line.tested > MAINS_PATIENCE):
+        if middle_ns - channel.block_start_ns < MAINS_BLOCK_LOCKED_NS:
+            return
     mains_line_wait(line, middle_ns)
     if channel.harmonics and channel.count > 3 * (2 * channel.harmonics + 1) and not channel.spoiled:
         mains_solve_block(channel, line, middle_ns)

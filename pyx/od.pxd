@@ -20,17 +20,22 @@ from stirbar.rt.od_half cimport od_clear_culture, od_close, od_drop_half, od_for
 from stirbar.rt.od_modulation cimport OdModulation, od_modulation
 from stirbar.rt.od_nulls cimport od_design_nulls, od_nulls_hold, od_window_entries
 from stirbar.rt.od_state cimport (
-    DUE_BLOCK, DUE_MODULATION, DUE_NULLS, DUE_RATE, DUE_READING, DUE_REFERENCE, DUE_SCALES, ENTRY_CLIPPED, ENTRY_GAP, OD_BLOCK,
-    OD_CLASSIC, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATE_MAXIMUM, OD_RATE_MINIMUM, OD_RATES, OD_REFERENCE, OD_RESTART,
-    OD_SIGNAL, OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S, OD_WARM_SLOPE, OD_WINDOW_MAXIMUM_S,
-    OD_WINDOW_MINIMUM_S, OD_WINDOWS, OdChannel, OdConfig, OdRate, OdState, OdWindow, od_end_ns, od_newest_ns,
-    od_next_middle_ns,
+    DUE_BLOCK, DUE_MODULATION, DUE_NULLS, DUE_RATE, DUE_READING, DUE_REFERENCE, DUE_SCALES, ENTRY_CLIPPED,
+    ENTRY_GAP, OD_BLOCK, OD_CLASSIC, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATES, OD_RATE_MAXIMUM, OD_RATE_MINIMUM,
+    OD_REFERENCE,
+    OD_REFERENCE_GAP_NS, OD_REGRESSED, OD_RESTART, OD_RING, OD_SIGNAL, OD_SLOW_ENTRIES, OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S,
+    OD_WARM_SLOPE, OD_WINDOWS, OD_WINDOW_MAXIMUM_S, OD_WINDOW_MINIMUM_S, OdChannel, OdConfig, OdRate, OdState,
+    OdWindow, od_end_ns, od_newest_ns, od_next_middle_ns,
 )
 from stirbar.rt.od_window cimport od_update_scales
+from stirbar.rt.reference cimport (
+    ReferenceFit, reference_factor, reference_follow, reference_init, reference_light, reference_push,
+    reference_restart,
+)
 from stirbar.rt.types cimport (
-    FLAG_AMBIENT_STEP, FLAG_BLANKED, FLAG_DARK, FLAG_MAINS_UNLOCKED, FLAG_SATURATED, FLAG_STALE_REFERENCE,
-    FLAG_UNCALIBRATED, FLAG_WARMING, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION, Reading, STREAM_MODULATION1, STREAM_OD1,
-    STREAM_OD1_RATE1,
+    FLAG_AMBIENT_STEP, FLAG_BLANKED, FLAG_BUBBLES, FLAG_DARK, FLAG_MAINS_UNLOCKED, FLAG_SATURATED, FLAG_STALE_REFERENCE,
+    FLAG_UNCALIBRATED, FLAG_UNCHOPPED, FLAG_WARMING, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION, STREAM_MODULATION1,
+    STREAM_OD1, STREAM_OD1_RATE1, Reading,
 )
 
 
@@ -52,6 +57,10 @@ cdef inline int od_init_rates(OdState* s) noexcept nogil:
         rate.window_s = window_s
         rate.interval_ns = <int64_t>(1e9 / per_second + 0.5)
         rate.of_blocks = window_s > (OD_DIRECT_SLOW_S if r else OD_DIRECT_S)
+    s.rate[0].nulls.room = OD_RING
+    for r in range(1, OD_WINDOWS):
+        s.rate[r].nulls.begin = OD_RING + (r - 1) * OD_SLOW_ENTRIES
+        s.rate[r].nulls.room = OD_SLOW_ENTRIES
     s.rate[OD_BLOCK].window_s = 1.0
     s.rate[OD_BLOCK].interval_ns = 1000000000
     return 0
@@ -74,6 +83,7 @@ cdef inline int od_init(OdState* s, const OdConfig* config) noexcept nogil:
         s.channel[i].phase = PHASE_EDGE
         mains_channel_init(&s.channel[i].mains, &s.line)
         culture_noise_clear(&s.channel[i].culture, 1.0, 1.0)
+        reference_init(&s.reference_fit[i])
         if config.role[i] == OD_SIGNAL:
             signals += 1
         elif config.role[i] == OD_REFERENCE and s.reference < 0:
@@ -127,6 +137,7 @@ cdef inline void od_led(OdState* s, double intensity_percent) noexcept nogil:
     if isfinite(s.led_percent):
         for i in range(MAX_CHANNELS):
             od_forget_past(&s.channel[i])
+            reference_light(&s.reference_fit[i])
         s.warming = 1
         s.warm_from_ns = 0
     s.led_percent = intensity_percent
@@ -162,7 +173,9 @@ cdef inline void od_refer(OdState* s, OdRate* rate, const OdWindow* window) noex
         s.reference_first_v = window.value_v
 
 
-cdef inline void od_divide(const OdState* s, const OdRate* rate, const OdWindow* window, Reading* r) noexcept nogil:
+cdef inline void od_divide(
+    const OdState* s, const OdRate* rate, const ReferenceFit* fit, const OdWindow* window, Reading* r
+) noexcept nogil:
     """Value and standard error by the rate's reference, before the blank."""
     cdef double factor = 1.0
     cdef double relative_se = 0.0
@@ -173,6 +186,9 @@ cdef inline void od_divide(const OdState* s, const OdRate* rate, const OdWindow*
         elif s.reference_first_v > 0.0:
             factor = s.reference_first_v / rate.reference_v
             relative_se = rate.reference_se / rate.reference_v
+            if s.config.normalization == OD_REGRESSED:
+                factor *= reference_factor(fit, rate.reference_v)
+                relative_se *= 1.0 + fit.coefficient
     r.value = window.value_v * factor
     relative_se *= r.value
     r.se_instrument = <float>sqrt(window.se_v * factor * window.se_v * factor + relative_se * relative_se)
@@ -187,7 +203,7 @@ cdef inline int od_read(OdState* s, int which, int channel, Reading* r) noexcept
     if od_rate_window(s, ch, which, &window) != 0:
         return -1
     memset(r, 0, sizeof(Reading))
-    od_divide(s, rate, &window, r)
+    od_divide(s, rate, &s.reference_fit[channel], &window, r)
     od_push_within(s, ch, which, r.value, &window)
     culture = od_culture_se(s, ch, which, 0.5 / window.bandwidth_hz)
     r.se_culture = <float>culture if not culture < r.se_instrument else r.se_instrument
@@ -219,6 +235,19 @@ cdef inline int od_read(OdState* s, int which, int channel, Reading* r) noexcept
     return 0
 
 
+cdef inline void od_learn_reference(OdState* s, int channel, const OdWindow* window) noexcept nogil:
+    """A block of a signal channel against the reference's block of the same second."""
+    cdef const OdRate* rate = &s.rate[OD_BLOCK]
+    cdef bint quiet = rate.referred and window.full
+    quiet = quiet and not window.flags & (FLAG_BUBBLES | FLAG_SATURATED | FLAG_DARK | FLAG_UNCHOPPED)
+    if window.restarted or s.block_tick_ns - s.reference_fit[channel].tick_ns > OD_REFERENCE_GAP_NS:
+        reference_restart(&s.reference_fit[channel])
+    s.reference_fit[channel].tick_ns = s.block_tick_ns
+    reference_push(&s.reference_fit[channel], window.value_v, rate.reference_v, rate.reference_se, quiet)
+    if rate.referred:
+        reference_follow(&s.reference_fit[channel], rate.reference_v, s.reference_first_v)
+
+
 cdef inline void od_close_block(OdState* s, int channel) noexcept nogil:
     """Once a second (the reference first): the block's sums, and what it says about the culture."""
     cdef OdChannel* ch = &s.channel[channel]
@@ -238,7 +267,8 @@ cdef inline void od_close_block(OdState* s, int channel) noexcept nogil:
         od_refer(s, &s.rate[OD_BLOCK], &window)
         reading.value = window.value_v
     else:
-        od_divide(s, &s.rate[OD_BLOCK], &window, &reading)
+        od_learn_reference(s, channel, &window)
+        od_divide(s, &s.rate[OD_BLOCK], &s.reference_fit[channel], &window, &reading)
     if window.full:
         od_push_culture(s, ch, reading.value)
 

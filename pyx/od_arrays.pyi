@@ -125,7 +125,7 @@ class OdChain:
         window_s: float = 1.0,
         readings_per_second: float = 10.0,
         mains_hz: float = 0.0,
-        normalization: Literal["unity", "classic"] = "unity",
+        normalization: Literal["unity", "classic", "regressed"] = "unity",
         slower: Sequence[tuple[float, float]] = (),
     ) -> None: ...
     def clock(self, channel: int, index0: int, t0_ns: int, period_ns: float) -> None:

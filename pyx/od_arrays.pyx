@@ -7,13 +7,15 @@ import numpy as np
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
-from stirbar.rt cimport chop, converter_clock, culture_noise, mains, mains_run, od, od_price, od_state, od_window, robust
+from stirbar.rt cimport (
+    chop, converter_clock, culture_noise, mains, mains_run, od, od_price, od_state, od_window, robust,
+)
 from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
 from stirbar.core.records import READING_DTYPE
 
 ROLES = {"unused": od_state.OD_UNUSED, "signal": od_state.OD_SIGNAL, "reference": od_state.OD_REFERENCE}
-NORMALIZATIONS = {"unity": od_state.OD_UNITY, "classic": od_state.OD_CLASSIC}
+NORMALIZATIONS = {"unity": od_state.OD_UNITY, "classic": od_state.OD_CLASSIC, "regressed": od_state.OD_REGRESSED}
 STATE_BYTES = sizeof(od_state.OdState)
 
 
@@ -97,7 +99,7 @@ def tukey_mean(values, double scale, double start=float("nan")):
         ch.entry[i].difference_v = x[i]
     ch.cursor = <int>(x.shape[0] % od_state.OD_RING)
     ch.entries = <int>x.shape[0]
-    kept = od_window.od_iterate(&window.chain.rate[0].nulls, ch, ch.entries, scale, 0, &level, &sums)
+    kept = od_window.od_iterate(NULL, ch, ch.entries, scale, 0, &level, &sums)
     return level, kept
 
 
@@ -310,7 +312,7 @@ cdef class OdChain:
             "difference_v": np.array([ch.entry[i].difference_v for i in slots]),
             "on_count": np.array([1.0 / ch.entry[i].on_inverse for i in slots]),
             "flags": np.array([ch.entry[i].flags for i in slots], dtype=np.uint8),
-            "null_weight": np.array([nulls.weight[min(i, nulls.count - 1 - i)] for i in range(nulls.count)]),
+            "null_weight": np.array([self.chain.null_weight[i] for i in range(nulls.count)]),
             "spacing_s": self.chain.spacing_ns * 1e-9,
             "scale_v": ch.scale.value,
             "on_scale_v": ch.on_scale.value,

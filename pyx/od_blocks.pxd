@@ -133,7 +133,9 @@ cdef inline int od_block_window(OdState* s, OdChannel* ch, OdWindow* window) noe
     return status
 
 
-cdef inline void od_push_within(OdState* s, OdChannel* ch, int which, double value, const OdWindow* window) noexcept nogil:
+cdef inline void od_push_within(
+    OdState* s, OdChannel* ch, int which, double value, const OdWindow* window
+) noexcept nogil:
     """A reading (before the blank) whose window lies within the block that is open."""
     cdef OdWithin* within = &ch.within[which]
     cdef double since_s = 1e-9 * <double>(window.end_ns - ch.block_ns)

@@ -12,9 +12,10 @@ from stirbar.rt.culture_noise cimport culture_noise_clear
 from stirbar.rt.mains cimport mains_end_block
 from stirbar.rt.mains_run cimport mains_run
 from stirbar.rt.od_state cimport (
-    ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, ENTRY_WEAK, OD_BUFFER, OD_CHOP_LIMIT_NS, OD_LEAST_COUNT, OD_LEAST_NOISE,
-    OD_CENTRE_ENTRIES, OD_CENTRE_STRAYS, OD_COARSE_FIRST, OD_COARSE_SIGMAS, OD_COARSE_STRAYS, OD_LEAST_SHARE, OD_QUARTET, OD_RING, OD_SIGNAL, OD_STEP_SIGMAS, OD_UNCHOPPED, OdChannel, OdCoarse, OdEntry, OdHalf, OdState, od_end_ns, od_newest_ns,
-    od_next_middle_ns,
+    ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, ENTRY_WEAK, OD_BUFFER, OD_CENTRE_ENTRIES, OD_CENTRE_STRAYS,
+    OD_CHOP_LIMIT_NS, OD_COARSE_FIRST, OD_COARSE_SIGMAS, OD_COARSE_STRAYS, OD_LEAST_COUNT, OD_LEAST_NOISE,
+    OD_LEAST_SHARE, OD_QUARTET, OD_RING, OD_SIGNAL, OD_STEP_SIGMAS, OD_UNCHOPPED, OdChannel, OdCoarse, OdEntry,
+    OdHalf, OdState, od_end_ns, od_newest_ns, od_next_middle_ns,
 )
 from stirbar.rt.robust cimport TRIM_A, TRIM_KAPPA, TUKEY_C, median_in_place
 from stirbar.rt.types cimport PHASE_OFF, PHASE_ON

@@ -9,7 +9,7 @@ from libc.math cimport M_PI, cos, fabs, floor, sin
 from stirbar.rt.cholesky cimport solve_cholesky
 from stirbar.rt.chop cimport chop_gain
 from stirbar.rt.mains_run cimport HARMONICS
-from stirbar.rt.od_state cimport OD_RING, OD_TURNS_S, OD_UNUSED, OdChannel, OdNulls, OdState
+from stirbar.rt.od_state cimport OD_TURNS_S, OD_UNUSED, OdChannel, OdNulls, OdState
 from stirbar.rt.types cimport MAX_CHANNELS
 
 cdef extern from *:
@@ -34,8 +34,8 @@ cdef inline int od_window_entries(const OdState* s, int which) noexcept nogil:
     if held and fabs(n - held) < 0.8:
         return held
     n += 0.5
-    if n > OD_RING:
-        return OD_RING
+    if n > s.rate[which].nulls.room:
+        return s.rate[which].nulls.room
     return <int>n if n > 1.0 else 1
 
 
@@ -105,7 +105,7 @@ cdef inline bint od_nulls_hold(const OdState* s, const OdNulls* nulls, int count
     return True
 
 
-cdef inline void od_solve_nulls(OdNulls* nulls) noexcept nogil:
+cdef inline void od_solve_nulls(OdNulls* nulls, float* weights) noexcept nogil:
     """Weights of equally spaced entries: least variance of white noise plus mains of known power; count, spacing_ns, hz
     and prior are given.
 
@@ -160,14 +160,15 @@ cdef inline void od_solve_nulls(OdNulls* nulls) noexcept nogil:
             turns = twice[i] * now[i] - before[i]
             before[i] = now[i]
             now[i] = turns
-        nulls.weight[m] = <float>weight
+        weights[m] = <float>weight
         total += weight if 2 * m == count - 1 else 2.0 * weight
     total = 1.0 / total
     for m in range((count + 1) // 2):
-        nulls.weight[m] *= <float>total
+        weights[m] *= <float>total
+        weights[count - 1 - m] = weights[m]
 
 
-cdef inline void od_design_nulls(const OdState* s, OdNulls* nulls, int count) noexcept nogil:
+cdef inline void od_design_nulls(OdState* s, OdNulls* nulls, int count) noexcept nogil:
     """Weights for mains and spacing as they are now."""
     cdef int h
     nulls.hz = s.line.frequency_hz
@@ -175,4 +176,4 @@ cdef inline void od_design_nulls(const OdState* s, OdNulls* nulls, int count) no
     nulls.count = count
     for h in range(HARMONICS):
         nulls.prior[h] = od_null_prior(s, h, count)
-    od_solve_nulls(nulls)
+    od_solve_nulls(nulls, &s.null_weight[nulls.begin])

@@ -2,9 +2,9 @@
 # Thread rule: pure; the host thread, or a notebook. It takes a fraction of a millisecond: not for the loop's threads.
 # Units: hertz, seconds; ratios of standard deviations, efficiencies of variances.
 #
-# B0 is the mean of all conversions of a window, the light always on. B1: on minus off, of the conversions that are kept.
-# B2: B1 with dark level, drift and mains (frequency and four harmonics) unknown too: the Cramer-Rao bound of that linear
-# model within the window. A chain that carries the hum's phasors over from before the window may do better than B2.
+# B0 is the mean of all conversions of a window, the light always on. B1: on minus off, of the conversions that are
+# kept. B2: B1 with dark level, drift and mains (frequency and four harmonics) unknown too: the Cramer-Rao bound of that
+# linear model within the window. A chain that carries the hum's phasors over from before may do better than B2.
 
 from libc.errno cimport EINVAL
 from libc.math cimport M_PI, cos, fabs, floor, sin, sqrt
@@ -74,6 +74,7 @@ cdef inline int od_price(
     """What a light that is chopped every `k` conversions, the first `discarded` of them unused, costs a window, while
     no hum is seen. Returns 0, or -EINVAL when a value is out of its bounds."""
     cdef OdNulls nulls
+    cdef float weight[OD_RING]
     cdef double g, before, turns
     cdef double total = 0.0
     cdef double kept = k - discarded
@@ -92,10 +93,10 @@ cdef inline int od_price(
         turns = (h + 1) * mains_hz * 2.0 * k / rate_hz
         turns -= floor(turns + 0.5)
         nulls.prior[h] = OD_NULL_FLOOR / count if fabs(turns) * count >= OD_NULL_REACH else 0.0
-    od_solve_nulls(&nulls)
+    od_solve_nulls(&nulls, weight)
     before = 0.0
     for m in range(count + 1):
-        g = nulls.weight[m if 2 * m < count else count - 1 - m] if m < count else 0.0
+        g = weight[m] if m < count else 0.0
         total += g * g / kept + 0.25 * (g + before) * (g + before) / kept
         before = g
     price.b1_over_b0 = 2.0 / sqrt(1.0 - discarded / <double>k)

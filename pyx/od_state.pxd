@@ -8,12 +8,14 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from stirbar.rt.culture_noise cimport CultureNoise
 from stirbar.rt.mains cimport MainsLine
 from stirbar.rt.mains_run cimport HARMONICS, MainsChannel
+from stirbar.rt.reference cimport ReferenceFit
 from stirbar.rt.robust cimport CarriedScale
 from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
 cdef enum:
     OD_RING = 480            # chop periods that are kept: 5 s at 96 Hz
-    OD_HALF_RING = 240
+    OD_SLOW_ENTRIES = 192    # chop periods of the longest window of a slower rate that is not made of blocks
+    OD_NULL_ROOM = OD_RING + 4 * OD_SLOW_ENTRIES
     OD_BUFFER = 64           # conversions of a half-cycle; more without a change of the light: it is not chopped
     OD_UNCHOPPED = 8         # conversions that make one entry where the light is not chopped
     OD_ITERATIONS = 8
@@ -38,6 +40,7 @@ cdef enum:                   # OdConfig.role
 cdef enum:                   # OdConfig.normalization
     OD_UNITY = 0             # by the reference relative to its first settled value of the run
     OD_CLASSIC = 1           # by the reference
+    OD_REGRESSED = 2         # as OD_UNITY, and without what is left of the LED's temperature
 
 cdef enum:                   # OdEntry.flags
     ENTRY_CLIPPED = 1
@@ -75,6 +78,7 @@ cdef extern from *:
     #define STIRBAR_OD_WINDOW_MAXIMUM_S 100.0
     #define STIRBAR_OD_RATE_MINIMUM 0.01
     #define STIRBAR_OD_RATE_MAXIMUM 150.0
+    #define STIRBAR_OD_REFERENCE_GAP_NS 1500000000  /* between blocks: the light was off meanwhile */
     #define STIRBAR_OD_WARM_SLOPE 1.67e-6     /* of the reference, per second: 0.01 % a minute */
     #define STIRBAR_OD_WARM_S 60.0            /* LED is taken as warm after that where there is no reference */
     """
@@ -94,6 +98,7 @@ cdef extern from *:
     const double OD_WINDOW_MAXIMUM_S "STIRBAR_OD_WINDOW_MAXIMUM_S"
     const double OD_RATE_MINIMUM "STIRBAR_OD_RATE_MINIMUM"
     const double OD_RATE_MAXIMUM "STIRBAR_OD_RATE_MAXIMUM"
+    const int64_t OD_REFERENCE_GAP_NS "STIRBAR_OD_REFERENCE_GAP_NS"
     const double OD_WARM_SLOPE "STIRBAR_OD_WARM_SLOPE"
     const double OD_WARM_S "STIRBAR_OD_WARM_S"
 
@@ -102,7 +107,7 @@ cdef struct OdConfig:
     double readings_per_second[OD_RATES]  # 0.01..150
     int32_t rates                    # how many of them: 1..4
     double mains_hz                  # 50, 60, or 0: find out
-    int32_t normalization            # OD_UNITY, OD_CLASSIC
+    int32_t normalization            # OD_UNITY, OD_CLASSIC, OD_REGRESSED
     uint8_t role[MAX_CHANNELS]
     uint16_t angle[MAX_CHANNELS]
 
@@ -140,13 +145,14 @@ cdef struct OdBlock:
     uint16_t lit
     uint8_t flags                    # ENTRY_*
 
-# Weights that take mains out of a window's mean, and what they are for. Symmetric: the first half is kept.
+# Weights that take mains out of a window's mean: what they are for. They are in OdState.null_weight, from `begin` on.
 cdef struct OdNulls:
     double hz
     double spacing_ns
     double prior[HARMONICS]
     int32_t count
-    float weight[OD_HALF_RING]        # their sum over the window is 1
+    int32_t begin
+    int32_t room
 
 # One rate of readings; OD_BLOCK: the blocks.
 cdef struct OdRate:
@@ -256,6 +262,8 @@ cdef struct OdState:
     MainsLine line
     OdChannel channel[MAX_CHANNELS]
     OdRate rate[OD_WINDOWS]
+    float null_weight[OD_NULL_ROOM]  # of each window's entries, sum 1
+    ReferenceFit reference_fit[MAX_CHANNELS]
     Reading out[MAX_CHANNELS]
     double spacing_ns                # from one chop period to the next
     double turn_ns                   # of the stirrer; 0: it does not turn, or nobody knows

@@ -8,8 +8,9 @@ from libc.string cimport memset
 
 from stirbar.rt.od_nulls cimport od_design_nulls, od_window_entries
 from stirbar.rt.od_state cimport (
-    ENTRY_CLIPPED, ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, ENTRY_WEAK, OD_DECIDE_S, OD_FEWEST, OD_FIRST_READING_S, OD_ITERATIONS,
-    OD_RING, OD_SCALE_ENTRIES, OdChannel, OdEntry, OdNulls, OdState, OdSums, OdWindow,
+    ENTRY_CLIPPED, ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, ENTRY_WEAK, OD_DECIDE_S, OD_FEWEST,
+    OD_FIRST_READING_S, OD_ITERATIONS, OD_RING, OD_SCALE_ENTRIES, OdChannel, OdEntry, OdNulls, OdState, OdSums,
+    OdWindow,
 )
 from stirbar.rt.robust cimport (
     TUKEY_C, CarriedScale, carried_scale_push, mad_scale, median_in_place, winsorised_scale,
@@ -46,18 +47,17 @@ cdef inline int od_available(const OdState* s, const OdChannel* ch, int wanted, 
 
 
 cdef inline void od_weigh(
-    const OdNulls* nulls, const OdChannel* ch, int count, double level, double inverse_cut, int skip, OdSums* result
+    const float* null_weight, const OdChannel* ch, int count, double level, double inverse_cut, int skip, OdSums* result
 ) noexcept nogil:
     """All sums over the newest `count` entries with Tukey's weights about `level` (`inverse_cut` 0: without).
 
-    Weights of the nulls, less for entries of few conversions, none for those whose flags are in `skip`. Noise of single
-    conversions is carried through: entry m has the weight g_m, its on half-cycle g_m and each off half-cycle half the
-    sum of its neighbours' weights.
+    Weights of the nulls (NULL: equal ones), less for entries of few conversions, none for those whose flags are in
+    `skip`. Noise of single conversions is carried through: entry m has the weight g_m, its on half-cycle g_m and each
+    off half-cycle half the sum of its neighbours' weights.
     """
     cdef OdSums sums
     cdef const OdEntry* e
     cdef const OdEntry* end = &ch.entry[0] + OD_RING
-    cdef bint nulled = nulls.count == count
     cdef double before = 0.0
     cdef double enough_inverse = ch.enough_inverse
     cdef double off_inverse = 0.0
@@ -72,7 +72,7 @@ cdef inline void od_weigh(
         sums.flags |= e.flags
         w = 0.0
         if not e.flags & ENTRY_STEP:
-            g = nulls.weight[i if 2 * i < count else count - 1 - i] if nulled else 1.0
+            g = null_weight[i] if null_weight != NULL else 1.0
             if e.on_inverse > enough_inverse:
                 g *= enough_inverse / e.on_inverse
             sums.whole += g
@@ -107,7 +107,7 @@ cdef inline void od_weigh(
 
 
 cdef inline double od_iterate(
-    const OdNulls* nulls, const OdChannel* ch, int count, double scale, int skip, double* level, OdSums* sums
+    const float* null_weight, const OdChannel* ch, int count, double scale, int skip, double* level, OdSums* sums
 ) noexcept nogil:
     """Tukey's biweight from *level*: Newton's steps, until one is below a fifth of the scale (what is left is then a
     twentieth of a standard error at most, whatever the count: it goes with the step's square, and as the error does
@@ -119,7 +119,7 @@ cdef inline double od_iterate(
     cdef int _turn
     cdef bint steep
     for _turn in range(OD_ITERATIONS):
-        od_weigh(nulls, ch, count, level[0], 1.0 / (TUKEY_C * scale), skip, sums)
+        od_weigh(null_weight, ch, count, level[0], 1.0 / (TUKEY_C * scale), skip, sums)
         if not sums.weights > 0.05 * sums.whole:
             break
         steep = sums.slope > 0.5 * sums.weights
@@ -192,6 +192,7 @@ cdef inline int od_window(OdState* s, OdChannel* ch, int which, OdWindow* window
     cdef double work[OD_RING]
     cdef OdSums sums
     cdef OdNulls* nulls = &s.rate[which].nulls
+    cdef const float* weight
     cdef int wanted = od_window_entries(s, which)
     cdef int fewest = <int>ceil(OD_FIRST_READING_S * 1e9 / s.spacing_ns)
     cdef int n = 0
@@ -206,6 +207,7 @@ cdef inline int od_window(OdState* s, OdChannel* ch, int which, OdWindow* window
     fewest = fewest if fewest > OD_FEWEST else OD_FEWEST
     window.entries = od_available(s, ch, wanted, s.rate[which].window_s)
     window.full = window.entries == wanted
+    weight = &s.null_weight[nulls.begin] if window.full else NULL
     if window.entries < (fewest if fewest < wanted else wanted):
         return -1
     window.window_s = window.entries * s.spacing_ns * 1e-9
@@ -220,7 +222,7 @@ cdef inline int od_window(OdState* s, OdChannel* ch, int which, OdWindow* window
         if ch.scale.count == 0:
             scale = mad_scale(work, n, centre)
     if scale > 0.0:
-        kept = od_iterate(nulls, ch, window.entries, scale, ENTRY_WEAK, &window.value_v, &sums)
+        kept = od_iterate(weight, ch, window.entries, scale, ENTRY_WEAK, &window.value_v, &sums)
         if kept < 0.6 and ch.leveled[which]:
             # a short window asks a longer one where the level is; when that has nothing in common with it, itself
             n = <int>(OD_DECIDE_S * 1e9 / s.spacing_ns + 0.5)
@@ -233,12 +235,12 @@ cdef inline int od_window(OdState* s, OdChannel* ch, int which, OdWindow* window
                 window.restarted = fabs(centre - before) > TUKEY_C * scale
                 window.value_v = centre
                 kept = od_iterate(
-                    nulls, ch, window.entries, scale, 0 if turn else ENTRY_WEAK, &window.value_v, &sums)
+                    weight, ch, window.entries, scale, 0 if turn else ENTRY_WEAK, &window.value_v, &sums)
                 if kept > 0.1:
                     break
                 n = window.entries
     else:
-        od_weigh(nulls, ch, window.entries, window.value_v, 0.0, 0, &sums)
+        od_weigh(weight, ch, window.entries, window.value_v, 0.0, 0, &sums)
     if sums.lit == 0:
         return -1
     window.kept = kept

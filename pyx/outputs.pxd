@@ -88,7 +88,7 @@ cdef inline int output_begin(Output* output, int64_t cycle_ns, int64_t now_ns) n
     output.period_ns = output.next_period_ns
     on_ns = output_on_ns(output, output.period_ns)
     if on_ns >= output.period_ns:
-        output.due_ns = INT64_MAX
+        output.due_ns = cycle_ns + output.period_ns  # written again each cycle: the guard may have switched it off
         return output_level(output, 1)
     if now_ns - cycle_ns >= on_ns:
         output.due_ns = cycle_ns + output.period_ns
@@ -191,7 +191,7 @@ cdef inline int64_t outputs_pulse(Outputs* outputs, int64_t now_ns) noexcept nog
         if output.kind != OUTPUT_LINE:
             continue
         if now_ns >= output.due_ns:
-            if now_ns - output.due_ns > output.period_ns // 10:
+            if now_ns - output.due_ns > output.period_ns // 10 and output.duty_percent < 100.0:
                 outputs.counters.pulses_late += 1
             if output_edge(output, now_ns):
                 outputs.counters.line_errors += 1

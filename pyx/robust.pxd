@@ -35,13 +35,6 @@ cdef struct CarriedScale:
     int32_t frozen_seconds          # how long updates have been refused
 
 
-cdef inline double tukey_weight(double residual, double inverse_cut) noexcept nogil:
-    """Weight of a residual; `inverse_cut` is 1 / (4.685 scale)."""
-    cdef double u = residual * inverse_cut
-    u = 1.0 - u * u
-    return u * u if u > 0.0 else 0.0
-
-
 cdef inline double select_rank(double* values, int count, int rank) noexcept nogil:
     """The value of that rank (from 0); reorders `values`. Hoare's quickselect."""
     cdef int left = 0

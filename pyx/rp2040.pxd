@@ -28,6 +28,9 @@ cdef enum:
     MCU_INPUTS = 4
     MCU_JUMP = 4096            # a change between two reads that is looked at again
     MCU_GARBAGE_LIMIT = 8      # impossible answers in a row
+    ANSWER_LOST = 0            # neither look can be believed
+    ANSWER_STEP = 1            # both can
+    ANSWER_GARBLED = 2         # only the second
 
 cdef struct Rp2040:
     I2cDevice device
@@ -89,40 +92,58 @@ cdef inline int32_t distance(int32_t a, int32_t b) noexcept nogil:
     return a - b if a > b else b - a
 
 
-cdef inline int rp2040_read(Rp2040* chip, int input, int32_t* raw, int64_t* latched_ns) noexcept nogil:
-    """An input's answer: 1; 0 where none can be believed; or minus an errno.
+cdef inline int rp2040_judge(int32_t last, int32_t first, int32_t again, int32_t maximum) noexcept nogil:
+    """What a second look says of an answer that is far from the last one (-1: there is none): ANSWER_*.
 
-    A large step is believed when a second look confirms it: the microcontroller's running mean moves by a quarter of
-    the rest at a time, so that a true step comes closer to itself.
+    The microcontroller's running mean goes a quarter of the rest at a time, so that after a true step it goes on in the
+    same direction, each time less far; an answer of which a bit was lost does not come again.
     """
-    cdef int32_t first = -1
-    cdef int32_t again = -1
-    cdef int32_t last = chip.last[input]
-    cdef int status
-    if chip.scale == 0:
-        return -EIO
-    status = rp2040_ask(chip, MCU_INPUT + input, &first)
+    if again > maximum:
+        return ANSWER_LOST
+    if first <= maximum:
+        if distance(again, first) <= MCU_JUMP:
+            return ANSWER_STEP
+        if last >= 0 and (again > first) == (first > last) and distance(again, first) < distance(first, last):
+            return ANSWER_STEP
+    if last >= 0 and distance(again, last) <= MCU_JUMP:
+        return ANSWER_GARBLED
+    return ANSWER_LOST
+
+
+cdef inline int rp2040_look(Rp2040* chip, int input, int32_t* raw, int64_t* latched_ns) noexcept nogil:
+    """One answer and when it was latched; 0, or minus an errno, and the firmware is asked for its version again."""
+    cdef int status = rp2040_ask(chip, MCU_INPUT + input, raw)
     if status:
         chip.scale = 0
-        return status
     latched_ns[0] = i2c_instant_ns(chip.device.bus, 2, 3, 30)
+    return status
+
+
+cdef inline int rp2040_read(Rp2040* chip, int input, int32_t* raw, int64_t* latched_ns) noexcept nogil:
+    """An input's answer: 1; 0 where none can be believed; or minus an errno."""
+    cdef int32_t first = -1
+    cdef int32_t last = chip.last[input]
+    cdef int status, verdict
+    if chip.scale == 0:
+        return -EIO
+    status = rp2040_look(chip, input, &first, latched_ns)
+    if status:
+        return status
     raw[0] = first
-    if first > chip.maximum or (last >= 0 and distance(first, last) > MCU_JUMP):
-        status = rp2040_ask(chip, MCU_INPUT + input, &again)
+    if last < 0 or first > chip.maximum or distance(first, last) > MCU_JUMP:
+        status = rp2040_look(chip, input, raw, latched_ns)
         if status:
-            chip.scale = 0
             return status
-        latched_ns[0] = i2c_instant_ns(chip.device.bus, 2, 3, 30)
-        raw[0] = again
-        if again > chip.maximum or last < 0 or 2 * distance(again, first) > distance(first, last) + MCU_JUMP:
-            chip.device.bus.counters.garbage += 1
-            if again > chip.maximum or (last >= 0 and distance(again, last) > MCU_JUMP):
-                chip.garbage += 1
-                chip.last[input] = -1
-                if chip.garbage < MCU_GARBAGE_LIMIT:
-                    return 0
-                chip.scale = 0
-                return -EIO
+        verdict = rp2040_judge(last, first, raw[0], chip.maximum)
+        chip.device.bus.counters.garbage += verdict != ANSWER_STEP
+        if verdict == ANSWER_LOST:
+            chip.last[input] = -1
+            chip.garbage += 1
+            if chip.garbage < MCU_GARBAGE_LIMIT:
+                return 0
+            chip.garbage = 0
+            chip.scale = 0
+            return -EIO
     chip.garbage = 0
     chip.last[input] = raw[0]
     return 1

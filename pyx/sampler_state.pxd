@@ -148,6 +148,7 @@ cdef struct Sampler:
     int temperature_lost
     uint32_t bus_errors
     uint32_t stirring_off_told
+    int32_t references_told[MAX_CHANNELS]  # stretches of the reference that the host knows of
     uint32_t turn_us_told
 
 

@@ -16,13 +16,9 @@ from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
 from stirbar.rt.light cimport (
     sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
     sampler_tend_path)
-from stirbar.rt.gain cimport GAIN_AUTO, gain_init, gain_range
-from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
-from stirbar.rt.light cimport (
-    sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
-    sampler_tend_path)
 from stirbar.rt.pilot_pace cimport sampler_pilot, sampler_tend_gain
 from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace_for, port_trace_tend, trace_int
+from stirbar.rt.reference cimport ReferenceFit
 from stirbar.rt.ring cimport stirbar_load_relaxed
 from stirbar.rt.sampler_state cimport (
     LED_GUARD_NS, Channel, Sampler, sampler_curve, sampler_feed, sampler_feed_float,
@@ -30,9 +26,11 @@ from stirbar.rt.sampler_state cimport (
 from stirbar.rt.sampling_paces cimport host_plan, host_tick, sampler_begin, sampler_fetch, sampler_look
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next, sleep_until
 from stirbar.rt.types cimport (
-    COMMAND_BLANK, COMMAND_CURVE, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_SIMULATION,
+    COMMAND_BLANK, COMMAND_CURVE, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_REFERENCE,
+    COMMAND_SIMULATION,
     COMMAND_STIR_STOP, COMMAND_TEMPERATURE, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
-    EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, MAX_CHANNELS, RECORD_VERSION, STREAM_OD1, STREAM_TEMPERATURE,
+    EVENT_REFERENCE, EVENT_REFERENCE_ERROR, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, MAX_CHANNELS, RECORD_VERSION,
+    STREAM_OD1, STREAM_TEMPERATURE,
     TRACE_COMMAND, TRACE_TURN, Command, Reading, TraceItem)
 
 cdef enum:                        # bits of slow_due, in the order of slow_from_ns and slow_bus_ns
@@ -261,6 +259,8 @@ cdef inline void sampler_command(Sampler* s, const Command* command, int64_t now
         sampler_stop(s)
     elif command.code == COMMAND_BLANK and command.channel < MAX_CHANNELS:
         sampler_feed_float(s, TRACE_COMMAND, command.channel, COMMAND_BLANK, command.value)
+    elif command.code == COMMAND_REFERENCE and command.channel < MAX_CHANNELS:
+        sampler_feed_float(s, TRACE_COMMAND, command.channel, COMMAND_REFERENCE, command.value)
     elif command.code == COMMAND_CURVE:
         sampler_curve(s)
     elif command.code == COMMAND_LED:
@@ -274,6 +274,18 @@ cdef inline void sampler_command(Sampler* s, const Command* command, int64_t now
     port_event(&s.port, now_ns, EVENT_COMMAND_REFUSED if status else EVENT_COMMAND_DONE, <int>command.id, 0, status)
 
 
+cdef inline void sampler_say_references(Sampler* s, int64_t now_ns) noexcept nogil:
+    """Tell the host of each coefficient of the reference that was learned."""
+    cdef const ReferenceFit* fit
+    cdef int i
+    for i in range(MAX_CHANNELS):
+        fit = &s.estimators.od.reference_fit[i]
+        if fit.stretches != s.references_told[i]:
+            s.references_told[i] = fit.stretches
+            port_event(&s.port, now_ns, EVENT_REFERENCE_ERROR, i + 1, STREAM_OD1 + i, fit.learned_se)
+            port_event(&s.port, now_ns, EVENT_REFERENCE, i + 1, STREAM_OD1 + i, fit.learned)
+
+
 cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
     """Commands, and what the actuator thread says about the stirrer."""
     cdef Sampler* s = <Sampler*>context
@@ -284,6 +296,7 @@ cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t n
     port_trace_tend(&s.port, now_ns)
     while port_command(&s.port, &command):
         sampler_command(s, &command, now_ns)
+    sampler_say_references(s, now_ns)
     if stirring_off != s.stirring_off_told:
         s.stirring_off_told = stirring_off
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_STIR_STOP, stirring_off)

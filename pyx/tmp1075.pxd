@@ -67,10 +67,11 @@ cdef inline int tmp1075_read(Tmp1075* chip, int64_t now_ns, double* celsius) noe
     cdef int status = 0
     if not chip.started:
         status = tmp1075_start(chip, now_ns)
-    elif now_ns - chip.checked_ns >= <int64_t>TMP_CHECK_S * 1000000000:
-        status = tmp1075_check(chip, now_ns)
     if status == 0:
         status = device_read16(&chip.device, TMP_TEMPERATURE, &value)
+    # after the temperature, for which the pointer stands right (78 bits on the wire, not 98)
+    if status == 0 and now_ns - chip.checked_ns >= <int64_t>TMP_CHECK_S * 1000000000:
+        status = tmp1075_check(chip, now_ns)
     if status:
         chip.started = 0
         return status

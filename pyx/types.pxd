@@ -133,6 +133,7 @@ cdef enum:
     COMMAND_TEMPERATURE = 10  # value: 1 reads the sensor, 0 stops
     COMMAND_SIMULATION = 11   # index: parameter of the simulated vial, value
     COMMAND_CURVE = 12        # what the host has staged becomes words of a slot of the estimators
+    COMMAND_REFERENCE = 13    # channel, value: coefficient of the reference (reference.pxd); NaN: learn it
 
 cdef struct Command:
     uint32_t id
@@ -154,6 +155,8 @@ cdef enum:
     EVENT_SENSOR_LOST = 9      # argument: STREAM_*
     EVENT_SENSOR_BACK = 10
     EVENT_SATURATED = 11       # argument: channel
+    EVENT_REFERENCE_ERROR = 20  # argument: channel, value: standard error of what EVENT_REFERENCE says next
+    EVENT_REFERENCE = 21       # argument: channel, value: coefficient of the reference as learned
     EVENT_GAIN = 12            # argument: channel, value: full scale in volts
     EVENT_OVER_VOLTAGE = 13    # argument: channel, value: volts; the light stays off
     EVENT_HIGH_VOLTAGE = 14    # argument: channel, value: volts

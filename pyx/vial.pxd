@@ -132,6 +132,9 @@ cdef inline void sim_hold(Sim* sim) noexcept nogil:
         beam = &sim.beam[i]
         if beam.angle >= 0:
             gain = sim.led.output * exp(0.01 * sim.parameter[PARAM_SENSITIVITY_SPREAD_PERCENT] * beam.sensitivity)
+            if beam.angle == 0:
+                gain *= 1.0 + 1e-6 * sim.parameter[PARAM_REFERENCE_EXCESS_PPM_PER_DEGC] * (
+                    sim.thermal.board_degc + sim.led.heating_degc - 25.0)
             photodiode_level(&beam.diode, sim.parameter, beam.angle, sim.culture.biomass_od, gain)
     sim.epoch += 1
 

@@ -72,8 +72,11 @@ class World:
         count = int(seconds * board.nominal_hz * 1.3) + 100
         about_s = np.arange(count) / board.nominal_hz
         rate = board.nominal_hz * (
-            1 + board.rate_error + board.drift_per_s * about_s
-            + board.wobble * np.sin(2 * np.pi * about_s / board.wobble_s))
+            1
+            + board.rate_error
+            + board.drift_per_s * about_s
+            + board.wobble * np.sin(2 * np.pi * about_s / board.wobble_s)
+        )
         self.period_ns = 1e9 / rate
         self.end_ns = self.rng.uniform(0, 1.2) * MS + np.cumsum(self.period_ns)
         self.end_ns[self.end_ns > 1e9 * board.jump[0]] += board.jump[1] * self.period_ns[0]
@@ -166,7 +169,7 @@ def run(board: Board, seconds: float, every: int = 20) -> Run:
                 out.captured += 1
             last_true = true
             if world.edges and chain.index % every == 0:
-                error = (chain.end_ns(chain.index) - world.end_ns[true])
+                error = chain.end_ns(chain.index) - world.end_ns[true]
                 out.time_s.append(now * 1e-9)
                 out.phase_ns.append(error)
                 out.end_sd_ns.append(chain.end_sd_ns)
@@ -187,8 +190,10 @@ def figures(board: Board, seconds: float) -> str:
         if inside.sum() < 3:
             parts.append("      -")
             continue
-        parts.append(f"{1e-3 * np.mean(phase[inside]):6.1f} us {1e-3 * np.std(phase[inside]):5.1f} us "
-                     f"{1e6 * np.sqrt(np.mean(rate[inside] ** 2)):6.2f} ppm")
+        parts.append(
+            f"{1e-3 * np.mean(phase[inside]):6.1f} us {1e-3 * np.std(phase[inside]):5.1f} us "
+            f"{1e6 * np.sqrt(np.mean(rate[inside] ** 2)):6.2f} ppm"
+        )
     parts.append(f"{100 * result.capture:8.3f} %  misnumbered {result.misnumbered}  relocks {result.relocks}")
     return "  ".join(parts)
 
@@ -197,14 +202,21 @@ def main() -> None:
     rows = [("nominal", Board())]
     rows += [(f"clock {100 * e:+.0f} %", Board(rate_error=e)) for e in (-0.1, -0.05, 0.05, 0.1)]
     rows += [(f"swing {s} codes", Board(swing=s)) for s in (320, 32, 24, 20, 16, 12, 8)]
-    rows += [("hum a tenth of the swing", Board(swing=320, hum=32)), ("5 bubbles/s", Board(bubbles_per_s=5)),
-             ("40 bubbles/s", Board(bubbles_per_s=40)), ("ambient steps each 0.5 s", Board(step_s=0.5)),
-             ("settling 0.1 ms", Board(tau_ns=1e5, settle_ns=690_000)),
-             ("rate drifts 1 ppm/s", Board(drift_per_s=1e-6)), ("rate drifts 10 ppm/s", Board(drift_per_s=1e-5)),
-             ("rate drifts 100 ppm/s", Board(drift_per_s=1e-4)), ("rate +-10 % in 10 min", Board(wobble=0.1, wobble_s=600)),
-             ("rate +-10 % in 60 s", Board(wobble=0.1)),
-             ("400 kHz bus", Board(read_ns=0.09 * MS, write_ns=0.1 * MS)),
-             ("no late wake-ups", Board(late_often=0.0)), ("1 in 20 late to 1 ms", Board(late_often=0.05))]
+    rows += [
+        ("hum a tenth of the swing", Board(swing=320, hum=32)),
+        ("5 bubbles/s", Board(bubbles_per_s=5)),
+        ("40 bubbles/s", Board(bubbles_per_s=40)),
+        ("ambient steps each 0.5 s", Board(step_s=0.5)),
+        ("settling 0.1 ms", Board(tau_ns=1e5, settle_ns=690_000)),
+        ("rate drifts 1 ppm/s", Board(drift_per_s=1e-6)),
+        ("rate drifts 10 ppm/s", Board(drift_per_s=1e-5)),
+        ("rate drifts 100 ppm/s", Board(drift_per_s=1e-4)),
+        ("rate +-10 % in 10 min", Board(wobble=0.1, wobble_s=600)),
+        ("rate +-10 % in 60 s", Board(wobble=0.1)),
+        ("400 kHz bus", Board(read_ns=0.09 * MS, write_ns=0.1 * MS)),
+        ("no late wake-ups", Board(late_often=0.0)),
+        ("1 in 20 late to 1 ms", Board(late_often=0.05)),
+    ]
     print(f"{'':26s}{'lock':>9s}  {'1 s: offset, sd, rate':>28s}  {'end: offset, sd, rate':>28s}  captured")
     for name, board in rows:
         print(f"{name:26s}{figures(board, 15.0)}", flush=True)

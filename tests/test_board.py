@@ -12,7 +12,7 @@ from board_bench import Bench, board, in_kernel
 from hypothesis import given
 from hypothesis import strategies as st
 from stirbar.core.profiles import load_profile
-from stirbar.rt.board_arrays import Board, Lines, free_bus, ready_numbers
+from stirbar.rt.board_arrays import Board, Lines, free_bus, judge_answers, ready_numbers
 
 ADDRESS = 0x48
 NACK = errno.EREMOTEIO
@@ -272,6 +272,31 @@ def test_a_microcontroller_that_stretches_the_clock_is_waited_for(opened, bench:
     assert opened.read(1)[3] == pytest.approx(4965, abs=1)
 
 
+@given(true=st.integers(0, 65535), bit=st.integers(0, 15), noise=st.integers(-50, 50), data=st.data())
+def test_an_answer_whose_bits_were_shifted_is_not_believed(true: int, bit: int, noise: int, data) -> None:
+    """A clock pulse that the microcontroller did not see: from one bit on, its answer comes a bit late."""
+    again = min(max(true + noise, 0), 65535)
+    high, low = true >> (16 - bit), true & ((1 << (16 - bit)) - 1)
+    garbled = (high << (16 - bit)) | (low >> 1) | (1 << (15 - bit))
+    verdict = judge_answers(true, garbled, again)
+    if abs(garbled - true) > 4200:  # such a one is looked at again, and a step of it is not confirmed
+        assert verdict == "garbled"
+    # a true step, of which the running mean has gone a quarter further meanwhile
+    other = data.draw(st.integers(0, 65535))
+    if abs(other - true) > 4096:
+        seen = true + (other - true) // 4
+        assert judge_answers(true, seen, seen + (other - seen) // 4) == "step"
+
+
+def test_answers_that_cannot_be_are_lost() -> None:
+    assert judge_answers(-1, 65535, 65535, 65520) == "lost"
+    assert judge_answers(30000, 65535, 30010, 65520) == "garbled"
+    assert judge_answers(30000, 100, 65535, 65520) == "lost"
+    assert judge_answers(-1, 100, 30000) == "lost"  # the first two looks differ: neither
+    assert judge_answers(-1, 100, 110) == "step"
+    assert judge_answers(30000, 100, 15000) == "lost"  # three that differ
+
+
 def started(opened: Board, channel: int, full_scale_v: float) -> bool:
     try:
         opened.start(channel, full_scale_v)
@@ -448,7 +473,7 @@ def test_how_busy_the_bus_is_is_known(opened, bench: Bench) -> None:
 
 @board("hat1.0")
 def test_a_second_worker_on_the_same_board_is_refused(opened, bench: Bench) -> None:
-    with pytest.raises(ConnectionError, match=r"another worker has /dev/i2c-1.*--simulate"):
+    with pytest.raises(ConnectionError, match=r"another worker.* has /dev/i2c-1.*--simulate"):
         Board(load_profile("hat1.0"))
 
 
@@ -457,6 +482,16 @@ def test_a_part_that_is_missing_is_named(bench: Bench) -> None:
     bench.unplug(0x4F)
     part = Board(load_profile("hat1.0"))
     assert len(part.warnings) == 1 and "TMP1075 at 0x4f" in part.warnings[0]
+    part.close()
+
+
+@board("48:ads1115,49:dac43608,4f:ads1115")
+def test_another_chip_at_the_sensors_address_is_found_out(bench: Bench) -> None:
+    part = Board(load_profile("hat1.0"))
+    assert len(part.warnings) == 1 and "TMP1075 at 0x4f" in part.warnings[0]
+    assert part.counters()["garbage"] == 1
+    with raises(errno.EIO):
+        part.temperature()
     part.close()
 
 

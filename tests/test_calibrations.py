@@ -435,7 +435,7 @@ def test_a_replay_gives_calibrated_and_fused_readings_bit_by_bit(measured, tmp_p
     live = [
         payload[i : i + records.READING.size]
         for topic, _, payload in messages
-        if topic.startswith(b"reading/od")
+        if topic.startswith((b"reading/od", b"reading/modulation"))
         for i in range(0, len(payload), records.READING.size)
     ]
     config = vial.host.config

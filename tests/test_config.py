@@ -12,7 +12,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stirbar.core import config_command, pioreactor_keys, schema, schema_docs, schema_rules
+from stirbar.core import config_command, pioreactor_keys, schema, schema_docs, schema_keys, schema_rules
 from stirbar.core.config import (
     EXAMPLE,
     ConfigError,
@@ -69,7 +69,7 @@ def test_every_key_is_complete(key):
             assert key.unit, "a number needs a unit"
         for choice in key.choices:
             assert key.low <= float(choice) <= key.high
-    text = schema.format_value(key.default)
+    text = schema_keys.format_value(key.default)
     value = parse_value(key, text)
     assert value == key.default
     assert type(value) is {"int": int, "float": float, "bool": bool}.get(key.type, str)
@@ -130,7 +130,7 @@ def test_example_is_complete_and_means_the_defaults():
     assert example.digest() == build_config([]).digest()
     lines = pathlib.Path(EXAMPLE).read_text().splitlines()
     for key in schema.KEYS:
-        entry = f"{key.name} = {schema.format_value(key.default)}".rstrip()
+        entry = f"{key.name} = {schema_keys.format_value(key.default)}".rstrip()
         at = lines.index(entry, lines.index(f"[{key.section}]"))
         assert lines[at - 1].startswith("# ")
     assert max(map(len, lines)) <= 120
@@ -736,7 +736,7 @@ def test_what_the_worker_loads(tmp_path):
         report = json.loads(run.stdout)
     ours = {name for name in report["modules"] if name.startswith("stirbar")}
     assert ours == {"stirbar", "stirbar.core"} | {
-        f"stirbar.core.{name}" for name in ("config", "ini", "schema", "schema_rules", "simulation")
+        f"stirbar.core.{name}" for name in ("config", "ini", "schema", "schema_keys", "schema_rules", "simulation")
     }
     forbidden = {"argparse", "asyncio", "configparser", "dataclasses", "difflib", "hashlib", "json", "logging", "numpy"}
     forbidden |= {"pathlib", "pydantic", "re", "typing"}

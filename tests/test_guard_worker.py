@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -11,13 +13,14 @@ import sys
 import tempfile
 import time
 
+import numpy as np
 import pytest
 from board_bench import board
 from guards import LINES, RunningGuard, compiled_guard
 from running import RunningWorker, stirbar_environment, wait_for
 from stirbar.core.client import CommandRefused
 
-pytestmark = board("eyespy", plant=True)
+on_board = board("eyespy", plant=True)
 
 
 class BoardWorker(RunningWorker):
@@ -81,6 +84,47 @@ def near(worker: BoardWorker, rpm: float, tolerance: float) -> float | None:
     return reading["value"] if reading and abs(reading["value"] - rpm) < tolerance else None
 
 
+TRACE = pathlib.Path("/sys/kernel/tracing")
+GPIO_BASE = 512  # the kernel's own number of the chip's first line
+
+
+def rises_of(bench, line: int, seconds: float) -> list[float]:
+    """When a line went high, s: by the simulator kernel's trace events; on the fake by looking, as often as it goes."""
+    if bench.where == "kernel":
+        (TRACE / "trace_clock").write_text("mono")
+        (TRACE / "trace").write_text("")
+        (TRACE / "events/gpio/enable").write_text("1")
+        time.sleep(seconds)
+        (TRACE / "events/gpio/enable").write_text("0")
+        found = re.findall(rf"\s([\d.]+): gpio_value: {GPIO_BASE + line} set 1", (TRACE / "trace").read_text())
+        return [float(at) for at in found]
+    begun = time.monotonic()
+    looks = [(1, begun)]
+    while looks[-1][1] < begun + seconds:
+        looks.append((bench.level(line), time.monotonic()))
+    return [at for (before, _), (level, at) in itertools.pairwise(looks) if level > before]
+
+
+@board("eyespy", plant=True, travel=True)
+def test_the_stirrers_pwm_is_in_step_with_the_light(bench, guard, start):
+    """A whole number of its cycles to each half-cycle of the chopped light."""
+    bench.set_volts(0x48, 0, 0.1)
+    bench.led_to_photodiode((0x2C, 0), (0x48, 0), 0.5)
+    worker = start(guard.directory)
+    wait_for(lambda: near(worker, 500, 50), 30, "500 rpm", every_s=0.2)
+    tolerance = 2e-4 if bench.where == "kernel" else 0.03  # sleeps are exact in the one, the machine busy in the other
+
+    def cycles() -> float | None:
+        """Cycles of the PWM to a half-cycle of the light."""
+        rises = rises_of(bench, LINES["stirring"], 1.0)
+        chop_hz = worker.client.settings()["od_reading", "chop_frequency"]
+        ratio = 0.5 / chop_hz / float(np.median(np.diff(rises)))
+        return ratio if abs(ratio - round(ratio)) < tolerance * round(ratio) else None
+
+    assert round(wait_for(cycles, 30, "a PWM in step")) in (1, 2)
+
+
+@on_board
 def test_a_worker_stirs_and_a_killed_one_does_not(bench, guard, start):
     worker = start(guard.directory)
     rpm = wait_for(lambda: near(worker, 500, 25), 30, "500 rpm", every_s=0.2)
@@ -105,6 +149,7 @@ def test_a_worker_stirs_and_a_killed_one_does_not(bench, guard, start):
     assert bench.level(LINES["stirring"]) == 0
 
 
+@on_board
 def test_a_stopped_worker_is_made_safe_by_the_guard(bench, guard, start):
     """SIGSTOP freezes a software PWM at its last level; the guard sees the heartbeat stop."""
     worker = start(guard.directory, "stirring.config.use_rpm=0", "stirring.config.initial_duty_cycle=100")
@@ -116,8 +161,11 @@ def test_a_stopped_worker_is_made_safe_by_the_guard(bench, guard, start):
     assert 2.5 < time.monotonic() - stopped_at < 3.6
     guard.wait_said("has had no heartbeat for 3 s")
     worker.process.send_signal(signal.SIGCONT)
+    guard.wait_said("beats again after")
+    wait_for(lambda: bench.level(LINES["stirring"]), 5, "the stirrer's line high again")
 
 
+@on_board
 def test_without_a_guard_it_measures_and_says_why_it_does_not_stir(bench, start):
     directory = pathlib.Path(tempfile.mkdtemp(prefix="sr", dir="/tmp"))
     try:

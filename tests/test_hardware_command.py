@@ -10,7 +10,7 @@ import time
 
 import pytest
 from board_bench import Bench, board
-from stirbar.core import check_bus, check_light, check_lines, gpio_lines, hardware_command, profiles
+from stirbar.core import check_bus, check_light, check_lines, gpio_lines, hardware_command, profiles, records
 from stirbar.core.check_report import FAIL, NOTE, OK, SKIP, WARN, Finding
 from stirbar.core.chips import BusHeld
 from stirbar.core.commands import Commands
@@ -19,6 +19,7 @@ from stirbar.core.detection import detect
 from stirbar.core.front_panel import IDENTIFY_NS, Panel, open_panel
 from stirbar.core.gpio_lines import Line, LineError
 from stirbar.core.i2c_bus import I2cBus
+from stirbar.core.status import render
 from stirbar.core.twin import Twin
 
 BOARDS = ("hat1.0", "hat1.1", "hat1.2", "model1.5", "xr1.5", "eyespy")
@@ -564,6 +565,14 @@ def test_check_of_a_broken_board(bench, run):
     status, text = run("check", "--profile", "hat1.1", text=True)
     assert status == 1
     assert "SDA or SCL is held low" in text
+
+
+def test_status_of_a_lost_sensor():
+    channels = [{"stream": "od2", "name": "90°"}]
+    description = {"unit": "vial", "simulated": False, "version": "0", "channels": channels, "normalisation": "unity"}
+    lost = {"value": None, "se_instrument": None, "flags": records.FLAGS["sensor_lost"]}
+    state = {"experiment": "e", "uptime_s": 1.0, "jobs": {}, "latest": {"od2": lost}, "lateness": {}, "counters": {}}
+    assert "od2 at 90°: no value  [sensor_lost]" in render(description, state)
 
 
 # --- without a board -------------------------------------------------------------------------------------------------

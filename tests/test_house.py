@@ -107,7 +107,7 @@ def test_commands_and_entry_points_lead_somewhere() -> None:
 
 # --- the compiled loop shows no Python -------------------------------------------------------------------------------
 
-# What the loop's threads may ask of the C library: none of these allocates or locks, and none waits but the one sleep, a
+# What the loop's threads may ask of the C library: none of these allocates or locks, none waits but the one sleep, a
 # transfer on the bus (ioctl: for its bits, at most I2C_TIMEOUT), and files of sysfs and of lines that need not wait.
 C_LIBRARY = {
     "memcpy", "memset", "memmove",

@@ -303,6 +303,18 @@ def test_a_step_of_the_culture_is_followed_within_a_window():
     assert not flagged(out[since > 1.05], "bubbles").any()
 
 
+@pytest.mark.parametrize("share", [0.5, 0.005])
+def test_a_change_is_right_in_the_first_window_after_it(share):
+    """IS-31, for every rate that is made of chop periods."""
+    rates = [(20.0, 0.2), (5.0, 0.5), (2.0, 1.0)]
+    chain = OdChain(["signal"], readings_per_second=86.0, window_s=0.0117, slower=rates)
+    out = run(chain, [Bench(30).record(shine=lambda t: np.where(t < 120.003, 1.0, 1.0 - share))])
+    for stream, window_s in zip((1, 32, 36, 40), (0.0117, 0.2, 0.5, 1.0), strict=True):
+        mine = out[out["stream"] == stream]
+        later = mine[mine["monotonic_ns"] * 1e-9 > 120.028 + window_s]
+        assert np.abs(later["value"] - 0.1 * (1 - share)).max() < 5 * np.median(mine["se_instrument"])
+
+
 def test_ambient_steps_are_cut_out():
     def light(t):
         return np.where((t > 120.003) & (t < 125.0017), 0.05, 0.0)
@@ -524,7 +536,7 @@ def test_the_price_of_chopping_agrees_with_the_twin(window_s, k, mains_hz):
     assert price["b2_over_b0"] == pytest.approx(twin.bound_b2(rate, k, window_s, mains_hz), rel=0.002)
     assert price["efficiency_b1"] == pytest.approx((price["b1_over_b0"] / price["noise_over_b0"]) ** 2)
     assert price["noise_over_b0"] < {0.1: 2.6, 0.5: 2.35, 1.0: 2.4}[window_s] and 20 < price["freedom"] < 40
-    with pytest.raises(ValueError, match="45..65"):
+    with pytest.raises(ValueError, match=r"45\.\.65"):
         od_arrays.chop_price(rate, k, window_s, 400.0)
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from pilot_bench import MS, Board, Run, run
+from sampled_run import QUIET, SECOND, SampledRun
+from stirbar.core.records import FLAGS
 from stirbar.rt import pilot_arrays
 from stirbar.rt.pilot_arrays import PilotChain
 
@@ -97,7 +101,9 @@ def test_a_slow_sweep_of_the_whole_range_is_followed() -> None:
     assert np.abs(errors(result, 1.0, 60.0)[0]).max() < 60e3
 
 
-@pytest.mark.parametrize(("drift_per_s", "phase_ns", "rate"), [(1e-6, 20e3, 3e-6), (1e-5, 25e3, 2e-5), (1e-4, 40e3, 1.5e-4)])
+@pytest.mark.parametrize(
+    ("drift_per_s", "phase_ns", "rate"), [(1e-6, 20e3, 3e-6), (1e-5, 25e3, 2e-5), (1e-4, 40e3, 1.5e-4)]
+)
 def test_drift_of_the_oscillator_is_followed(drift_per_s: float, phase_ns: float, rate: float) -> None:
     result = run(Board(drift_per_s=drift_per_s, seed=3), 15.0)
     phase, relative = errors(result, 5.0, 15.0)
@@ -157,7 +163,7 @@ def test_reads_near_the_end_of_a_conversion_are_given_up() -> None:
 
 
 def test_arguments_are_checked() -> None:
-    with pytest.raises(ValueError, match="rate of 0.0"):
+    with pytest.raises(ValueError, match=r"rate of 0\.0"):
         PilotChain(0.0)
     with pytest.raises(ValueError, match="-1 ns"):
         PilotChain(860.0, -1)
@@ -265,7 +271,8 @@ def test_the_periodogram_is_the_plain_sum_over_edges() -> None:
         step = levels[number + 1] - levels[number]
         blur = (noise + 1 / 12) * 1.5 / step**2 + 0.05**2
         moment = moment_twin(
-            (times[inside] - begin) / nominal, (codes[inside] - levels[number]) / step, tolerance, blur)
+            (times[inside] - begin) / nominal, (codes[inside] - levels[number]) / step, tolerance, blur
+        )
         expected = expected * 0.96875 + moment * np.exp(2j * np.pi * begin * 1e-9 * rates)
     sums = chain.periodogram()[1]
     assert sums == pytest.approx(expected, abs=1e-3)
@@ -275,7 +282,65 @@ def test_the_periodogram_is_the_plain_sum_over_edges() -> None:
 def chain_noise(codes: np.ndarray, times: np.ndarray, edges: list[float], settled: float, halves: int) -> float:
     """Variance of settled reads, from 1, by quarters of each half-cycle's own."""
     noise = 1.0
-    for begin, end in list(zip(edges, edges[1:], strict=False))[:halves]:
+    for begin, end in list(itertools.pairwise(edges))[:halves]:
         inside = (times > begin + settled) & (times < end)
         noise += (np.var(codes[inside], ddof=1) - noise) * 0.25
     return noise
+
+
+# --- in the worker ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rate_error", ["-10", "0", "10"])
+def test_a_silent_board_is_as_good_as_one_with_ready_lines(rate_error: str) -> None:
+    """Two silent ADS1114 (model 1.5) beside two with ALERT/RDY, on the same light."""
+    vial = QUIET | {"oscillator_error_percent": rate_error}
+    silent, ready = (SampledRun(name, simulation=vial).run(44.0) for name in ("model1.5", "simulated"))
+    for run_ in (silent, ready):
+        assert run_.readings()["monotonic_ns"][0] - run_.start_ns < 0.5 * SECOND
+        assert run_.loop.counters()["missed_conversions"] == 0
+    rate = 860 * (1 + float(rate_error) / 100)
+    assert [value for _, name, _, value in silent.events if name == "rate_locked"] == pytest.approx(
+        [rate] * 2, rel=3e-3
+    )
+    quiet, noisy = silent.readings(low_s=4.0), ready.readings(low_s=4.0)
+    assert len(quiet) == len(noisy)
+    assert quiet["used"].mean() == pytest.approx(noisy["used"].mean(), rel=0.02)
+    assert quiet["se_instrument"].mean() / noisy["se_instrument"].mean() == pytest.approx(1.0, abs=0.05)
+    assert np.std(quiet["value"]) < 1.5 * np.std(noisy["value"])
+    assert quiet["value"].mean() == pytest.approx(noisy["value"].mean(), rel=5e-4)
+    assert not np.any(quiet["flags"] & FLAGS["gap"])
+
+
+def test_a_silent_converter_that_is_unplugged_comes_back() -> None:
+    board = SampledRun("model1.5", simulation=QUIET).run(3.0)
+    board.set("adc2_fault", 1)
+    board.run(6.0)
+    assert board.times("sensor_lost") and np.all(board.readings(low_s=4.0)["flags"] & FLAGS["sensor_lost"])
+    board.set("adc2_fault", 0)
+    board.run(10.0)
+    assert len(board.times("sensor_back")) == 1
+    after = board.readings(low_s=8.5)
+    assert len(after) >= 10 and after["value"] == pytest.approx(board.readings(high_s=3.0)["value"][-1], rel=1e-3)
+
+
+def test_a_reference_that_is_plugged_in_later_finds_its_clock_beside_the_masters() -> None:
+    board = SampledRun("model1.5", simulation=QUIET | {"oscillator_error_percent": "7"})
+    board.set("adc1_fault", 1)  # in the tick of the start, before anything is known of it
+    board.run(4.0)
+    assert not board.times("rate_locked", 1) and len(board.times("rate_locked", 2)) == 1
+    board.set("adc1_fault", 0)
+    board.run(9.0)
+    rates = [value for _, name, channel, value in board.events if name == "rate_locked" and channel == 1]
+    assert len(rates) == 1 and rates[0] == pytest.approx(860 * 1.07, rel=3e-3)
+    assert np.isfinite(board.readings(low_s=8.0)["reference_v"]).all()
+
+
+def test_light_that_is_out_for_a_minute_is_a_lost_sensor_that_returns() -> None:
+    board = SampledRun("model1.5", simulation=QUIET).run(3.0)
+    board.set("led_dead", 1)
+    board.run(63.0)
+    assert board.times("sensor_lost")
+    board.set("led_dead", 0)
+    board.run(70.0)
+    assert board.readings(low_s=67.0)["value"] == pytest.approx(board.readings(high_s=3.0)["value"][-1], rel=0.02)

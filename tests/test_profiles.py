@@ -106,7 +106,7 @@ def test_half_cycles_fit_the_choice_that_the_loop_makes() -> None:
 def test_the_example_explains_every_key() -> None:
     text = (pathlib.Path(profiles.DIRECTORY) / "custom-example.ini").read_text()
     lines = text.splitlines()
-    for kind, (_, keys) in profiles.TABLE.items():
+    for kind, keys in profiles.TABLE.items():
         header = f"[{kind}.1]" if kind in profiles.NUMBERED else f"[{kind}]"
         start = lines.index(header)
         end = next((n for n in range(start + 1, len(lines)) if lines[n].startswith("[")), len(lines))

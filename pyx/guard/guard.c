@@ -553,6 +553,7 @@ int main(int count, char **arguments) {
         socket_path);
     serve();
     int failed = make_safe();
+    if (unsaid) say("%u messages were lost: nobody read standard error", unsaid);
     say(failed ? "ends; %d outputs did not take the order to go off" : "ends; outputs off", failed);
     unlink(socket_path);
     return failed ? 1 : 0;
