@@ -55,7 +55,7 @@ COMMANDS = {
 }
 # `python -m benchmarks.<name>`: optical density against physics and against the field's method; with --plot they draw
 # the figures of docs/instrument.md
-OPTICAL_DENSITY = ("od_against_field", "od_efficiency", "od_robust", "od_rejection", "od_step")
+OPTICAL_DENSITY = ("od_against_field", "od_efficiency", "od_robust", "od_rejection", "od_step", "od_bus")
 KERNELS = ("bench_ring", "bench_od", "bench_tick", "bench_codec")
 HEADER = "| command | what | figure | budget | met | remark |\n|---|---|---|---|---|---|\n"
 INTRODUCTION = """# Results of the benchmarks

@@ -267,7 +267,8 @@ class Story:
         asked = float(unit.heard.rows("rpm")["signal_v"][-1])
         self.note(f"{unit.rpm():.1f} rpm; stirrer's line: {hertz:.1f} Hz, {percent:.1f} % ({asked:.1f} % asked)")
         assert 200 / 1.75 < hertz < 200 * 1.75  # moved to where the chopped light does not see it
-        assert percent == pytest.approx(asked, abs=3)
+        # the control still moves it; and the fake's clock is the busy machine's
+        assert percent == pytest.approx(asked, abs=2 if self.bench.where == "kernel" else 6)
 
     def turn_at(self, hertz: float) -> None:
         """At full duty the motor's line is a level, and its speed exactly what the bench says."""
