@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 
-from stirbar.core import identity, records
+from stirbar.core import identity, profiles, records
 from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
 from stirbar.core.host import RAW_SECONDS_FOR_EVER, Host
 from stirbar.core.recorder import Recorder, RecorderError
@@ -44,7 +44,9 @@ class Twin:
     """
 
     def __init__(self, config: Config, directory: str, automation: Callable[[Host, int], None] | None = None) -> None:
-        self.loop = Loop(config, virtual=True)
+        # the vial's converters are like those of the board that is named
+        profile = None if config.get("unit", "hardware") == profiles.AUTO else profiles.choose(config)
+        self.loop = Loop(config, virtual=True, profile=profile)
         self.automation = automation
         self.recorder: Recorder | None = None
         self.host = Host(

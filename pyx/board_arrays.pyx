@@ -240,7 +240,7 @@ def ready_numbers(stamps_ns, double conversion_hz):
 
 
 def judge_answers(int last, int first, int again, int maximum=65535):
-    """What a second look at a RP2040's answer says: "lost", "step" (both are true) or "garbled" (only the second is)."""
+    """What a second look at a RP2040's answer says: "lost", "step" (both are true), "garbled" (only the second is)."""
     return ("lost", "step", "garbled")[rp2040_judge(last, first, again, maximum)]
 
 

@@ -14,8 +14,10 @@ from stirbar.rt.stirring cimport StirConfig, stir_config_default
 from stirbar.rt.types cimport MAX_CHANNELS
 
 cdef enum:
-    # bits on the bus, start and stop included: pointer, address again and two bytes; address, command and two bytes
+    # bits on the bus, start and stop included: address, pointer, address again and two bytes; where the pointer stands
+    # at the register already; address, command and two bytes
     READ_BITS = 47
+    READ_PRESET_BITS = 29
     LIGHT_BITS = 38
     STRETCH_NS = 1800000     # a microcontroller holds the clock at each read (IS-24)
 
@@ -47,6 +49,7 @@ cdef inline int configure_plan(AdcPlan* plan, profile, int channel) except -1:
     plan.pace = PACE_READY
     plan.converter = channel
     plan.rate_hz = plan.conversion_hz = 860.0
+    plan.settle_ns = 700000  # of a photodiode amplifier of 0.1 ms
     if profile is None:
         return 0
     section = f"photodiode.{channel + 1}"
@@ -63,7 +66,8 @@ cdef inline int configure_plan(AdcPlan* plan, profile, int channel) except -1:
     plan.conversion_hz = profile.get(section, "conversion_hz")
     plan.settle_ns = <int64_t>(1e6 * (profile.get(section, "settle_ms") or 0.0))
     bit_ns = 1e9 / (profile.get("i2c", "clock_hz") or 100000.0)
-    plan.read_ns = <int64_t>(READ_BITS * bit_ns) + (STRETCH_NS if chip == "rp2040" else 0)
+    plan.read_ns = <int64_t>((READ_BITS if plan.pace >= PACE_HOST else READ_PRESET_BITS) * bit_ns)
+    plan.read_ns += STRETCH_NS if chip == "rp2040" else 0
     plan.light_ns = <int64_t>(LIGHT_BITS * bit_ns)
     return 0
 

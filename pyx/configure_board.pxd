@@ -276,10 +276,27 @@ cdef inline int dark_leds(Board* board) noexcept:
     return status
 
 
-cdef inline list look_for_chips(Board* board, profile):
-    """Ask every chip of the profile once; returns (what, status) of each."""
+cdef inline void learn_answers(Board* board) noexcept:
+    """Look at each of the microcontroller's inputs, which first answers are looked at twice, now that nobody waits for
+    the bus; and learn how long it holds the clock: its quickest answer."""
     cdef int32_t raw = 0
     cdef int64_t latched_ns = 0
+    cdef int64_t quickest_ns = 0
+    cdef int64_t took_ns
+    cdef int i
+    for i in range(MCU_INPUTS):
+        if rp2040_read(&board.mcu, i, &raw, &latched_ns) < 0:
+            return
+        took_ns = board.bus.ended_ns - board.bus.began_ns
+        if i == 0 or took_ns < quickest_ns:
+            quickest_ns = took_ns
+    for i in range(MAX_CHANNELS):
+        if board.channel[i].source.chip == CHIP_RP2040 and board.channel[i].plan.read_ns < quickest_ns:
+            board.channel[i].plan.read_ns = quickest_ns
+
+
+cdef inline list look_for_chips(Board* board, profile):
+    """Ask every chip of the profile once; returns (what, status) of each."""
     cdef int i, status
     found = []
     if board.led_chip != CHIP_NONE:
@@ -292,9 +309,8 @@ cdef inline list look_for_chips(Board* board, profile):
     if board.mcu.device.bus != NULL:
         board.bus.down_until_ns = 0
         status = rp2040_start(&board.mcu)
-        for i in range(MCU_INPUTS):  # the first answers are looked at twice: now, when nobody waits for the bus
-            if status == 0:
-                rp2040_read(&board.mcu, i, &raw, &latched_ns)
+        if status == 0:
+            learn_answers(board)
         found.append((f"RP2040 at {board.mcu.device.address:#04x} (microcontroller; is its firmware loaded?)", status))
     if board.has_temperature:
         board.bus.down_until_ns = 0

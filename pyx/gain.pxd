@@ -23,7 +23,7 @@ cdef extern from *:
     #define STIRBAR_GAIN_HIGH 0.85            /* of full scale: the signal stays below */
     #define STIRBAR_GAIN_UP 0.7               /* of the next full scale, for a dwell: then up */
     #define STIRBAR_GAIN_DWELL_S 2.0
-    #define STIRBAR_GAIN_AGAIN_S 10.0         /* a fixed range that clips is looked at from the lowest gain this often */
+    #define STIRBAR_GAIN_AGAIN_S 10.0         /* so often a fixed range that clips is looked at from the lowest gain */
     #define STIRBAR_GAIN_OVER_V 3.2           /* at the converter: the light stays off */
     #define STIRBAR_GAIN_WARN_V 3.0
     #define STIRBAR_GAIN_CALM_V 2.9           /* below, the warning may come again */
@@ -52,7 +52,7 @@ cdef enum:
     GAIN_SURE = 2            # conversions that say the same, before it is believed
     GAIN_PAIRS = 6           # chop periods at either range that make a ratio
     GAIN_PAIRS_LEAST = 4     # of these, with light that kept still
-    GAIN_LOOKS = 48          # at a register, while nobody knows which conversion it holds: some half-cycles of the light
+    GAIN_LOOKS = 48          # at a register, while nobody knows which conversion it holds: some half-cycles
     GAIN_REST = 6            # chop periods in force before a neighbour is compared
 
 cdef enum:                   # Gain.state
@@ -194,7 +194,6 @@ cdef inline void gain_written(Gain* g, int64_t from_ns, int64_t to_ns) noexcept 
 
 cdef inline int gain_admit(Gain* g, int64_t begin_ns, int64_t end_ns) noexcept nogil:
     """At which range the conversion was made: GAIN_IN_FORCE, GAIN_FRESH or GAIN_FOREIGN. In their order, once each."""
-    cdef bint same
     if g.pending:
         if end_ns <= g.from_ns:
             return GAIN_FOREIGN if g.in_force != g.home else GAIN_IN_FORCE
@@ -418,6 +417,8 @@ cdef inline int gain_conversion(Gain* g, int32_t code, int clipped, int phase) n
         g.warned = 0
     if g.state == GAIN_DARK or g.state == GAIN_PROBING:
         return gain_wait(g, phase) | told
+    if g.fixed != GAIN_AUTO:
+        return told
     if phase == PHASE_ON:
         g.sums.on += code
         g.sums.on_count += 1

@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint32_t
 
 from stirbar.rt.chop cimport LED_EDGES, ChopPlan, LedEdge, choose_half_cycle, chop_plan_init, led_track_edge
 from stirbar.rt.gain cimport gain_chop
-from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_SMOOTHED
+from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
 from stirbar.rt.light_path cimport light_path_clear, light_search_begin, light_search_step
 from stirbar.rt.pilot cimport pilot_edge
 from stirbar.rt.ports cimport port_event
@@ -26,6 +26,7 @@ cdef enum:
 cdef extern from *:
     """
     #define STIRBAR_READ_AFTER 0.35   /* of a period after it is ready a conversion is fetched at the latest */
+    #define STIRBAR_EDGE_AFTER 0.08   /* of a period after it is ready, where it ends a half-cycle, the light changes */
     #define STIRBAR_PILOT_AFTER 0.6   /* the same where the register is read at mid-conversion */
     #define STIRBAR_RATE_MOVED 0.005  /* of the rate: k is chosen again */
     #define STIRBAR_PATH_MOVED 0.05   /* of the settling time: k is chosen again, and it is said */
@@ -34,6 +35,7 @@ cdef extern from *:
     #define STIRBAR_PATH_PERIOD_NS 3600000000000LL
     """
     const double READ_AFTER "STIRBAR_READ_AFTER"
+    const double EDGE_AFTER "STIRBAR_EDGE_AFTER"
     const double PILOT_AFTER "STIRBAR_PILOT_AFTER"
     const double RATE_MOVED "STIRBAR_RATE_MOVED"
     const double PATH_MOVED "STIRBAR_PATH_MOVED"
@@ -56,6 +58,7 @@ cdef inline void sampler_tell_edge(Sampler* s, int64_t before_ns, int64_t after_
             pilot_edge(&channel.pilot, from_ns if from_ns < after_ns else after_ns, after_ns)
         if on and channel.ranged and not channel.lost:
             channel.acts |= gain_chop(&channel.gain)
+            s.acting |= channel.acts
 
 
 cdef inline int sampler_light(Sampler* s, int on) noexcept nogil:
@@ -98,8 +101,10 @@ cdef inline bint sampler_has_moved(const Sampler* s) noexcept nogil:
 cdef inline void sampler_guess_edge(Sampler* s) noexcept nogil:
     """Where the light will change between two conversions of the master, before that was ever seen."""
     cdef const Channel* master = &s.channel[s.master]
-    s.edge_from_ns = master.plan.read_ns + (
-        PILOT_AFTER if master.plan.pace == PACE_PILOT else READ_AFTER) * master.period_ns
+    s.edge_from_ns = master.period_ns * (
+        1.0 + PILOT_AFTER if master.plan.pace == PACE_PILOT else 1.0 + EDGE_AFTER if s.light_first else READ_AFTER)
+    if master.plan.pace == PACE_READY and not s.light_first:
+        s.edge_from_ns += master.plan.read_ns
     s.edge_to_ns = s.edge_from_ns + master.plan.light_ns
     if master.plan.pace == PACE_HOST:
         s.edge_to_ns = -<double>(s.grid.slot_ns - s.grid.answer_ns - master.plan.read_ns - master.plan.light_ns)
@@ -209,7 +214,7 @@ cdef inline void sampler_path_found(Sampler* s, int64_t now_ns) noexcept nogil:
     s.settle_ns = <int64_t>s.search.best.settle_ns
     sampler_choose_half_cycle(s, now_ns)
     port_event(&s.port, now_ns, EVENT_LIGHT_PATH, s.discard, STREAM_OD1 + s.master, 1e-6 * s.light_path.tau_ns)
-    if s.settle_ns > before_ns + LED_GUARD_NS and before_ns + s.channel[s.master].period_ns < s.settle_ns:
+    if s.settle_ns > before_ns + LED_GUARD_NS:
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_LED, NAN)
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_LED, s.config.intensity_percent)
     if round < PATH_ROUNDS and 3.0 * s.light_path.tau_ns > half_ns:

@@ -26,9 +26,9 @@ from stirbar.rt.od cimport od_init
 from stirbar.rt.od_price cimport OdPrice, od_price
 from stirbar.rt.od_state cimport OdConfig
 from stirbar.rt.outputs cimport OUTPUT_STIRRING, outputs_can_pulse
-from stirbar.rt.ports cimport READING_ROOM, STREAM_COUNT, Port, port_init, port_memory_bytes
+from stirbar.rt.ports cimport READING_ROOM, STREAM_COUNT, Port, port_init, port_memory_bytes, port_touch_trace
 from stirbar.rt.realtime cimport (
-    pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start)
+    pthread_join, pthread_t, stirbar_lock_memory, stirbar_prefault, stirbar_thread_start, stirbar_trim_memory)
 from stirbar.rt.ring cimport (
     ring_count, ring_pop, ring_pop_many, ring_push, stirbar_fence, stirbar_load_relaxed,
     stirbar_store_relaxed)
@@ -45,7 +45,7 @@ from stirbar.rt.stage cimport stage_curve, stage_fusion
 from stirbar.rt.stirring cimport StirConfig, stir_init
 from stirbar.rt.tasks cimport Task, drive
 from stirbar.rt.types cimport (
-    FLAG_SIMULATED, MAX_CHANNELS, TRACE_SNAPSHOT, Command, Event, Reading, TraceItem)
+    COMMAND_TRACE, FLAG_SIMULATED, MAX_CHANNELS, TRACE_SNAPSHOT, Command, Event, Reading, TraceItem)
 
 import errno
 import os
@@ -147,6 +147,7 @@ cdef class Loop:
     cdef readonly list missing
     cdef object profile
     cdef unsigned long long trace_sequences[THREADS]
+    cdef bint trace_touched[THREADS]
     cdef bytes calibration
 
     def __cinit__(self, config, *, profile=None, guard=None, bint virtual=False):
@@ -333,6 +334,7 @@ cdef class Loop:
         names[SAMPLING] = "stirbar-sample"
         names[ACTUATORS] = "stirbar-act"
         refused = []
+        stirbar_trim_memory()
         if self.lock_memory:
             status = stirbar_lock_memory()
             if status:
@@ -425,6 +427,9 @@ cdef class Loop:
     def push(self, int thread, uint32_t identifier, int code, int channel, int index, double value):
         """Give a thread (0 sampling, 1 actuators) a command; False when its ring is full."""
         cdef Command command
+        if code == COMMAND_TRACE and not self.trace_touched[thread]:
+            port_touch_trace(self._port(thread))
+            self.trace_touched[thread] = True
         command.id = identifier
         command.code = <uint16_t>code
         command.channel = <uint16_t>channel

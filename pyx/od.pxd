@@ -20,22 +20,19 @@ from stirbar.rt.od_half cimport od_clear_culture, od_close, od_drop_half, od_for
 from stirbar.rt.od_modulation cimport OdModulation, od_modulation
 from stirbar.rt.od_nulls cimport od_design_nulls, od_nulls_hold, od_window_entries
 from stirbar.rt.od_state cimport (
-    DUE_BLOCK, DUE_MODULATION, DUE_NULLS, DUE_RATE, DUE_READING, DUE_REFERENCE, DUE_SCALES, ENTRY_CLIPPED,
-    ENTRY_GAP, OD_BLOCK, OD_CLASSIC, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATES, OD_RATE_MAXIMUM, OD_RATE_MINIMUM,
-    OD_REFERENCE,
-    OD_REFERENCE_GAP_NS, OD_REGRESSED, OD_RESTART, OD_RING, OD_SIGNAL, OD_SLOW_ENTRIES, OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S,
+    DUE_BLOCK, DUE_MODULATION, DUE_NULLS, DUE_RATE, DUE_READING, DUE_REFERENCE, DUE_SCALES, ENTRY_CLIPPED, ENTRY_GAP,
+    OD_BLOCK, OD_CLASSIC, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATES, OD_RATE_MAXIMUM, OD_RATE_MINIMUM, OD_REFERENCE,
+    OD_REGRESSED, OD_RESTART, OD_RING, OD_SIGNAL, OD_SLOW_ENTRIES, OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S,
     OD_WARM_SLOPE, OD_WINDOWS, OD_WINDOW_MAXIMUM_S, OD_WINDOW_MINIMUM_S, OdChannel, OdConfig, OdRate, OdState,
     OdWindow, od_end_ns, od_newest_ns, od_next_middle_ns,
 )
+from stirbar.rt.od_reference cimport od_learn_reference
 from stirbar.rt.od_window cimport od_update_scales
-from stirbar.rt.reference cimport (
-    ReferenceFit, reference_factor, reference_follow, reference_init, reference_light, reference_push,
-    reference_restart,
-)
+from stirbar.rt.reference cimport ReferenceFit, reference_factor, reference_init, reference_light
 from stirbar.rt.types cimport (
-    FLAG_AMBIENT_STEP, FLAG_BLANKED, FLAG_BUBBLES, FLAG_DARK, FLAG_MAINS_UNLOCKED, FLAG_SATURATED, FLAG_STALE_REFERENCE,
-    FLAG_UNCALIBRATED, FLAG_UNCHOPPED, FLAG_WARMING, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION, STREAM_MODULATION1,
-    STREAM_OD1, STREAM_OD1_RATE1, Reading,
+    FLAG_AMBIENT_STEP, FLAG_BLANKED, FLAG_DARK, FLAG_MAINS_UNLOCKED, FLAG_SATURATED, FLAG_STALE_REFERENCE,
+    FLAG_UNCALIBRATED, FLAG_WARMING, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION, Reading, STREAM_MODULATION1,
+    STREAM_OD1, STREAM_OD1_RATE1,
 )
 
 
@@ -233,19 +230,6 @@ cdef inline int od_read(OdState* s, int which, int channel, Reading* r) noexcept
     r.half_cycle = <uint16_t>ch.half_cycle
     r.version = RECORD_VERSION
     return 0
-
-
-cdef inline void od_learn_reference(OdState* s, int channel, const OdWindow* window) noexcept nogil:
-    """A block of a signal channel against the reference's block of the same second."""
-    cdef const OdRate* rate = &s.rate[OD_BLOCK]
-    cdef bint quiet = rate.referred and window.full
-    quiet = quiet and not window.flags & (FLAG_BUBBLES | FLAG_SATURATED | FLAG_DARK | FLAG_UNCHOPPED)
-    if window.restarted or s.block_tick_ns - s.reference_fit[channel].tick_ns > OD_REFERENCE_GAP_NS:
-        reference_restart(&s.reference_fit[channel])
-    s.reference_fit[channel].tick_ns = s.block_tick_ns
-    reference_push(&s.reference_fit[channel], window.value_v, rate.reference_v, rate.reference_se, quiet)
-    if rate.referred:
-        reference_follow(&s.reference_fit[channel], rate.reference_v, s.reference_first_v)
 
 
 cdef inline void od_close_block(OdState* s, int channel) noexcept nogil:

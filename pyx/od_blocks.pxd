@@ -125,6 +125,8 @@ cdef inline int od_block_window(OdState* s, OdChannel* ch, OdWindow* window) noe
     if ch.last.full and ch.last.end_ns == ch.closed_ns and ch.last.entries == od_window_entries(s, OD_BLOCK):
         window[0] = ch.last
     else:
+        if not s.rate[0].of_blocks and ch.leveled[0]:
+            ch.level_v[OD_BLOCK] = ch.level_v[0]  # newer: one pass is enough
         status = od_window(s, ch, OD_BLOCK, window)
     window.restarted |= ch.moved
     ch.moved = 0

@@ -4,6 +4,7 @@
 
 from libc.math cimport NAN, ceil, fabs, sqrt
 from libc.stdint cimport int32_t, uint32_t
+from libc.stdlib cimport abs
 from libc.string cimport memset
 
 from stirbar.rt.od_nulls cimport od_design_nulls, od_window_entries
@@ -202,8 +203,9 @@ cdef inline int od_window(OdState* s, OdChannel* ch, int which, OdWindow* window
     cdef double centre
     cdef double before = ch.level_v[which]
     memset(window, 0, sizeof(OdWindow))
-    if nulls.count != wanted:
+    if nulls.count == 0 or 5 * abs(nulls.count - wanted) > wanted:
         od_design_nulls(s, nulls, wanted)
+    wanted = nulls.count  # a small change waits for its own turn (DUE_NULLS)
     fewest = fewest if fewest > OD_FEWEST else OD_FEWEST
     window.entries = od_available(s, ch, wanted, s.rate[which].window_s)
     window.full = window.entries == wanted

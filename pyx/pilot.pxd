@@ -1,4 +1,4 @@
-# Why compiled: says of each read of a silent converter which conversion it was; the sampling thread's pace comes from it.
+# Why compiled: says of each read of a silent converter which conversion it was, which paces the sampling thread.
 # Thread rule: pure; the sampling thread runs it on state that it owns.
 # Units: nanoseconds of the loop's clock; codes; fractions of a conversion period where nothing else is said.
 #
@@ -8,7 +8,7 @@
 # nothing; here they are tracked, by a Kalman filter on (end, period), and every read gets its number from them.
 # Derivations and figures: docs/converter-clock.md.
 
-from libc.math cimport ceil, fabs, floor, sqrt
+from libc.math cimport fabs, floor, sqrt
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t
 
 from stirbar.rt.pilot_acquire cimport (
@@ -38,11 +38,11 @@ cdef extern from *:
     #define STIRBAR_PILOT_LATCH_NS 40e3      /* what reads and edges have in common, and nobody knows */
     #define STIRBAR_PILOT_DELAY 0.145        /* of the light's settling to 0.1 %: its time constant, delays an edge */
     #define STIRBAR_PILOT_WANDER 1e-6        /* of the rate, per root second: temperature */
-    #define STIRBAR_PILOT_LEAN 0.7           /* mean of 16 normalised residuals, 0.18 when all is well: it wanders faster */
+    #define STIRBAR_PILOT_LEAN 0.7           /* mean of 16 normalised residuals, 0.18 when all is well */
     #define STIRBAR_PILOT_HASTE 16.0         /* times the wander's variance, then */
     #define STIRBAR_PILOT_CALM 0.98          /* of that, left after each edge */
     #define STIRBAR_PILOT_SIGMAS 3.0         /* a residual counts with at most so many standard deviations */
-    #define STIRBAR_PILOT_FAINT 25.0         /* squared swing of the light over the variance of a conversion, at least */
+    #define STIRBAR_PILOT_FAINT 25.0         /* squared swing over the variance of a conversion, at least */
     #define STIRBAR_PILOT_POSITION 0.25      /* of a period after its end a conversion is read, when that is sure */
     #define STIRBAR_PILOT_GUARD_MOST 0.35   /* then no read is sure any more */
     #define STIRBAR_PILOT_RATE_MOST 0.13     /* of the nominal rate, off */
@@ -91,6 +91,7 @@ cdef struct Pilot:
     int64_t edge_ns[PILOT_EDGES]
     uint32_t edge_count
     uint32_t edge_done       # edges before this one have been looked at
+    uint32_t look_index      # the oldest edge before it need not be looked at earlier
     uint32_t trial_edge      # at which the trial began
     uint32_t edge_vague      # bit by slot: the write took so long that nobody knows when the light changed
     uint32_t index
@@ -123,7 +124,7 @@ cdef inline void pilot_init(Pilot* p, double rate_hz, int64_t settle_ns, int64_t
     p.haste = 1.0
     p.lean = p.guard = p.swing = p.noise_square = p.width_ns = 0.0
     p.read_ns = now_ns
-    p.edge_count = p.edge_done = p.edge_vague = p.trial_edge = 0
+    p.edge_count = p.edge_done = p.edge_vague = p.trial_edge = p.look_index = 0
     p.index = p.last_index = 0
     for i in range(PILOT_CODES):
         p.newest[i].index = i + 1   # no slot holds its own number: all empty
@@ -186,7 +187,7 @@ cdef inline int64_t pilot_next_edge_ns(const Pilot* p) noexcept nogil:
 # --- the filter ---
 
 cdef inline void pilot_advance(Pilot* p, int32_t steps) noexcept nogil:
-    """Carry the clock and its doubt on by conversions: the rate wanders, white noise of PILOT_WANDER per root second."""
+    """Carry the clock and its doubt on by conversions: the rate wanders by PILOT_WANDER per root second."""
     cdef double n = steps
     cdef double wander = PILOT_WANDER * p.period_ns
     cdef double q = wander * wander * p.period_ns * 1e-9 * p.haste
@@ -323,7 +324,8 @@ cdef inline void pilot_use_edge(Pilot* p, int64_t at_ns, uint32_t first, uint32_
         p.outliers += 1   # a step of other light, or a bubble: says nothing of the clock
         return
     pilot_advance(p, <int32_t>(last - p.index))
-    residual = <double>(at_ns - p.origin_ns) + PILOT_DELAY * p.settle_ns - p.end_ns + (share + <int32_t>(p.index - last)) * p.period_ns
+    residual = <double>(at_ns - p.origin_ns) + PILOT_DELAY * p.settle_ns - p.end_ns
+    residual += (share + <int32_t>(p.index - last)) * p.period_ns
     pilot_correct(p, residual)
 
 
@@ -346,8 +348,8 @@ cdef inline void pilot_measure(Pilot* p) noexcept nogil:
     cdef uint32_t slot = p.edge_done & (PILOT_EDGES - 1)
     cdef int64_t at_ns = p.edge_ns[slot]
     cdef double ahead = (<double>(at_ns - p.origin_ns) - p.end_ns) * p.inverse
-    cdef double whole = ceil(ahead)
-    cdef uint32_t first = p.index + <uint32_t><int32_t>whole
+    cdef int32_t whole = <int32_t>ahead + (ahead > 0.0)
+    cdef uint32_t first = p.index + <uint32_t>whole
     cdef uint32_t last = first
     cdef double left = whole - ahead      # of the straddling conversion, after the edge
     cdef double slack = 0.25 * p.guard    # one standard deviation, and the time of the write
@@ -356,8 +358,10 @@ cdef inline void pilot_measure(Pilot* p) noexcept nogil:
     if left > 1.0 - slack:
         first -= 1
     if <int32_t>(p.last_index - last) < 2:
+        p.look_index = last + 2
         return
     p.edge_done += 1
+    p.look_index = p.last_index
     if p.edge_vague & (<uint32_t>1 << slot):
         return
     if pilot_is_alone(p, p.edge_done - 1, p.end_ns + (<int32_t>(first - p.index) - 3) * p.period_ns,
@@ -389,6 +393,7 @@ cdef inline void pilot_found(Pilot* p) noexcept nogil:
     p.corrections = p.disagreeing = 0
     p.edge_done = p.edge_count - 1 if p.edge_count else 0
     p.trial_edge = p.edge_count
+    p.look_index = p.last_index
     p.haste = 1.0
     p.state = PILOT_TRYING
     pilot_refresh(p)
@@ -402,6 +407,8 @@ cdef inline void pilot_edge(Pilot* p, int64_t from_ns, int64_t to_ns) noexcept n
     cdef bint vague = width > 4.0 * p.width_ns + 2e4 and p.edge_count > 0
     p.width_ns += ((4.0 * p.width_ns + 2e4 if vague else width) - p.width_ns) * 0.0625
     p.edge_ns[slot] = at_ns
+    if p.edge_done == p.edge_count:
+        p.look_index = p.last_index
     p.edge_count += 1
     p.edge_vague &= ~(<uint32_t>1 << slot)
     if vague:
@@ -438,17 +445,19 @@ cdef inline void pilot_keep(Pilot* p, uint32_t index, int32_t code, int clipped)
 
 cdef inline int pilot_read(Pilot* p, int64_t latch_ns, int32_t code, int clipped) noexcept nogil:
     """The register held `code` at `latch_ns`. Says what it was (PILOT_NEW...); a new one is conversion `last_index`."""
-    cdef double gone, whole
+    cdef double gone
     cdef uint32_t index
-    cdef int32_t step
+    cdef int32_t whole, step
     p.read_ns = latch_ns
     if p.state == PILOT_ACQUIRING:
         acquisition_read(&p.acquisition, latch_ns, code, clipped)
         return PILOT_NOTHING
     gone = (<double>(latch_ns - p.origin_ns) - p.end_ns) * p.inverse
-    whole = floor(gone)
+    whole = <int32_t>gone
+    if whole > gone:
+        whole -= 1
     gone -= whole
-    index = p.index + <uint32_t><int32_t>whole
+    index = p.index + <uint32_t>whole
     if gone < p.guard or gone > 1.0 - p.guard:
         p.unsure += 1
         return PILOT_UNSURE
@@ -461,7 +470,7 @@ cdef inline int pilot_read(Pilot* p, int64_t latch_ns, int32_t code, int clipped
     p.numbered = 1
     p.last_index = index
     pilot_keep(p, index, code, clipped)
-    if p.edge_done != p.edge_count:
+    if p.edge_done != p.edge_count and <int32_t>(index - p.look_index) >= 0:
         pilot_measure(p)
     if <int32_t>(index - p.index) > PILOT_COAST:
         pilot_advance(p, PILOT_COAST // 2)

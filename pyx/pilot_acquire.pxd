@@ -3,11 +3,11 @@
 # Units: nanoseconds of the loop's clock; codes; phases in fractions of a conversion period.
 #
 # The register is read a few times in each conversion while the light changes now and then. After a change at t the
-# register goes through three levels: as before, until the straddling conversion ends at t + phase * period; between, for
-# a period, by just that phase; as after. So one half-cycle gives the likelihood of 16 phases, kept as its first circular
-# moment. All edges belong to one rate when (t / period + phase) is the same for all, modulo 1: the sum of the moments,
-# each turned by t / period, is longest at the true rate (a periodogram; Rife and Boorstyn 1974), and its angle is the
-# phase.
+# register goes through three levels: as before, until the straddling conversion ends at t + phase * period; between,
+# for a period, by just that phase; as after. So one half-cycle gives the likelihood of 16 phases, kept as its first
+# circular moment. All edges belong to one rate when (t / period + phase) is the same for all, modulo 1: the sum of
+# the moments, each turned by t / period, is longest at the true rate (a periodogram; Rife and Boorstyn 1974), and its
+# angle is the phase.
 
 from libc.math cimport M_PI, atan2, cos, exp, fabs, floor, sin
 from libc.stdint cimport int32_t, int64_t
@@ -157,6 +157,10 @@ cdef inline void acquisition_moment(
     cdef double misfit[ACQUISITION_PHASES]
     cdef double least = 1e300
     cdef double total = 0.0
+    cdef double c = cos(M_PI / ACQUISITION_PHASES)
+    cdef double s = sin(M_PI / ACQUISITION_PHASES)
+    cdef double turn_re = cos(2.0 * M_PI / ACQUISITION_PHASES)
+    cdef double turn_im = sin(2.0 * M_PI / ACQUISITION_PHASES)
     cdef double scale, weight
     cdef int32_t reads = acquisition_transient(a)
     cdef int i
@@ -168,8 +172,11 @@ cdef inline void acquisition_moment(
     for i in range(ACQUISITION_PHASES):
         weight = exp((least - misfit[i]) * scale)
         total += weight
-        re[0] += weight * cos(2.0 * M_PI * (i + 0.5) / ACQUISITION_PHASES)
-        im[0] += weight * sin(2.0 * M_PI * (i + 0.5) / ACQUISITION_PHASES)
+        re[0] += weight * c
+        im[0] += weight * s
+        weight = c * turn_re - s * turn_im
+        s = c * turn_im + s * turn_re
+        c = weight
     re[0] /= total
     im[0] /= total
 

@@ -50,7 +50,7 @@ cdef class PilotChain:
         cdef const uint8_t[::1] clips = np.ascontiguousarray(clipped, dtype=np.uint8)
         cdef Py_ssize_t i
         if codes.shape[0] != n or clips.shape[0] != n:
-            raise ValueError(f"{n} times, {codes.shape[0]} codes and {clips.shape[0]} clip flags: expected equal lengths")
+            raise ValueError(f"{n} times, {codes.shape[0]} codes and {clips.shape[0]} clip flags: expected as many")
         said = np.empty(n, dtype=np.uint8)
         cdef uint8_t[::1] out = said
         for i in range(n):

@@ -1,9 +1,9 @@
-# Why compiled: a converter without a ready line is read by the clock that its light tells, at the pace of its conversions.
+# Why compiled: a converter without a ready line is read at the pace of the clock that its light tells.
 # Thread rule: the sampling thread; it owns the I2C bus.
 # Units: nanoseconds of the loop's clock, volts, conversions.
 #
-# PACE_PILOT     the register is read in each conversion; pilot.pxd says which one it holds (IS-22). Also here, for every
-#                pace: what gain.pxd decides is done before the tick ends.
+# PACE_PILOT     the register is read in each conversion; pilot.pxd says which one it holds (IS-22). Also here, for
+#                every pace: what gain.pxd decides is done before the tick ends.
 
 from libc.stdint cimport int64_t, uint32_t
 
@@ -41,6 +41,7 @@ cdef inline void sampler_write_gain(Sampler* s, int index) noexcept nogil:
     if s.hal.adc_gain(s.hal.context, index, gain_full_scale_v(&channel.gain), before_ns):
         s.bus_errors += 1
         channel.acts |= GAIN_WRITE
+        s.acting = 1
         return
     gain_written(&channel.gain, before_ns, s.clock.now_ns(s.clock.context))
     if channel.plan.pace == PACE_PILOT:
@@ -71,6 +72,9 @@ cdef inline void sampler_tend_gain(Sampler* s) noexcept nogil:
     cdef Channel* channel
     cdef int i
     cdef int held = 0
+    if not s.acting and not s.held:
+        return
+    s.acting = 0
     for i in range(s.active_count):
         channel = &s.channel[s.active[i]]
         if channel.acts:
@@ -133,6 +137,7 @@ cdef inline void pilot_seek(Sampler* s, int index, const Conversion* conversion,
             sampler_feed_float(s, TRACE_GAIN, index, 0, gain_volts_per_code(&channel.gain))
             pilot_forget(&channel.pilot)
         channel.acts |= gain_look(&channel.gain, conversion.code, conversion.clipped)
+        s.acting |= channel.acts
     if s.held or s.paused:
         channel.heard_ns = now_ns
     elif now_ns - channel.heard_ns > PILOT_SILENCE_NS:

@@ -47,24 +47,31 @@ cdef inline void port_init(
     Port* port, char* memory, uint32_t reading_room, uint32_t trace_room,
     const void* state, uint32_t state_bytes, uint32_t flags
 ) noexcept nogil:
-    """Empty rings in the memory given, all of which is touched, so that no page fault is left for later.
+    """Empty rings in the memory given, which is touched, so that no page fault is left for later; all but that of trace
+    and snapshot (port_touch_trace).
 
     reading_room (at most READING_ROOM) and trace_room are powers of two.
     """
     memset(port, 0, sizeof(Port))
-    memset(memory, 0, port_memory_bytes(reading_room, trace_room, state_bytes))
-    ring_init(&port.trace, memory, sizeof(TraceItem), trace_room)
-    memory += trace_room * sizeof(TraceItem)
+    memset(memory, 0, port_memory_bytes(reading_room, 0, 0))
     ring_init(&port.readings, memory, sizeof(Reading), reading_room)
     memory += reading_room * sizeof(Reading)
     ring_init(&port.commands, memory, sizeof(Command), COMMAND_ROOM)
     memory += COMMAND_ROOM * sizeof(Command)
     ring_init(&port.events, memory, sizeof(Event), EVENT_ROOM)
     memory += EVENT_ROOM * sizeof(Event)
-    port.snapshot = memory
+    ring_init(&port.trace, memory, sizeof(TraceItem), trace_room)
+    port.snapshot = memory + trace_room * sizeof(TraceItem)
     port.state = state
     port.state_bytes = state_bytes
     port.flags = flags
+
+
+cdef inline void port_touch_trace(Port* port) noexcept nogil:
+    """Touch what a trace will be written to: it is a fifth of a megabyte that most workers never need. The host thread,
+    before it sends the first COMMAND_TRACE."""
+    memset(port.trace.items, 0, port.trace.capacity * sizeof(TraceItem))
+    memset(port.snapshot, 0, port.state_bytes)
 
 
 cdef inline int port_command(Port* port, Command* command) noexcept nogil:

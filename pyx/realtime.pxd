@@ -15,6 +15,7 @@ cdef extern from *:
     #define _GNU_SOURCE
     #endif
     #include <errno.h>
+    #include <malloc.h>
     #include <pthread.h>
     #include <sched.h>
     #include <signal.h>
@@ -66,6 +67,13 @@ cdef extern from *:
         return status;
     }
 
+    /* Give back what start-up used and freed. */
+    static void stirbar_trim_memory(void) {
+    #ifdef __GLIBC__
+        malloc_trim(0);
+    #endif
+    }
+
     /* Lock memory as it is touched: a plain mlockall would fill every thread's whole stack with locked pages. */
     static int stirbar_lock_memory(void) {
         return mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) ? errno : 0;
@@ -76,4 +84,5 @@ cdef extern from *:
         pthread_t* thread, const char* name, int priority, uint32_t cpus, void* (*run)(void*) noexcept nogil,
         void* context
     ) noexcept nogil
+    void stirbar_trim_memory() noexcept nogil
     int stirbar_lock_memory() noexcept nogil

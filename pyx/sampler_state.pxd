@@ -123,9 +123,11 @@ cdef struct Sampler:
     int half_cycle                      # k
     int discard                         # d: conversions of a half-cycle that are not used
     int sampling
+    int light_first                     # PACE_READY: the bus has room to change the light before anything is read
     double edge_from_ns                 # where the light changes, from the end of the master's last conversion on; where
     double edge_to_ns                   #   we time the conversions, before the begin of its next
-    int held                            # by channel: the light must stay off
+    int held                            # the light must stay off
+    int acting                          # a channel has acts
     uint32_t seeking                    # by channel: its clock is sought beside the master's
     int measuring                       # the light path, in the conversions that come
     int path_rounds                     # short measurements, at the start of the run, that are done
@@ -280,6 +282,7 @@ cdef inline void sampler_conversion(
         sampler_feed(s, &item)
     if channel.ranged:
         channel.acts |= gain_conversion(&channel.gain, conversion.code, conversion.clipped, phase)
+        s.acting |= channel.acts
     if conversion.clipped and not channel.clipping:
         port_event(&s.port, now_ns, EVENT_SATURATED, index + 1, STREAM_OD1 + index, 0)
     channel.clipping = conversion.clipped

@@ -40,6 +40,7 @@ cdef enum:                        # bits of slow_due, in the order of slow_from_
     SLOW_LATEST_NS = 1000000000   # so long a slow device waits for a gap
     TMP1075_LSB_MICRODEGC = 62500
     HOST_LEAST_SLEEP_NS = 20000
+    LIGHT_SLACK_NS = 150000       # for a thread that wakes late
 
 
 # --- slow devices ---
@@ -99,16 +100,13 @@ cdef inline void sampler_read_slow(Sampler* s, int device) noexcept nogil:
 cdef inline void sampler_tend_slow(Sampler* s, int64_t due_ns) noexcept nogil:
     """Read a slow device that waits, when it lets the bus go before the next conversion is due, or has waited for too
     long."""
-    cdef int64_t now_ns, bus_ns
+    cdef int64_t now_ns
     cdef int device
     for device in range(SLOW_DEVICES):
         if not s.slow_due & (1 << device):
             continue
         now_ns = s.clock.now_ns(s.clock.context)
-        # a transfer of its kind takes as long as that of a converter at the least
-        bus_ns = s.channel[s.active[0]].plan.read_ns
-        bus_ns = bus_ns if bus_ns > s.slow_bus_ns[device] else s.slow_bus_ns[device]
-        if now_ns + bus_ns <= due_ns:
+        if now_ns + s.slow_bus_ns[device] <= due_ns:
             sampler_read_slow(s, device)
         elif now_ns - s.slow_from_ns[device] >= SLOW_LATEST_NS:
             s.slow_forced += 1
@@ -179,6 +177,7 @@ cdef inline int sampler_start_channels(Sampler* s, int64_t now_ns) noexcept nogi
     """Plan and start every converter; 0, or minus the errno of the first that refused."""
     cdef Channel* channel
     cdef double fastest_hz = 0.0
+    cdef int64_t bus_ns = 0
     cdef int i, status
     s.active_count = 0
     s.settle_ns = 0
@@ -192,8 +191,13 @@ cdef inline int sampler_start_channels(Sampler* s, int64_t now_ns) noexcept nogi
         status = sampler_plan(s, i)
         if status:
             return status
+        bus_ns += s.channel[i].plan.read_ns
         if s.channel[i].plan.conversion_hz > fastest_hz:
             fastest_hz = s.channel[i].plan.conversion_hz
+    for i in range(SLOW_DEVICES):  # before it was ever measured: a read with its pointer
+        s.slow_bus_ns[i] = 2 * s.channel[s.active[0]].plan.read_ns
+    bus_ns += s.channel[s.master].plan.light_ns
+    s.light_first = bus_ns + LIGHT_SLACK_NS < 0.9e9 / fastest_hz
     s.poll_ns = <int64_t>(0.25e9 / fastest_hz)
     s.least_sleep_ns = s.poll_ns >> 1
     for i in range(s.active_count):

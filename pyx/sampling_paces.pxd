@@ -13,7 +13,8 @@ from stirbar.rt.converter_clock cimport (
 from stirbar.rt.gain cimport gain_full_scale_v, gain_resume, gain_volts_per_code
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, Conversion
 from stirbar.rt.light cimport (
-    READ_AFTER, sampler_choose_half_cycle, sampler_edge, sampler_has_moved, sampler_light, sampler_publish_chop)
+    EDGE_AFTER, READ_AFTER, sampler_choose_half_cycle, sampler_edge, sampler_half_cycle, sampler_has_moved,
+    sampler_light, sampler_publish_chop)
 from stirbar.rt.pilot cimport pilot_init
 from stirbar.rt.ports cimport port_event
 from stirbar.rt.sampler_state cimport (
@@ -136,19 +137,35 @@ cdef inline void sampler_ready(Sampler* s, int index, const Conversion* conversi
     sampler_conversion(s, index, number, end_ns - <int64_t>channel.clock.period_ns, end_ns, conversion, now_ns)
 
 
+cdef inline bint sampler_ends_half(const Sampler* s, int index) noexcept nogil:
+    """Whether the next conversion of this channel ends a half-cycle of the light, which then changes before it is read."""
+    cdef const Channel* channel = &s.channel[index]
+    return s.light_first and index == s.master and channel.clock.locked and channel.modelled and (
+        <int32_t>(channel.last_index + 1 - s.toggled_index) >= sampler_half_cycle(s))
+
+
 cdef inline void sampler_fetch(Sampler* s, int index, int64_t now_ns) noexcept nogil:
-    """Read a converter whose next conversion should be ready, and say when it wants to be read again."""
+    """Read a converter whose next conversion should be ready, and say when it wants to be read again.
+
+    Where the bus has room for it, the light changes before the conversion that ends a half-cycle is read: the sooner,
+    the more of the next one's time is left to settle in.
+    """
     cdef Channel* channel = &s.channel[index]
     cdef Conversion conversion
+    cdef double after
     cdef int status
     if channel.lost and not sampler_revive(s, index, now_ns):
         return
+    if sampler_ends_half(s, index):
+        s.toggled_index = channel.last_index + 1
+        sampler_edge(s)
     status = s.hal.adc_read(s.hal.context, index, now_ns, &conversion)
     if status == 1:
         sampler_ready(s, index, &conversion, now_ns)
         if channel.clock.locked:
             channel.expected_ns = converter_clock_next_ns(&channel.clock)
-            channel.due_ns = channel.expected_ns + <int64_t>(READ_AFTER * channel.clock.period_ns)
+            after = EDGE_AFTER if sampler_ends_half(s, index) else READ_AFTER
+            channel.due_ns = channel.expected_ns + <int64_t>(after * channel.clock.period_ns)
         else:
             channel.expected_ns = now_ns
             channel.due_ns = now_ns + s.poll_ns

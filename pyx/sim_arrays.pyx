@@ -64,6 +64,7 @@ PARAMETER_NUMBERS = {
     "multiple_scattering": PARAM_MULTIPLE_SCATTERING,
     "reference_v": PARAM_REFERENCE_V,
     "reference_lost": PARAM_REFERENCE_LOST,
+    "reference_excess_ppm_per_degc": PARAM_REFERENCE_EXCESS_PPM_PER_DEGC,
     "light_leak_v": PARAM_LIGHT_LEAK_V,
     "sensitivity_spread_percent": PARAM_SENSITIVITY_SPREAD_PERCENT,
     "feedback_resistance_ohm": PARAM_FEEDBACK_RESISTANCE_OHM,

@@ -1,12 +1,13 @@
 """A free-running converter without a ready line, its light and a thread that is late: what the pilot has to live with.
 
-Time is continuous and known here; the pilot sees latch times, codes and its own writes. `python -m tests.pilot_bench`
-prints the table of docs/converter-clock.md.
+Time is continuous and known here; the pilot sees latch times, codes and its own writes. Run as a script it prints the
+table of docs/converter-clock.md.
 """
 
 from __future__ import annotations
 
 import bisect
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -198,6 +199,40 @@ def figures(board: Board, seconds: float) -> str:
     return "  ".join(parts)
 
 
+CAMPAIGN = {
+    "strong light": {},
+    "swing 32": {"swing": 32},
+    "swing 16": {"swing": 16},
+    "swing 12": {"swing": 12},
+    "swing 8": {"swing": 8},
+    "hum 0.1": {"swing": 320, "hum": 32},
+    "hum 0.3": {"swing": 320, "hum": 96},
+    "40 bubbles/s": {"bubbles_per_s": 40},
+    "steps 16/s": {"step_s": 0.06},
+    "read in 0.6 ms": {"read_ns": 0.62 * MS},
+}
+
+
+def campaign(runs: int) -> None:
+    """How long the lock takes, and whether it is the right one, at any rate within 10 % and k from 4 to 9."""
+    rng = np.random.default_rng(5)
+    print(f"{'':16s}lock p50, p95, longest   never  wrong rate  captured")
+    for name, board in CAMPAIGN.items():
+        results = [
+            run(
+                Board(rate_error=rng.uniform(-0.1, 0.1), half_cycle=int(rng.integers(4, 10)), seed=100 + i, **board),
+                1.5,
+            )
+            for i in range(runs)
+        ]
+        lock = 1e3 * np.array([result.lock_s for result in results])
+        wrong = sum(bool(result.rate_error) and abs(result.rate_error[0]) > 0.02 for result in results)
+        captured = 100 * sum(r.captured for r in results) / max(1, sum(r.made for r in results))
+        never = int(np.isnan(lock).sum())
+        p50, p95, longest = np.nanpercentile(lock, [50, 95, 100]) if never < runs else [np.nan] * 3
+        print(f"{name:16s}{p50:5.0f} {p95:5.0f} {longest:5.0f} ms {never:8d} {wrong:8d} {captured:12.3f} %", flush=True)
+
+
 def main() -> None:
     rows = [("nominal", Board())]
     rows += [(f"clock {100 * e:+.0f} %", Board(rate_error=e)) for e in (-0.1, -0.05, 0.05, 0.1)]
@@ -223,4 +258,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    campaign(int(sys.argv[2])) if sys.argv[1:2] == ["--locks"] else main()

@@ -259,6 +259,10 @@ def test_a_microcontroller_that_stretches_the_clock_is_waited_for(opened, bench:
     bench.set_volts(0x2C, 2, 0.5)
     bench.stretch(0x2C, 1800)
     assert opened.read(1)[3] == pytest.approx(4965, abs=1)
+    opened.close()
+    opened = Board(load_profile("hat1.1"))
+    assert 4_080_000 <= opened.plan(1)["read_ns"] < 20_000_000  # two messages of 1.8 ms, and 48 bits
+    opened.start(1, 3.3)
     opened.light(40)
     assert bench.led_code(0x2C, 0) == 102
     bench.stretch(0x2C, 40_000)  # longer than the adapter waits

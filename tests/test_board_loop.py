@@ -198,6 +198,6 @@ def test_a_board_needs_a_profile() -> None:
 
 @board("hat1.0", travel=True)
 def test_a_board_in_use_is_refused_in_one_sentence(run: Run, bench: Bench, tmp_path: pathlib.Path) -> None:
-    with pytest.raises(HardwareError, match="another worker.* has /dev/i2c-1"):
+    with pytest.raises(HardwareError, match=r"another worker.* has /dev/i2c-1"):
         Loop(load_config(), profile=load_profile("hat1.0"))
     run.until(lambda: len(run.good("od2")) >= 1)

@@ -365,10 +365,10 @@ def samples(tau_s: float, window_s: float, noise: float = 0.0) -> check_light.St
 
     step = check_light.Step(Reader())
     step.dark_v, step.lit_v, step.noise_v = 0.01, 0.51, noise
-    for n in range(160):
-        age = 0.0004 + 0.0021 * (n // 4) + 0.0003 * (n % 4)
-        left = check_light._residual(age, tau_s, window_s)
-        step.samples.append((age, 0.51 - 0.5 * left))
+    for turn in range(4):
+        ages = [0.0004 + 0.0003 * turn + 0.0021 * n for n in range(40)]
+        step.turns.append([(age, 0.51 - 0.5 * check_light._residual(age, tau_s, window_s)) for age in ages])
+    step.turns[1][7] = (step.turns[1][7][0], 0.02)  # the machine stalled: this one began before the light
     return step
 
 
