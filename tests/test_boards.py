@@ -299,14 +299,15 @@ class Story:
             f" {got['missed_conversions']} missed; bus busy for {got['bus_busy_ms'] / (10 * seconds):.1f} %"
             f" (bits of the plan {100 * bus_share(unit.profile):.1f} %)"
         )
-        for name in ("bus_transfer_errors", "bus_errors", "garbage", "ready_lost"):
+        for name in ("bus_transfer_errors", "bus_errors", "ready_lost"):
             assert after[name] == 0, f"{name} before anything was unplugged"
+        # of the RP2040: the light changed within a mean, and the next mean came between two looks
+        assert after["garbage"] <= (0.01 * after["conversions"] if self.smoothed else 0)
         assert got["conversions"] + got["missed_conversions"] == pytest.approx(planned, rel=0.01)
         if self.bench.where == "kernel":  # where the clock waits for whoever works, none is missed
-            assert got["conversions"] > 0.999 * (planned - 0.05 * sum(self.rates()))
-
-    def rates(self) -> list[float]:
-        return [self.unit.profile.get(f"photodiode.{n}", "rate_hz") for n in self.unit.channels]
+            rates = [unit.profile.get(f"photodiode.{n}", "rate_hz") for n in unit.channels]
+            most = 0.01 if self.smoothed else MISSED_SHARE
+            assert got["conversions"] > (1 - most) * (planned - 0.05 * sum(rates))
 
     # --- optical density ---------------------------------------------------------------------------------------------
 
@@ -446,7 +447,7 @@ class Story:
         self.note(", ".join(f"{name} {count}" for name, count in counters.items() if count))
         for name in ("ring_drops", "trace_drops", "edges_lost", "line_errors"):
             assert counters[name] == 0, name
-        assert counters["garbage"] + counters["bus_timeouts"] <= counters["bus_transfer_errors"] < 100
+        assert counters["bus_timeouts"] <= counters["bus_transfer_errors"] < 100
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
