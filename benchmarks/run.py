@@ -63,6 +63,7 @@ OPTICAL_DENSITY = (
     "od_step",
     "od_temperature",
     "od_cost",
+    "od_bus",
 )
 KERNELS = ("bench_ring", "bench_od", "bench_tick", "bench_codec")
 HEADER = "| command | what | figure | budget | met | remark |\n|---|---|---|---|---|---|\n"

@@ -5,7 +5,7 @@
 # Its three tasks: conversions (how each pace works: sampling_paces.pxd; the light: light.pxd; what they share:
 # sampler_state.pxd), housekeeping, and the clock of the slow devices, which are read in the gaps between conversions.
 
-from libc.errno cimport EINVAL, ENODEV
+from libc.errno cimport EBUSY, EINVAL, ENODEV
 from libc.math cimport NAN
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.string cimport memset
@@ -72,9 +72,11 @@ cdef inline void sampler_read_temperature(Sampler* s, int64_t now_ns) noexcept n
 
 
 cdef inline void sampler_read_rail(Sampler* s, int64_t now_ns) noexcept nogil:
-    """Read the voltage of the PWM rail, where the board has a converter for it."""
+    """Read the voltage of the PWM rail, where the board has a converter for it; one at work is asked again next time."""
     cdef double volts = 0
     cdef int status = s.hal.rail_read(s.hal.context, now_ns, &volts)
+    if status == -EBUSY:
+        return
     s.rail_absent = status == -ENODEV
     s.bus_errors += status != 0 and status != -ENODEV
     s.rail_v = NAN if status else volts
