@@ -104,10 +104,16 @@ def board(
     bus_hz: int = 100_000,
     strict: bool = False,
     travel: bool = False,
+    beside: bool = False,
 ) -> pytest.MarkDecorator:
-    """Mark: on which board a test runs; see the module's text. `travel`: on the kernel, sleeping takes no time."""
+    """Mark: on which board a test runs; see the module's text. `travel`: on the kernel, sleeping takes no time.
+
+    `beside`: the next board's tests, where they are marked so too, may run at the same time.
+    """
     ready = dict(layout(name).ready) if ready is None else ready
-    return pytest.mark.board(name=name, ready=ready, plant=plant, bus_hz=bus_hz, strict=strict, travel=travel)
+    return pytest.mark.board(
+        name=name, ready=ready, plant=plant, bus_hz=bus_hz, strict=strict, travel=travel, beside=beside
+    )
 
 
 def _fake_command(arguments: list[str]) -> int:

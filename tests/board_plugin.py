@@ -32,6 +32,7 @@ class Variant(NamedTuple):
     name: str
     ready: str
     travel: bool
+    beside: bool
     settings: dict[str, object]
 
     @property
@@ -48,9 +49,8 @@ def _variants(definition: pytest.Item, where: str) -> list[Variant]:
     found = []
     for mark in reversed(marks or [board().mark]):
         settings = dict(mark.kwargs)
-        found.append(
-            Variant(where, settings.pop("name"), ready_text(settings.pop("ready")), settings.pop("travel"), settings)
-        )
+        name, ready, travel, beside = (settings.pop(key) for key in ("name", "ready", "travel", "beside"))
+        found.append(Variant(where, name, ready_text(ready), travel, beside, settings))
     return found
 
 
@@ -140,7 +140,7 @@ class BoardPlugin:
 
     def __init__(self, config: pytest.Config) -> None:
         config.addinivalue_line(
-            "markers", "board(name, ready, plant, bus_hz, strict, travel): the board a test runs on"
+            "markers", "board(name, ready, plant, bus_hz, strict, travel, beside): the board a test runs on"
         )
         self._config = config
         self._here = current_bench()
@@ -200,6 +200,16 @@ class BoardPlugin:
         return True
 
     def _run(self, item: pytest.Item, variant: Variant) -> BoardRun:
+        rest = item.session.items[item.session.items.index(item) :]
+        if variant.beside:
+            after = (other for other in rest if (its := self._variant(other)) and its.key != variant.key)
+            following = next(after, None)
+            its = following and self._variant(following)
+            if following is not None and its and its.beside and its.where == variant.where:
+                self._begin(following, its)
+        return self._begin(item, variant)
+
+    def _begin(self, item: pytest.Item, variant: Variant) -> BoardRun:
         if variant.key not in self._runs:
             rest = item.session.items[item.session.items.index(item) :]
             mine = [other for other in rest if (its := self._variant(other)) and its.key == variant.key]
