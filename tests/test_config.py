@@ -261,7 +261,7 @@ def test_integral_float_is_a_whole_number():
         ),
         ("stirring.config.stall_retries", "2.5", "not a whole number; write whole number, 0 to 10 kicks"),
         ("unit.simulate", "maybe", "neither on nor off; write 1 or 0"),
-        ("od_reading.config.ref_normalization", "clasic", "write unity or classic; did you mean 'classic'"),
+        ("od_reading.config.ref_normalization", "clasic", "write unity, classic or regressed; did you mean 'classic'"),
         ("od_config.photodiode_channel.2", "100", "write empty, REF, 45, 90, 135 or 180"),
         ("unit.name", "a/b", "letters, digits"),
         ("unit.name", "$broadcast", "letters, digits"),

@@ -394,9 +394,12 @@ def test_what_a_conversion_sees_of_a_step():
 def test_the_stirrer_is_moved_only_when_asked(bench, monkeypatch):
     monkeypatch.setattr(check_lines, "MOVE_S", 2.0)
     profile = profiles.load_profile(bench.profile)
+    bench.write("board/stir/stall", 1)  # what an earlier test set in motion stands still
+    edges = bench.number("board/stir/edges")
     (still,) = check_lines.check_stirrer(profile, GPIO, False)
     assert still.status == SKIP
-    assert bench.number("board/stir/edges") == 0
+    assert bench.number("board/stir/edges") == edges
+    bench.write("board/stir/stall", 0)
     (moved,) = check_lines.check_stirrer(profile, GPIO, True)
     assert moved.status == OK, moved.line()
     assert 10 <= int(moved.measured.split()[0]) <= 60  # 27.8 turns a second at 60 %, longer pulses on a late host
