@@ -27,6 +27,7 @@ RATE_TOLERANCE = 0.12  # 10 % of the oscillator, and what this way of measuring 
 DARK_READS = 12
 SETTLED_S = {"ads1115": 0.05, "ads1114": 0.05, "rp2040": 0.35}
 SIGMAS = 5.0
+UNUSED = "unused"  # a photodiode of the board that the config does not name
 STEPS = {"ads1115": 4, "ads1114": 4, "rp2040": 2}
 STEP_SPAN_S = {"ads1115": 0.04, "ads1114": 0.04, "rp2040": 0.5}
 STEP_PAUSE_S = {"ads1115": 0.0, "ads1114": 0.0, "rp2040": 0.004}
@@ -146,7 +147,7 @@ def settle_s(step: Step, tau_s: float) -> float:
 
 def _angle(config: Config, section: str) -> str:
     channel = section.rpartition(".")[2]
-    return str(config.get("od_config.photodiode_channel", channel) or "unused")
+    return str(config.get("od_config.photodiode_channel", channel) or UNUSED)
 
 
 def _describe_light(step: Step, angle: str) -> Finding:
@@ -160,6 +161,8 @@ def _describe_light(step: Step, angle: str) -> Finding:
             "lower [od_reading.config] ir_led_intensity",
         )
     needed = max(SIGMAS * step.noise_v, 3.0 * step.converter.resolution_v())
+    if angle == UNUSED and not step.sees_light():
+        return Finding(SKIP, what, "sees no light, and [od_config.photodiode_channel] names no photodiode there")
     return judge(
         step.sees_light(),
         what,
@@ -221,7 +224,7 @@ def _describe_chop(step: Step, profile: Profile, settle_ms: float) -> Finding:
 def _roles(steps: list[Step], config: Config) -> Iterator[Finding]:
     """Whether reference and signal are where they are said to be, as far as light alone can tell."""
     references = [step for step in steps if _angle(config, step.section) == "REF"]
-    signals = [step for step in steps if _angle(config, step.section) not in ("REF", "unused")]
+    signals = [step for step in steps if _angle(config, step.section) not in ("REF", UNUSED)]
     for channel in "1234":
         angle = config.get("od_config.photodiode_channel", channel)
         if angle and not any(step.section.endswith(channel) for step in steps):

@@ -233,7 +233,7 @@ def check(arguments: Namespace) -> int:
         report = {"profile": profile.name, "digest": profile.digest(), "findings": [one.as_dict() for one in found]}
         print(json.dumps(report, indent=2))
     else:
-        print(f"{len(found)} checks: {failed} failed, {warned} warnings")
+        print(f"{len(found)} checks: {failed} failed, {warned} warning{'' if warned == 1 else 's'}")
     return 1 if failed else 0
 
 

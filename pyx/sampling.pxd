@@ -72,7 +72,7 @@ cdef inline void sampler_read_temperature(Sampler* s, int64_t now_ns) noexcept n
 
 
 cdef inline void sampler_read_rail(Sampler* s, int64_t now_ns) noexcept nogil:
-    """Read the voltage of the PWM rail, where the board has a converter for it; one at work is asked again next time."""
+    """Read the voltage of the PWM rail, where the board has a converter for it; one at work is asked the next time."""
     cdef double volts = 0
     cdef int status = s.hal.rail_read(s.hal.context, now_ns, &volts)
     if status == -EBUSY:
