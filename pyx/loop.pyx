@@ -22,7 +22,7 @@ from stirbar.rt.guard_link cimport (
 from stirbar.rt.hal cimport Hal
 from stirbar.rt.hardware cimport Hardware, hardware_hal
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
-from stirbar.rt.od cimport od_init
+from stirbar.rt.od_init cimport od_init
 from stirbar.rt.od_price cimport OdPrice, od_price
 from stirbar.rt.od_state cimport OdConfig
 from stirbar.rt.outputs cimport OUTPUT_STIRRING, outputs_can_pulse

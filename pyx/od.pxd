@@ -3,15 +3,14 @@
 # Units: codes of 16 bits, volts, nanoseconds, seconds, hertz; values in AU (docs/optical-density.md).
 #
 # The chain sees what is recorded and nothing else: od_clock, od_gain, od_push, od_blank, od_led. Channels are 0..3.
-# od_state.pxd has its state, od_half.pxd makes differences of conversions, od_window.pxd values of differences.
+# od_state.pxd has its state, od_init.pxd its beginning; od_half.pxd makes differences of conversions, od_window.pxd
+# values of differences.
 
-from libc.errno cimport EINVAL
 from libc.math cimport NAN, fabs, isfinite, sqrt
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memset
 
-from stirbar.rt.culture_noise cimport CULTURE_BLOCKS, CultureNoise, culture_noise_clear
-from stirbar.rt.mains cimport mains_channel_init, mains_line_init
+from stirbar.rt.culture_noise cimport CULTURE_BLOCKS, CultureNoise
 from stirbar.rt.mains_run cimport mains_resync
 from stirbar.rt.od_blocks cimport (
     od_block_window, od_culture_se, od_fit_blocks, od_keep_block, od_push_culture, od_push_within, od_rate_window,
@@ -21,74 +20,18 @@ from stirbar.rt.od_modulation cimport OdModulation, od_modulation
 from stirbar.rt.od_nulls cimport od_design_nulls, od_nulls_hold, od_window_entries
 from stirbar.rt.od_state cimport (
     DUE_BLOCK, DUE_MODULATION, DUE_NULLS, DUE_RATE, DUE_READING, DUE_REFERENCE, DUE_SCALES, ENTRY_CLIPPED, ENTRY_GAP,
-    OD_BLOCK, OD_CLASSIC, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATES, OD_RATE_MAXIMUM, OD_RATE_MINIMUM, OD_REFERENCE,
-    OD_REFERENCE_AGREE, OD_REFERENCE_ALWAYS_ON, OD_REGRESSED, OD_RESTART, OD_RING, OD_SIGNAL, OD_SLOW_ENTRIES,
-    OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S, OD_WARM_SLOPE, OD_WINDOWS, OD_WINDOW_MAXIMUM_S,
-    OD_WINDOW_MINIMUM_S, OdChannel, OdConfig, OdRate, OdState,
-    OdWindow, od_end_ns, od_newest_ns, od_next_middle_ns,
+    OD_BLOCK, OD_CLASSIC, OD_RATES, OD_REFERENCE_AGREE, OD_REFERENCE_ALWAYS_ON, OD_REGRESSED, OD_RESTART, OD_SIGNAL,
+    OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S, OD_WARM_SLOPE, OD_WINDOWS, OdChannel, OdRate, OdState, OdWindow,
+    od_end_ns, od_newest_ns, od_next_middle_ns,
 )
 from stirbar.rt.od_reference cimport od_learn_reference
 from stirbar.rt.od_window cimport od_update_scales
-from stirbar.rt.reference cimport ReferenceFit, reference_factor, reference_init, reference_light
+from stirbar.rt.reference cimport ReferenceFit, reference_factor, reference_light
 from stirbar.rt.types cimport (
     FLAG_AMBIENT_STEP, FLAG_BLANKED, FLAG_BUBBLES, FLAG_DARK, FLAG_GAP, FLAG_MAINS_UNLOCKED, FLAG_SATURATED,
     FLAG_STALE_REFERENCE, FLAG_UNCALIBRATED, FLAG_UNCHOPPED, FLAG_WARMING, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION,
     Reading, STREAM_MODULATION1, STREAM_OD1, STREAM_OD1_RATE1,
 )
-
-
-cdef inline int od_init_rates(OdState* s) noexcept nogil:
-    """Set the rates up. Returns 0, or -EINVAL when one is out of its bounds."""
-    cdef OdRate* rate
-    cdef double window_s, per_second
-    cdef int r
-    if not 1 <= s.config.rates <= OD_RATES:
-        return -EINVAL
-    for r in range(s.config.rates):
-        rate = &s.rate[r]
-        window_s = s.config.window_s[r]
-        per_second = s.config.readings_per_second[r]
-        if not OD_WINDOW_MINIMUM_S <= window_s <= OD_WINDOW_MAXIMUM_S:
-            return -EINVAL
-        if not OD_RATE_MINIMUM <= per_second <= OD_RATE_MAXIMUM:
-            return -EINVAL
-        rate.window_s = window_s
-        rate.interval_ns = <int64_t>(1e9 / per_second + 0.5)
-        rate.of_blocks = window_s > (OD_DIRECT_SLOW_S if r else OD_DIRECT_S)
-    s.rate[0].nulls.room = OD_RING
-    for r in range(1, OD_WINDOWS):
-        s.rate[r].nulls.begin = OD_RING + (r - 1) * OD_SLOW_ENTRIES
-        s.rate[r].nulls.room = OD_SLOW_ENTRIES
-    s.rate[OD_BLOCK].window_s = 1.0
-    s.rate[OD_BLOCK].interval_ns = 1000000000
-    return 0
-
-
-cdef inline int od_init(OdState* s, const OdConfig* config) noexcept nogil:
-    """Start a run. Returns 0, or -EINVAL when a value is out of its bounds or no channel is a signal."""
-    cdef int i
-    cdef int signals = 0
-    memset(s, 0, sizeof(OdState))
-    s.config = config[0]
-    if od_init_rates(s) != 0:
-        return -EINVAL
-    if config.mains_hz != 0.0 and not 45.0 <= config.mains_hz <= 65.0:
-        return -EINVAL
-    s.reference = -1
-    mains_line_init(&s.line, config.mains_hz)
-    for i in range(MAX_CHANNELS):
-        s.channel[i].blank = NAN
-        s.channel[i].phase = PHASE_EDGE
-        mains_channel_init(&s.channel[i].mains, &s.line)
-        culture_noise_clear(&s.channel[i].culture, 1.0, 1.0)
-        reference_init(&s.reference_fit[i])
-        if config.role[i] == OD_SIGNAL:
-            signals += 1
-        elif config.role[i] == OD_REFERENCE and s.reference < 0:
-            s.reference = i
-    s.led_percent = NAN
-    s.warming = 1
-    return 0 if signals else -EINVAL
 
 
 cdef inline void od_schedule(const OdState* s, OdChannel* ch) noexcept nogil:

@@ -8,7 +8,7 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from stirbar.rt cimport (
-    chop, converter_clock, culture_noise, mains, mains_run, od, od_price, od_state, od_window, robust,
+    od_init, chop, converter_clock, culture_noise, mains, mains_run, od, od_price, od_state, od_window, robust,
 )
 from stirbar.rt.types cimport MAX_CHANNELS, Reading
 
@@ -248,7 +248,7 @@ cdef class OdChain:
         for i in range(MAX_CHANNELS):
             config.role[i] = ROLES[roles[i]] if i < len(roles) else od_state.OD_UNUSED
             config.angle[i] = angles[i] if i < len(angles) else 0
-        if od.od_init(&self.chain, &config) != 0:
+        if od_init.od_init(&self.chain, &config) != 0:
             raise ValueError("OdChain needs a signal channel, windows of 0.005..100 s, 0.01..150 readings a second, "
                              "mains_hz 0 or 45..65")
 

@@ -8,7 +8,7 @@ from libc.string cimport memcpy, memset
 
 from stirbar.rt.configure cimport configure_od, configure_stirring
 from stirbar.rt.estimators cimport Estimators, StirringLoop, estimators_apply, estimators_take, stirring_apply
-from stirbar.rt.od cimport od_init
+from stirbar.rt.od_init cimport od_init
 from stirbar.rt.od_state cimport OdConfig
 from stirbar.rt.stirring cimport StirConfig, stir_init
 from stirbar.rt.types cimport Reading, TraceItem

@@ -15,7 +15,7 @@ from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED, Ad
 from stirbar.rt.histogram cimport Histogram
 from stirbar.rt.light_path cimport (
     LightPath, LightSearch, light_path_add, light_path_clear, light_path_share, light_search_begin, light_search_step)
-from stirbar.rt.od cimport od_init
+from stirbar.rt.od_init cimport od_init
 from stirbar.rt.od_state cimport OD_REFERENCE, OD_SIGNAL, OD_UNITY, OD_UNUSED, OdConfig
 from stirbar.rt.ports cimport READING_ROOM, port_init, port_memory_bytes
 from stirbar.rt.ring cimport Ring, ring_pop, ring_pop_many, ring_push
