@@ -34,7 +34,7 @@ def main(
         IMAGES.mkdir(exist_ok=True)
         plot(details, str(IMAGES / image))
     if arguments.json:
-        print(json.dumps(Result(name, rows, "", {}).as_json()))
+        print(json.dumps(Result(name, rows, "", {}).as_json(), default=lambda number: number.item()))
         return
     for row in rows:
         met = {None: "", True: "met", False: "MISSED"}[row.met]

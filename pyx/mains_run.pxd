@@ -48,7 +48,6 @@ cdef struct MainsChannel:
     double last_sine[HARMONICS]
     double power[HARMONICS]   # amplitude squared, 0 where it is not significant
     double left[HARMONICS]    # of it, what may be left after subtraction
-    double left_total         # over the harmonics that are subtracted
     double last_hz            # mean frequency of the frame of the block before
     double last_variance      # of its phasors' components; 0: there is none
     int64_t last_middle_ns
@@ -60,7 +59,6 @@ cdef struct MainsChannel:
     int32_t count
     int32_t blocks            # since the phasors started anew
     int32_t spoiled           # a step of ambient light fell into the block
-    int32_t skipped           # the block before was not learnt from
     int32_t applying          # the highest harmonic that is subtracted
     int32_t harmonics         # below half the converter's rate
     int32_t candidate         # 0: 50 Hz, 1: 60 Hz, while undecided

@@ -20,7 +20,7 @@ from stirbar.rt.od_modulation cimport OdModulation, od_modulation
 from stirbar.rt.od_nulls cimport od_design_nulls, od_nulls_hold, od_window_entries
 from stirbar.rt.od_state cimport (
     DUE_BLOCK, DUE_MODULATION, DUE_NULLS, DUE_RATE, DUE_READING, DUE_REFERENCE, DUE_SCALES, ENTRY_CLIPPED, ENTRY_GAP,
-    OD_BLOCK, OD_CLASSIC, OD_RATES, OD_REFERENCE_AGREE, OD_REFERENCE_ALWAYS_ON, OD_REGRESSED, OD_RESTART, OD_SIGNAL,
+    OD_BLOCK, OD_CLASSIC, OD_RATES, OD_REGRESSED, OD_RESTART, OD_SIGNAL,
     OD_STALL_NS, OD_UNCHOPPED, OD_UNUSED, OD_WARM_S, OD_WARM_SLOPE, OD_WINDOWS, OdChannel, OdRate, OdState, OdWindow,
     od_end_ns, od_newest_ns, od_next_middle_ns,
 )
@@ -28,9 +28,9 @@ from stirbar.rt.od_reference cimport od_learn_reference
 from stirbar.rt.od_window cimport od_update_scales
 from stirbar.rt.reference cimport ReferenceFit, reference_factor, reference_light
 from stirbar.rt.types cimport (
-    FLAG_AMBIENT_STEP, FLAG_BLANKED, FLAG_BUBBLES, FLAG_DARK, FLAG_GAP, FLAG_MAINS_UNLOCKED, FLAG_SATURATED,
-    FLAG_STALE_REFERENCE, FLAG_UNCALIBRATED, FLAG_UNCHOPPED, FLAG_WARMING, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION,
-    Reading, STREAM_MODULATION1, STREAM_OD1, STREAM_OD1_RATE1,
+    FLAG_AMBIENT_STEP, FLAG_BLANKED, FLAG_DARK, FLAG_MAINS_UNLOCKED, FLAG_SATURATED, FLAG_STALE_REFERENCE,
+    FLAG_UNCALIBRATED, FLAG_WARMING, MAX_CHANNELS, PHASE_EDGE, RECORD_VERSION, Reading, STREAM_MODULATION1,
+    STREAM_OD1, STREAM_OD1_RATE1,
 )
 
 
@@ -110,26 +110,7 @@ cdef inline void od_refer(OdState* s, OdRate* rate, const OdWindow* window) noex
     rate.referred = 1
     rate.reference_v = window.value_v
     rate.reference_se = window.se_v
-
-
-cdef inline void od_settle_reference(OdState* s, const OdWindow* window) noexcept nogil:
-    """R0 is a whole second of the reference whose light is beyond doubt: the second before was as good, at the same k,
-    and said the same."""
-    cdef const OdChannel* ch = &s.channel[s.reference]
-    cdef double before = s.reference_before_v
-    cdef int32_t cycle = s.reference_cycle
-    cdef uint32_t unsettled = FLAG_AMBIENT_STEP | FLAG_BUBBLES | FLAG_DARK | FLAG_GAP | FLAG_SATURATED
-    s.reference_before_v = 0.0
-    s.reference_cycle = ch.half_cycle
-    if not window.full or window.restarted or window.flags & unsettled or not window.value_v > 0.0:
-        return
-    if s.line.decided and not s.line.forced and not s.line.locked:
-        return  # a hum is there, and not yet subtracted
-    if window.flags & FLAG_UNCHOPPED and ch.culture.count < OD_REFERENCE_ALWAYS_ON:
-        return  # chopping may only be about to begin
-    s.reference_before_v = window.value_v
-    if before > 0.0 and cycle == ch.half_cycle and (
-            fabs(window.value_v - before) < OD_REFERENCE_AGREE * before + 5.0 * window.se_v):
+    if s.reference_first_v == 0.0 and window.full and not window.flags & (FLAG_AMBIENT_STEP | FLAG_SATURATED):
         s.reference_first_v = window.value_v
 
 
@@ -180,7 +161,7 @@ cdef inline int od_read(OdState* s, int which, int channel, Reading* r) noexcept
         r.blank = <float>ch.blank
         r.value -= ch.blank
         r.flags |= FLAG_BLANKED
-    if not rate.referred or (s.reference_first_v == 0.0 and s.config.normalization != OD_CLASSIC):
+    if not rate.referred:
         r.flags |= FLAG_STALE_REFERENCE
     if not s.line.locked:
         r.flags |= FLAG_MAINS_UNLOCKED
@@ -212,8 +193,6 @@ cdef inline void od_close_block(OdState* s, int channel) noexcept nogil:
         od_clear_culture(ch)
     if channel == s.reference:
         od_refer(s, &s.rate[OD_BLOCK], &window)
-        if s.reference_first_v == 0.0:
-            od_settle_reference(s, &window)
         reading.value = window.value_v
     else:
         od_learn_reference(s, channel, &window)

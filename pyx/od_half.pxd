@@ -150,8 +150,7 @@ cdef inline void od_lit_mean(const OdChannel* ch, double dark_v, OdHalf* half) n
         mean = od_tukey_step(ch.lit, n, dark_v + ch.centre_v, 1.0 / (TUKEY_C * ch.lit_scale), half)
         if half.count >= OD_LEAST_SHARE * n:
             half.mean_v = od_tukey_step(ch.lit, n, mean, inverse_cut, half)
-            if half.count >= OD_LEAST_COUNT:
-                return
+            return
     if n < 3:
         half.mean_v = od_plain_mean(ch.lit, n)
         half.rejected = 0
@@ -272,7 +271,7 @@ cdef inline bint od_ambient_step(OdChannel* ch, const OdHalf* before, const OdHa
     """Whether ambient light stepped between two off half-cycles; keeps the scale of their changes."""
     cdef double change = after.mean_v - before.mean_v
     cdef double least = ch.off_scale.value
-    least = least * least * (1.0 / before.count + 1.0 / after.count) + 0.25 * ch.mains.left_total
+    least = least * least * (1.0 / before.count + 1.0 / after.count)
     change *= change
     if ch.step_square < least:
         ch.step_square = least

@@ -31,7 +31,6 @@ cdef enum:
     OD_BLOCK = OD_RATES      # the window behind them: a second, whose sums the slow windows are made of
     OD_WINDOWS = OD_RATES + 1
     OD_BLOCKS = 100          # that are kept: 100 s
-    OD_REFERENCE_ALWAYS_ON = 10  # of light that is not chopped, before the reference's first value is taken of it
 
 cdef enum:                   # OdConfig.role
     OD_UNUSED = 0
@@ -80,7 +79,6 @@ cdef extern from *:
     #define STIRBAR_OD_RATE_MINIMUM 0.01
     #define STIRBAR_OD_RATE_MAXIMUM 150.0
     #define STIRBAR_OD_REFERENCE_GAP_NS 1500000000  /* between blocks: the light was off meanwhile */
-    #define STIRBAR_OD_REFERENCE_AGREE 0.005  /* seconds that differ by less, one after the other: it has settled */
     #define STIRBAR_OD_WARM_SLOPE 1.67e-6     /* of the reference, per second: 0.01 % a minute */
     #define STIRBAR_OD_WARM_S 60.0            /* LED is taken as warm after that where there is no reference */
     """
@@ -101,7 +99,6 @@ cdef extern from *:
     const double OD_RATE_MINIMUM "STIRBAR_OD_RATE_MINIMUM"
     const double OD_RATE_MAXIMUM "STIRBAR_OD_RATE_MAXIMUM"
     const int64_t OD_REFERENCE_GAP_NS "STIRBAR_OD_REFERENCE_GAP_NS"
-    const double OD_REFERENCE_AGREE "STIRBAR_OD_REFERENCE_AGREE"
     const double OD_WARM_SLOPE "STIRBAR_OD_WARM_SLOPE"
     const double OD_WARM_S "STIRBAR_OD_WARM_S"
 
@@ -272,7 +269,6 @@ cdef struct OdState:
     double turn_ns                   # of the stirrer; 0: it does not turn, or nobody knows
     double led_percent
     double reference_first_v         # R0; 0: not yet
-    double reference_before_v        # of the second before, while R0 waits; 0: none, or not to be trusted
     int64_t grid_ns                  # when something is due: the earliest next_ns
     int64_t block_tick_ns            # grid time of the newest blocks
     int64_t warm_from_ns
@@ -284,7 +280,6 @@ cdef struct OdState:
     int32_t taken
     int32_t warming
     int32_t reference                # channel, -1: none
-    int32_t reference_cycle          # k of the second before
 
 # Sums over a window's entries, with weights.
 cdef struct OdSums:
