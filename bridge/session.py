@@ -117,6 +117,7 @@ class Session:
         self._due = 0.0  # when something must be done even if nothing is heard
         self._since = 0.0
         self._backlog = 0
+        self._unanswered = 0  # messages of this connection that paho has not reported as published
         self._random = random.Random(os.urandom(8))
 
     # What the poll loop asks
@@ -144,17 +145,18 @@ class Session:
         if self.state == CONNECTING:
             self._finish_tcp(now)
             return
-        client = self._client
-        if client is None:
-            return
+        if self._client is not None:
+            self._serve(self._client, events)
+            self._look(now)
+
+    def _serve(self, client: _Client, events: int) -> None:
+        """Let paho read and write; a callback may end the connection."""
         if events & (zmq.POLLIN | zmq.POLLERR):
             client.loop_read()
-            reader = client.socket()
-            while self._client is client and reader is not None and self.broker.use_tls and _pending(reader):
+            while self._client is client and self.broker.use_tls and _pending(client.socket()):
                 client.loop_read()
         if events & zmq.POLLOUT and self._client is client:
             client.loop_write()
-        self._look(now)
 
     def step(self, now: float) -> None:
         """Begin a connection, keep one alive, or give one up, as the time demands."""
@@ -229,7 +231,7 @@ class Session:
         )
         self.state = ONLINE
         self.connects += 1
-        self._backlog = 0
+        self._backlog = self._unanswered = 0
         self._log("info", f"connected to the broker at {self.broker.host}:{self.broker.port}", "online")
 
     def _look(self, now: float) -> None:
@@ -283,7 +285,10 @@ class Session:
     def _message(self, _: mqtt.Client, __: object, message: Any) -> None:
         self._on_message(message)
 
-    def _published(self, _: mqtt.Client, __: object, mid: int, reason: Any, ____: object) -> None:
+    def _published(self, client: mqtt.Client, _: object, mid: int, reason: Any, __: object) -> None:
+        if client is not self._client:
+            return
+        self._unanswered -= 1
         if reason.is_failure:
             self._log("error", f"the broker refuses a message: {reason}", "puback")
         else:
@@ -302,21 +307,47 @@ class Session:
             self.live_dropped += 1
             return 0
         self._backlog += len(payload) + len(topic)
+        self._unanswered += 1
         return int(client.publish(topic, payload, qos, retain, properties).mid)
 
     def close(self, now: Callable[[], float], seconds: float) -> None:
-        """Say goodbye: write out what waits, at most so long, then disconnect (the will is not sent)."""
+        """Say goodbye: what was published is acknowledged, then disconnect (the will is not sent); at most so long.
+
+        paho holds back QoS 1 messages beyond 20 unacknowledged ones, but not the DISCONNECT, which must therefore come
+        after them. Closing a socket with unread bytes resets the connection, and a broker that sees a reset drops what
+        it had not read yet, the goodbye among it, and sends the will: what comes in is read until the broker closes.
+        """
         client = self._client
-        if client is not None and self.state == ONLINE:
+        wire = client.socket() if client is not None else None
+        if client is not None and wire is not None and self.state == ONLINE:
+            client.on_message = None  # too late to do anything for anybody
             end = now() + seconds
-            client.disconnect()
-            poller = zmq.Poller()
-            while (wire := client.socket()) is not None and client.want_write() and now() < end:
-                poller.register(wire.fileno(), zmq.POLLOUT)
-                if poller.poll(max(1, int((end - now()) * 1000))):
-                    client.loop_write()
+            with socket.socket(fileno=os.dup(wire.fileno())) as held:  # paho closes its own after the DISCONNECT
+                self._drain(client, now, end, lambda: self._unanswered <= 0)
+                client.disconnect()
+                self._drain(client, now, end, lambda: False)
+                _read_to_end(held, now, end)
         self._drop()
         self._since = 0.0
+
+    def _drain(self, client: _Client, now: Callable[[], float], end: float, done: Callable[[], bool]) -> None:
+        """Write and read until `done`, until paho closes the connection, or until `end`."""
+        poller = zmq.Poller()
+        while (wire := client.socket()) is not None and not done() and now() < end:
+            poller.register(wire.fileno(), zmq.POLLIN | (zmq.POLLOUT if client.want_write() else 0))
+            for _, events in poller.poll(max(1, int((end - now()) * 1000))):
+                self._serve(client, events)
+
+
+def _read_to_end(held: socket.socket, now: Callable[[], float], end: float) -> None:
+    """Read and forget until the other side closes, or until `end`."""
+    try:
+        while (left := end - now()) > 0:
+            held.settimeout(left)
+            if not held.recv(65536):
+                return
+    except OSError:
+        return  # late, or reset by the other side: nothing more can be said
 
 
 def _pending(reader: Any) -> int:
