@@ -68,7 +68,12 @@ def is_stale() -> bool:
 
 
 class BuildWithGuard(build_ext):
-    """Builds the extensions and, with the same compiler, the guard: a program of its own, data of stirbar.rt."""
+    """Builds the extensions, one on each processor, and, with the same compiler, the guard: a program of its own, data
+    of stirbar.rt."""
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        self.parallel = self.parallel or len(os.sched_getaffinity(0))
 
     def run(self) -> None:
         super().run()
