@@ -132,6 +132,7 @@ setup(
         language_level=3,
         include_path=[make_view()],
         force=is_stale(),
+        nthreads=len(os.sched_getaffinity(0)),
         build_dir="build/cy",
         compiler_directives={
             "boundscheck": False,
