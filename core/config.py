@@ -192,6 +192,12 @@ class Config:
         """All values of a section, in the order of the schema; free sections in that of the files."""
         return {key: value for (name, key), value in self._values.items() if name == section}
 
+    def vial(self) -> dict[str, float]:
+        """What is known of the vial model that [unit] vial names."""
+        from stirbar.core import vials
+
+        return vials.vial(self.get("unit", "vial"))
+
     def values(self) -> dict[str, dict[str, Any]]:
         """Everything in force: {section: {key: value}}."""
         values: dict[str, dict[str, Any]] = {}

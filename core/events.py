@@ -18,6 +18,11 @@ COMMAND_TEMPERATURE = 10
 COMMAND_SIMULATION = 11
 COMMAND_CURVE = 12
 COMMAND_REFERENCE = 13
+COMMAND_HEAT_TARGET = 14
+COMMAND_HEAT_DUTY = 15
+COMMAND_HEAT_STOP = 16
+COMMAND_HEAT_RENEW = 17
+COMMAND_HEAT_UNLOCK = 18
 
 EVENT_COMMAND_DONE = 1
 EVENT_COMMAND_REFUSED = 2
@@ -26,6 +31,25 @@ EVENT_RATE_LOCKED = 7
 EVENT_HALF_CYCLE = 8
 EVENT_LIGHT_PATH = 16
 EVENT_REFERENCE_ERROR, EVENT_REFERENCE = 20, 21
+EVENT_HEAT_LIMITED, EVENT_HEAT_FREED = 32, 33
+
+# Why the heater has less than was asked for, by the bits of pyx/heat_protect.pxd: name, level, and what it means.
+HEAT_REASONS: tuple[tuple[str, str, str], ...] = (
+    ("no_lease", "error", "heater off: the worker's Python stood still for 5 s"),
+    ("reduced", "warning", "the heater board is at {value:.1f} °C: less heat"),
+    ("disabled", "error", "the heater board is at {value:.1f} °C: heater off"),
+    (
+        "locked",
+        "error",
+        "the heater board was too hot ({value:.1f} °C): heater off until you acknowledge it; look for a dry vial, a "
+        "shorted driver, a sensor that came loose",
+    ),
+    ("blind", "warning", "the heater's sensor is not believed ({value:.1f} °C): little heat, for at most a minute"),
+    ("untrusted", "error", "the heater's sensor is not believed ({value:.1f} °C): heater off until it is"),
+    ("energy", "error", "the heater has used up the energy of half an hour: off until some of that has passed"),
+    ("unstirred", "warning", "nobody knows that the liquid is stirred: half the heat"),
+    ("no_guard", "error", "the guard is silent: heater off"),
+)
 
 # code: (name, level, source, message); the message may use {value}, {argument} and {stream}
 EVENTS: dict[int, tuple[str, str, str, str]] = {
@@ -100,5 +124,10 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
 
 def describe(code: int, argument: int, value: float, stream: str) -> tuple[str, str, str, str]:
     """Name, level, source and message of an event."""
+    if code in (EVENT_HEAT_LIMITED, EVENT_HEAT_FREED):
+        reason, level, message = HEAT_REASONS[argument]
+        if code == EVENT_HEAT_FREED:
+            return f"heat_{reason}_over", "notice", "temperature_automation", f"the heater is no longer held: {reason}"
+        return f"heat_{reason}", level, "temperature_automation", message.format(value=value)
     name, level, source, message = EVENTS.get(code, (f"event_{code}", "warning", "monitor", "event {argument} {value}"))
     return name, level, source, message.format(argument=argument, value=value, stream=stream)

@@ -123,6 +123,8 @@ class Host:
         if now_ns >= self._status_at_ns:
             self._status_at_ns = now_ns - (now_ns - self._status_at_ns) % STATUS_PERIOD_NS + STATUS_PERIOD_NS
             self._watch_wall_clock()
+            for job in self.jobs.values():
+                job.tend()
             self.led_hours.update(self.loop.led_seconds(), now_ns)
             self.publish_setting("od_reading", "led_hours", round(self.led_hours.hours, 2), "h")
             rail_v = self.loop.rail_v()

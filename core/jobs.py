@@ -93,6 +93,16 @@ class Job:
     def on_event(self, code: int, value: float) -> None:
         """The loop reported something about this job."""
 
+    def tend(self) -> None:
+        """Once a second: what has to be renewed."""
+
+    def check_outputs(self, what: str) -> None:
+        """CommandError when nothing can be switched on."""
+        if self.host.without_outputs:
+            raise CommandError(
+                f"there is nothing to {what} with: {self.host.without_outputs}", "job", remedy="then restart the worker"
+            )
+
     def _then(self, state: str, done: Done) -> Done:
         def answered(ok: bool, limit: float) -> None:
             if ok:
@@ -191,14 +201,6 @@ class Stirring(Job):
             raise CommandError(f"target_rpm must be {limit}, not {rpm:g}", "target_rpm", limit)
         return rpm
 
-    def _check_outputs(self) -> None:
-        if self.host.without_outputs:
-            raise CommandError(
-                f"there is nothing to stir with: {self.host.without_outputs}",
-                "job",
-                remedy="then restart the worker",
-            )
-
     def _drive(self, done: Done) -> None:
         if self.use_rpm:
             self.host.send(ACTUATORS, events.COMMAND_STIR_RPM, 0, 0, self.target_rpm, done)
@@ -206,7 +208,7 @@ class Stirring(Job):
             self.host.send(ACTUATORS, events.COMMAND_STIR_DUTY, 0, 0, self.duty_percent, done)
 
     def start(self, done: Done) -> None:
-        self._check_outputs()
+        self.check_outputs("stir")
         self.become(INIT)
         self._drive(self._then(READY, done))
 
@@ -243,22 +245,6 @@ class Stirring(Job):
             self.become(SLEEPING)
 
 
-class TemperatureAutomation(Job):
-    """Temperature: read and published."""
-
-    name = "temperature_automation"
-
-    def publish(self) -> None:
-        self.host.publish_setting(self.name, "automation_name", "only_record_temperature")
-
-    def start(self, done: Done) -> None:
-        self.become(INIT)
-        self.host.send(SAMPLING, events.COMMAND_TEMPERATURE, 0, 0, 1.0, self._then(READY, done))
-
-    def stop(self, done: Done) -> None:
-        self.host.send(SAMPLING, events.COMMAND_TEMPERATURE, 0, 0, 0.0, self._then(DISCONNECTED, done))
-
-
 class Monitor(Job):
     """Reports on the unit itself; runs as long as the worker does."""
 
@@ -271,4 +257,6 @@ class Monitor(Job):
 
 def make_jobs(host: Host, config: Config) -> dict[str, Job]:
     """The jobs of a worker by name."""
+    from stirbar.core.temperature_job import TemperatureAutomation
+
     return {kind.name: kind(host, config) for kind in (OdReading, Stirring, TemperatureAutomation, Monitor)}

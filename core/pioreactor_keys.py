@@ -45,11 +45,20 @@ IGNORED: tuple[tuple[str, str, str], ...] = (
         "pre_delay_duration post_delay_duration enable_dodging_od",
         "readings are continuous: there is nothing to dodge",
     ),
-    ("bioreactor", "*", NOT_DOSING),
+    (
+        "bioreactor",
+        "efflux_tube_volume_ml initial_alt_media_fraction initial_cumulative_media_added_ml"
+        " initial_cumulative_alt_media_added_ml initial_cumulative_waste_removed_ml",
+        NOT_DOSING,
+    ),
     ("dosing_automation.config", "*", NOT_DOSING),
     ("dosing_automation.pid_morbidostat", "*", NOT_DOSING),
     ("dosing_automation.turbidostat", "*", NOT_DOSING),
-    ("temperature_automation.thermostat", "*", "this version reads the temperature and does not heat"),
+    (
+        "temperature_automation.thermostat",
+        "*",
+        "gains for a change of duty every 200 s; ours are in [temperature_automation.config]",
+    ),
     ("growth_rate_calculating.config", "*", "this version does not compute a growth rate"),
     ("storage", "*", "files are below [unit] data_directory and [leader.config] data_directory"),
     ("logging", "*", "events are stored with the readings and shown on the page; processes write to standard error"),

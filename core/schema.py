@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from stirbar.core.schema_keys import Key, choice_key, integer_key, real_key, switch_key, text_key
 from stirbar.core.simulation import PARAMETERS
+from stirbar.core.vials import NAMES as VIALS
+from stirbar.core.vials import STRICTEST as STRICTEST_VIAL
 
 
 def _intensity() -> Key:
@@ -59,6 +61,9 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "auto",
                 "Hardware profile: auto looks which board is there (or takes simulated), else a name that `stirbar"
                 " hardware list` prints, or the path of a file.",
+            ),
+            choice_key(
+                "vial", STRICTEST_VIAL, VIALS, "The vial: how hot its heater board may get, and how much it holds."
             ),
         ),
     ),
@@ -232,11 +237,39 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
     ),
     (
         "temperature_automation.config",
-        "Reading the temperature.",
+        "Reading the temperature, and holding it.",
         (
-            real_key("interval_s", 1.0, "s", 0.25, 600.0, "Time between readings."),
-            switch_key("autostart", True, "Start reading when the worker starts."),
+            real_key("interval_s", 1.0, "s", 0.25, 2.0, "Time between readings of the heater board's sensor."),
+            switch_key("autostart", True, "Start when the worker starts."),
+            choice_key(
+                "automation_name",
+                "only_record_temperature",
+                ("only_record_temperature", "thermostat"),
+                "What is started: reading alone, or holding target_temperature.",
+            ),
+            real_key("target_temperature", 30.0, "degC", 0.0, 70.0, "Temperature of the liquid to hold."),
+            real_key("target_maximum_degc", 50.0, "degC", 1.0, 70.0, "No target above this is accepted."),
+            real_key("heater_duty_maximum_percent", 100.0, "%", 0.0, 100.0, "No duty above this is set."),
+            real_key("gain_percent_per_degc", 40.0, "%/degC", 0.0, 1000.0, "Duty for a degree that is missing."),
+            real_key(
+                "integral_percent_per_degc_s", 0.07, "%/(degC s)", 0.0, 10.0, "Duty for a degree missing for a second."
+            ),
+            real_key("ramp_degc_per_min", 0.0, "degC/min", 0.0, 100.0, "Pace of a change of the target; 0: at once."),
+            real_key(
+                "dither_percent",
+                10.0,
+                "%",
+                0.0,
+                30.0,
+                "Share by which the duty is varied to learn how liquid and air follow the heater board.",
+            ),
+            real_key("dither_period_s", 180.0, "s", 120.0, 1200.0, "Period of that."),
         ),
+    ),
+    (
+        "bioreactor",
+        "The liquid in the vial.",
+        (real_key("initial_volume_ml", 15.0, "mL", 1.0, 100.0, "What is in the vial when the worker starts."),),
     ),
     (
         "simulation",

@@ -2,9 +2,11 @@
 # Thread rule: the actuator thread; it never touches the I2C bus.
 # Units: nanoseconds of the loop's clock, rpm, duty in percent.
 
+from libc.math cimport fabs
 from libc.stdint cimport int64_t, uint32_t
 
-from stirbar.rt.estimators cimport StirringLoop, stirring_apply
+from stirbar.rt.controllers cimport Controllers, controllers_apply
+from stirbar.rt.heat_protect cimport HEAT_REASONS, HEAT_SPOKEN_WHILE_OFF
 from stirbar.rt.hal cimport Hal
 from stirbar.rt.ports cimport (
     Port, port_command, port_event, port_reading, port_trace, port_trace_for, port_trace_tend, trace_float, trace_int)
@@ -12,21 +14,34 @@ from stirbar.rt.pulse_lock cimport locked_period_ns
 from stirbar.rt.ring cimport stirbar_load_relaxed, stirbar_store_relaxed
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next
 from stirbar.rt.types cimport (
-    COMMAND_EXPERIMENT, COMMAND_SIMULATION, COMMAND_STIR_RPM, COMMAND_STIR_STOP, COMMAND_TRACE, EVENT_COMMAND_DONE,
-    EVENT_COMMAND_REFUSED, STREAM_RPM, TRACE_COMMAND, TRACE_EDGE, TRACE_TICK, Command, Reading, TraceItem)
+    COMMAND_EXPERIMENT, COMMAND_HEAT_TARGET, COMMAND_HEAT_UNLOCK, COMMAND_SIMULATION, COMMAND_STIR_RPM,
+    COMMAND_STIR_STOP, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED, EVENT_HEAT_FREED, EVENT_HEAT_LIMITED,
+    STREAM_LIQUID, STREAM_RPM, TRACE_COMMAND, TRACE_EDGE, TRACE_TEMPERATURE, TRACE_TICK, Command, Reading, TraceItem)
 
 cdef enum:
     EDGES_PER_TICK = 64
     PAUSE_NS = 2000000000    # after so long without a tick the guard may have switched the outputs off
     LOCK_PARTS = 5000        # the stirrer's PWM is locked anew when the chop period moved by 1/5000 (200 ppm)
 
+cdef extern from *:
+    """
+    #ifndef STIRBAR_HEAT_STEP
+    #define STIRBAR_HEAT_STEP 0.05
+    #endif
+    """
+    const double HEAT_STEP_PERCENT "STIRBAR_HEAT_STEP"   # a smaller change of the duty is not written
+
 cdef struct Actuators:
-    StirringLoop stirring
+    Controllers controllers
     Port port
     const Hal* hal
     int (*simulate)(void* context, int parameter, double value) noexcept nogil  # NULL on hardware
     void* simulated
-    double written_percent   # the duty that the hardware has; -1: nothing written yet
+    double stir_percent      # the duties that the hardware has; -1: nothing written yet
+    double heat_percent
+    const uint32_t* board_word      # the heater board's temperature, written by the sampling thread (heating.pxd)
+    uint32_t board_word_seen
+    uint32_t heat_reasons    # that the host was told
     uint32_t bus_errors
     uint32_t stirring_off    # read by the sampling thread
     uint32_t turn_us         # time of a turn, once a second, read by the sampling thread; 0: it does not turn
@@ -42,8 +57,9 @@ cdef struct Actuators:
 cdef inline void actuators_feed(Actuators* a, const TraceItem* item) noexcept nogil:
     cdef Reading reading
     port_trace(&a.port, item)
-    if stirring_apply(&a.stirring, item, &reading):
-        stirbar_store_relaxed(&a.turn_us, <uint32_t>(60e6 / reading.value) if reading.value > 1.0 else 0)
+    if controllers_apply(&a.controllers, item, &reading):
+        if reading.stream == STREAM_RPM:
+            stirbar_store_relaxed(&a.turn_us, <uint32_t>(60e6 / reading.value) if reading.value > 1.0 else 0)
         port_reading(&a.port, &reading)
 
 
@@ -57,28 +73,64 @@ cdef inline void actuators_command(Actuators* a, const Command* command, int64_t
         port_trace_for(&a.port, now_ns, command.value)
     elif command.code == COMMAND_SIMULATION and a.simulate != NULL:
         status = a.simulate(a.simulated, command.index, command.value)
-    elif COMMAND_STIR_RPM <= command.code <= COMMAND_STIR_STOP:
+    elif COMMAND_STIR_RPM <= command.code <= COMMAND_STIR_STOP or (
+            COMMAND_HEAT_TARGET <= command.code <= COMMAND_HEAT_UNLOCK):
         trace_int(&item, TRACE_COMMAND, 0, 0, 0, command.code, now_ns)
         actuators_feed(a, &item)
         trace_float(&item, TRACE_COMMAND, 0, 1, command.code, command.value)
         actuators_feed(a, &item)
-        status = a.stirring.status
+        status = a.controllers.status
     else:
         status = -1
     port_event(&a.port, now_ns, EVENT_COMMAND_REFUSED if status else EVENT_COMMAND_DONE, <int>command.id, 0, status)
 
 
-cdef inline void actuators_write(Actuators* a, double duty_percent, int64_t now_ns) noexcept nogil:
-    """Write a duty that the hardware does not have yet; tried again at the next tick when the write fails."""
-    if duty_percent == a.written_percent:
+cdef inline void actuators_stir(Actuators* a, double duty_percent, int64_t now_ns) noexcept nogil:
+    """Write a duty that the stirrer does not have yet; tried again at the next tick when the write fails."""
+    if duty_percent == a.stir_percent:
         return
     if a.hal.stirrer_write(a.hal.context, duty_percent, now_ns) == 0:
-        a.written_percent = duty_percent
+        a.stir_percent = duty_percent
         stirbar_store_relaxed(&a.stirring_off, duty_percent <= 0)
         if a.hal.pulse != NULL:
             a.pulses.target_ns = now_ns
     else:
         a.bus_errors += 1
+
+
+cdef inline void actuators_heat(Actuators* a, double duty_percent, int64_t now_ns) noexcept nogil:
+    """As actuators_stir, for the heater: a change too small to matter waits, switching off never does."""
+    if duty_percent == a.heat_percent or (
+            duty_percent > 0.0 and a.heat_percent > 0.0 and fabs(duty_percent - a.heat_percent) < HEAT_STEP_PERCENT):
+        return
+    if a.hal.heater_write(a.hal.context, duty_percent, now_ns) == 0:
+        a.heat_percent = duty_percent
+        if a.hal.pulse != NULL:
+            a.pulses.target_ns = now_ns
+    else:
+        a.bus_errors += 1
+
+
+cdef inline void actuators_off(Actuators* a, int64_t now_ns) noexcept nogil:
+    """Everything off, whatever was written before."""
+    a.stir_percent = a.heat_percent = -1
+    actuators_heat(a, 0.0, now_ns)
+    actuators_stir(a, 0.0, now_ns)
+
+
+cdef inline void actuators_say_heat(Actuators* a, int64_t now_ns) noexcept nogil:
+    """An event for each reason that began or ended to keep the heater below what was asked for."""
+    cdef uint32_t reasons = a.controllers.heat.protect.reasons
+    cdef uint32_t changed
+    cdef int bit
+    if not a.controllers.heat.control.on:
+        reasons &= HEAT_SPOKEN_WHILE_OFF
+    changed = reasons ^ a.heat_reasons
+    a.heat_reasons = reasons
+    for bit in range(HEAT_REASONS):
+        if changed >> bit & 1:
+            port_event(&a.port, now_ns, EVENT_HEAT_LIMITED if reasons >> bit & 1 else EVENT_HEAT_FREED, bit,
+                       STREAM_LIQUID, a.controllers.heat.trust.last_degc)
 
 
 cdef inline void actuators_beat(Actuators* a, int64_t now_ns) noexcept nogil:
@@ -88,8 +140,7 @@ cdef inline void actuators_beat(Actuators* a, int64_t now_ns) noexcept nogil:
     a.beats += 1
     stirbar_store_relaxed(a.heartbeat, a.beats)
     if now_ns - a.beaten_ns > PAUSE_NS:
-        a.written_percent = -1
-        actuators_write(a, 0.0, now_ns)
+        actuators_off(a, now_ns)
     a.beaten_ns = now_ns
 
 
@@ -119,6 +170,16 @@ cdef inline void pulses_tick(void* context, SleepPolicy* policy, int64_t now_ns)
     policy.target_ns = a.hal.pulse(a.hal.context, now_ns)
 
 
+cdef inline void actuators_take_temperature(Actuators* a, int64_t now_ns) noexcept nogil:
+    """What the sampling thread has read of the heater board since the last tick."""
+    cdef uint32_t word = stirbar_load_relaxed(a.board_word)
+    cdef TraceItem item
+    if word != a.board_word_seen:
+        a.board_word_seen = word
+        trace_int(&item, TRACE_TEMPERATURE, 0, 0, 0, word, now_ns)
+        actuators_feed(a, &item)
+
+
 cdef inline void actuators_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
     """Read edges, control, protect, write, publish: once a control period."""
     cdef Actuators* a = <Actuators*>context
@@ -137,9 +198,13 @@ cdef inline void actuators_tick(void* context, SleepPolicy* policy, int64_t now_
     for i in range(count):
         trace_int(&item, TRACE_EDGE, 0, 0, 0, 0, stamps_ns[i])
         actuators_feed(a, &item)
+    actuators_take_temperature(a, now_ns)
     trace_int(&item, TRACE_TICK, 0, 0, 0, 0, now_ns)
     actuators_feed(a, &item)
-    actuators_write(a, a.stirring.duty_percent, now_ns)
-    if a.stirring.event:
-        port_event(&a.port, now_ns, a.stirring.event, <int>a.stirring.stir.stalls, STREAM_RPM, a.stirring.event_value)
+    actuators_heat(a, a.controllers.heat_percent, now_ns)
+    actuators_stir(a, a.controllers.stir_percent, now_ns)
+    actuators_say_heat(a, now_ns)
+    if a.controllers.event:
+        port_event(&a.port, now_ns, a.controllers.event, <int>a.controllers.stir.stalls, STREAM_RPM,
+                   a.controllers.event_value)
     sleep_next(policy, now_ns)

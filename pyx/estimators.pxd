@@ -1,5 +1,5 @@
 # Why compiled: the one way by which what was measured becomes readings, live and in a replay alike.
-# Thread rule: Estimators belong to the sampling thread, StirringLoop to the actuator thread; in a replay to its caller.
+# Thread rule: the sampling thread; in a replay its caller. What the actuator thread applies: controllers.pxd.
 # Units: as in the trace (types.pxd): nanoseconds of the loop's clock, volts per code, the unit of each command.
 #
 # A trace item is applied by the same function when it happens and when it is read from a recording, so a replay from a
@@ -14,13 +14,11 @@ from stirbar.rt.curve cimport (
 from stirbar.rt.fusion cimport FUSION_IDLE, Fusion, FusionModel, fusion_give, fusion_start, fusion_take, fusion_work
 from stirbar.rt.od cimport OdState, od_blank, od_clock, od_gain, od_led, od_push, od_take, od_turn
 from stirbar.rt.reference cimport reference_give
-from stirbar.rt.stirring cimport StirState, stir_duty, stir_edge, stir_reading, stir_stop, stir_target_rpm, stir_tick
 from stirbar.rt.types cimport (
-    COMMAND_BLANK, COMMAND_LED, COMMAND_REFERENCE, COMMAND_STIR_DUTY, COMMAND_STIR_RPM, COMMAND_STIR_STOP,
+    COMMAND_BLANK, COMMAND_LED, COMMAND_REFERENCE, COMMAND_STIR_STOP,
     FLAG_ABOVE_CURVE, FLAG_BELOW_CURVE, FLAG_BLANKED, FLAG_STIRRING_OFF, FLAG_UNCALIBRATED, MAX_CHANNELS, PART_CLEAR,
     PART_DONE, STREAM_OD1, STREAM_OD1_RATE1, STREAM_OD4_RATE3, TRACE_CLOCK, TRACE_COMMAND, TRACE_CONVERSION,
-    TRACE_CURVE,
-    TRACE_EDGE, TRACE_GAIN, TRACE_PERIOD, TRACE_TICK, TRACE_TURN, Reading, TraceItem)
+    TRACE_CURVE, TRACE_GAIN, TRACE_PERIOD, TRACE_TURN, Reading, TraceItem)
 
 cdef enum:
     SLOT_FUSION = MAX_CHANNELS   # of a TRACE_CURVE; before it the calibrations of the channels
@@ -34,15 +32,6 @@ cdef struct Estimators:
     Curve curve[MAX_CHANNELS]
     double density[MAX_CHANNELS]     # the last that the curve gave; NaN: none yet
     Fusion fusion
-
-cdef struct StirringLoop:
-    StirState stir
-    int64_t command_ns       # of the first half of a TRACE_COMMAND
-    double duty_percent      # what the last tick asks for
-    double event_value
-    int event                # EVENT_STIR_* of the last tick, or 0
-    int status               # of the last command: 0, or minus an errno
-
 
 cdef inline int estimators_curve(Estimators* e, const TraceItem* item) noexcept nogil:
     """One part of a calibration: its slot is emptied, filled word by word, and put in force. Returns 0: no reading."""
@@ -151,22 +140,3 @@ cdef inline int estimators_take(Estimators* e, Reading* reading) noexcept nogil:
     if e.calibrated >> channel & 1 and e.curve[channel].intensity_percent == e.od.led_percent:
         calibrate(e, channel, reading, blank)
     return 1
-
-
-cdef inline int stirring_apply(StirringLoop* s, const TraceItem* item, Reading* reading) noexcept nogil:
-    """What one item of the actuator thread's trace does; 1 when it made a reading."""
-    if item.kind == TRACE_EDGE:
-        stir_edge(&s.stir, item.value.i)
-    elif item.kind == TRACE_TICK:
-        stir_tick(&s.stir, item.value.i, &s.duty_percent, &s.event, &s.event_value)
-        return stir_reading(&s.stir, item.value.i, reading)
-    elif item.kind == TRACE_COMMAND and item.phase == 0:
-        s.command_ns = item.value.i
-    elif item.kind == TRACE_COMMAND:
-        if item.index == COMMAND_STIR_RPM:
-            s.status = stir_target_rpm(&s.stir, item.value.f, s.command_ns)
-        elif item.index == COMMAND_STIR_DUTY:
-            s.status = stir_duty(&s.stir, item.value.f, s.command_ns)
-        else:
-            s.status = stir_stop(&s.stir, s.command_ns)
-    return 0

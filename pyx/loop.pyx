@@ -8,10 +8,11 @@ from libc.math cimport NAN, isnan
 from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
-from stirbar.rt.actuators cimport Actuators, actuators_tick, actuators_write, pulses_tick
+from stirbar.rt.actuators cimport Actuators, actuators_off, actuators_tick, pulses_tick
 from stirbar.rt.batches cimport follows, sort_by_stream
 from stirbar.rt.configure cimport (
     configure_od, configure_plan, configure_sampling, configure_slow_light, configure_stirring)
+from stirbar.rt.configure_heat cimport configure_heat
 from stirbar.rt.configure_board cimport close_hardware, forget_hardware, hardware_counters, open_hardware
 from stirbar.rt.chop cimport chop_rejection_db
 from stirbar.rt.clock cimport (
@@ -21,6 +22,7 @@ from stirbar.rt.guard_link cimport (
     GUARD_DESCRIPTORS, GUARD_TEXT, stirbar_guard_connect, stirbar_heartbeat_map, stirbar_heartbeat_unmap)
 from stirbar.rt.hal cimport Hal
 from stirbar.rt.hardware cimport Hardware, hardware_hal
+from stirbar.rt.heating cimport HeatConfig, heat_init
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
 from stirbar.rt.od_init cimport od_init
 from stirbar.rt.od_price cimport OdPrice, od_price
@@ -214,10 +216,14 @@ cdef class Loop:
     def _configure_actuators(self, config):
         cdef Actuators* a = &self.state.actuators
         cdef StirConfig stir
+        cdef HeatConfig heat
         configure_stirring(&stir, config)
-        if stir_init(&a.stirring.stir, &stir):
+        if stir_init(&a.controllers.stir, &stir):
             raise ValueError("[stirring.config] or [stirring.pid] is outside the controller's envelope")
-        a.written_percent = -1
+        configure_heat(&heat, config)
+        if heat_init(&a.controllers.heat, &heat):
+            raise ValueError("[temperature_automation.config] is outside the heater's envelope")
+        a.stir_percent = a.heat_percent = -1
 
     def _open_hardware(self, profile, guard):
         cdef Sampler* s = &self.state.sampler
@@ -261,13 +267,13 @@ cdef class Loop:
         self.port_memory[SAMPLING] = <char*>calloc(
             1, port_memory_bytes(READING_ROOM, SAMPLING_TRACE_ROOM, sizeof(state.sampler.estimators)))
         self.port_memory[ACTUATORS] = <char*>calloc(
-            1, port_memory_bytes(ACTUATORS_READING_ROOM, ACTUATORS_TRACE_ROOM, sizeof(state.actuators.stirring)))
+            1, port_memory_bytes(ACTUATORS_READING_ROOM, ACTUATORS_TRACE_ROOM, sizeof(state.actuators.controllers)))
         if self.port_memory[SAMPLING] == NULL or self.port_memory[ACTUATORS] == NULL:
             raise MemoryError()
         port_init(&state.sampler.port, self.port_memory[SAMPLING], READING_ROOM, SAMPLING_TRACE_ROOM,
                   &state.sampler.estimators, sizeof(state.sampler.estimators), flags)
         port_init(&state.actuators.port, self.port_memory[ACTUATORS], ACTUATORS_READING_ROOM, ACTUATORS_TRACE_ROOM,
-                  &state.actuators.stirring, sizeof(state.actuators.stirring), flags)
+                  &state.actuators.controllers, sizeof(state.actuators.controllers), flags)
 
     def _make_tasks(self, config):
         cdef LoopState* state = self.state
@@ -286,6 +292,7 @@ cdef class Loop:
             state.sampler.simulate = state.actuators.simulate = simulate
             state.sampler.simulated = state.actuators.simulated = &state.sim
         state.actuators.pulses = &state.tasks[TASK_PULSES].policy
+        state.actuators.board_word = &state.sampler.board_word
         state.actuators.chop_period_ns = &state.sampler.chop_period_ns
         state.actuators.locked_chop_ns = 0xFFFFFFFF  # no period was chosen yet
         state.actuators.stirrer_period_ns = <int64_t>(1e9 / config.get("stirring.config", "pwm_hz"))
@@ -380,7 +387,7 @@ cdef class Loop:
             self._join()
         if self.is_simulated:
             sampler_light(&self.state.sampler, 0)
-            actuators_write(&self.state.actuators, 0.0, self.now_ns())
+            actuators_off(&self.state.actuators, self.now_ns())
         close_hardware(&self.state.hardware)
         if self.latency_fd >= 0:
             os.close(self.latency_fd)
@@ -614,6 +621,10 @@ cdef class Loop:
             ],
         }
 
+    def heat_limited(self):
+        """Why the heater has less than was asked for: the bits of heat_protect.pxd, as far as they were told."""
+        return self.state.actuators.heat_reasons
+
     def led_seconds(self):
         """For how long the OD LED was lit since the start, as seconds at full intensity."""
         return stirbar_load_relaxed(&self.state.sampler.led_seconds)
@@ -636,7 +647,7 @@ cdef class Loop:
         """Where compiled functions lie, for a profiler that has no symbols: {"vial": [...], "ticks": [...]}."""
         cdef Hal* hal = &self.state.hal
         vial = [<size_t>hal.adc_start, <size_t>hal.adc_read, <size_t>hal.led_write, <size_t>hal.temperature_read,
-                <size_t>hal.edges_read, <size_t>hal.stirrer_write]
+                <size_t>hal.edges_read, <size_t>hal.stirrer_write, <size_t>hal.heater_write]
         return {"vial": vial, "ticks": [<size_t>self.state.tasks[i].run for i in range(TASKS)]}
 
     def build_id(self):

@@ -200,11 +200,6 @@ cdef inline int64_t outputs_pulse(Outputs* outputs, int64_t now_ns) noexcept nog
     return next_ns
 
 
-cdef inline int outputs_stirrer_write(Outputs* outputs, double duty_percent, int64_t now_ns) noexcept nogil:
-    """Hal.stirrer_write"""
-    return outputs_duty(outputs, OUTPUT_STIRRING, duty_percent, now_ns)
-
-
 cdef inline int outputs_stirrer_period(Outputs* outputs, int64_t period_ns, int64_t now_ns) noexcept nogil:
     """Hal.stirrer_period"""
     return outputs_period(outputs, OUTPUT_STIRRING, period_ns)

@@ -7,7 +7,10 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.string cimport memcpy, memset
 
 from stirbar.rt.configure cimport configure_od, configure_stirring
-from stirbar.rt.estimators cimport Estimators, StirringLoop, estimators_apply, estimators_take, stirring_apply
+from stirbar.rt.configure_heat cimport configure_heat
+from stirbar.rt.controllers cimport Controllers, controllers_apply
+from stirbar.rt.estimators cimport Estimators, estimators_apply, estimators_take
+from stirbar.rt.heating cimport HeatConfig, heat_init
 from stirbar.rt.od_init cimport od_init
 from stirbar.rt.od_state cimport OdConfig
 from stirbar.rt.stirring cimport StirConfig, stir_init
@@ -25,43 +28,46 @@ cdef extern from *:
 cdef class Replay:
     """The estimators of one of the loop's threads, fed by hand.
 
-    `edges` chooses the actuator thread's (rpm), else the sampling thread's (OD). They start as a run does, by the
+    `edges` chooses the actuator thread's (rpm, liquid), else the sampling thread's (OD). They start as a run does, by the
     config, or from a snapshot by `restore`.
 
     Synchronization: none; one thread at a time.
     """
     cdef Estimators estimators
-    cdef StirringLoop stirring
+    cdef Controllers controllers
     cdef bint edges
 
     def __init__(self, bint edges, config):
         cdef OdConfig od
         cdef StirConfig stir
+        cdef HeatConfig heat
         self.edges = edges
         memset(&self.estimators, 0, sizeof(Estimators))
-        memset(&self.stirring, 0, sizeof(StirringLoop))
+        memset(&self.controllers, 0, sizeof(Controllers))
         configure_od(&od, config)
         configure_stirring(&stir, config)
-        if od_init(&self.estimators.od, &od) or stir_init(&self.stirring.stir, &stir):
+        configure_heat(&heat, config)
+        if od_init(&self.estimators.od, &od) or stir_init(&self.controllers.stir, &stir) or heat_init(
+                &self.controllers.heat, &heat):
             raise ValueError("the configuration is outside what the estimators can do")
 
     def restore(self, bytes state):
         """Go on from a snapshot. Raises ValueError when it is not of this build's size."""
-        cdef size_t expected = sizeof(StirringLoop) if self.edges else sizeof(Estimators)
+        cdef size_t expected = sizeof(Controllers) if self.edges else sizeof(Estimators)
         if len(state) != expected:
             raise ValueError(
                 f"snapshot of {len(state)} bytes, this build's state has {expected}: "
                 "replay it with the build that recorded it"
             )
         if self.edges:
-            memcpy(&self.stirring, <const char*>state, expected)
+            memcpy(&self.controllers, <const char*>state, expected)
         else:
             memcpy(&self.estimators, <const char*>state, expected)
 
     def state(self):
         """The state as a snapshot has it."""
         if self.edges:
-            return PyBytes_FromStringAndSize(<const char*>&self.stirring, sizeof(StirringLoop))
+            return PyBytes_FromStringAndSize(<const char*>&self.controllers, sizeof(Controllers))
         return PyBytes_FromStringAndSize(<const char*>&self.estimators, sizeof(Estimators))
 
     def feed(self, bytes items):
@@ -79,7 +85,7 @@ cdef class Replay:
         readings = []
         for i in range(count):
             if self.edges:
-                if stirring_apply(&self.stirring, &item[i], &reading):
+                if controllers_apply(&self.controllers, &item[i], &reading):
                     readings.append(packed(&reading))
             elif estimators_apply(&self.estimators, &item[i]):
                 while estimators_take(&self.estimators, &reading):

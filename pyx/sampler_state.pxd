@@ -146,6 +146,7 @@ cdef struct Sampler:
     uint32_t slow_forced                # taken without a gap
     double rail_v                       # NAN: not known
     int rail_absent
+    uint32_t board_word                 # the heater board's temperature, read by the actuator thread (heating.pxd)
     int temperature_on
     int temperature_lost
     uint32_t bus_errors

@@ -12,6 +12,7 @@ from libc.string cimport memset
 
 from stirbar.rt.chop cimport led_track_init
 from stirbar.rt.gain cimport GAIN_AUTO, gain_init, gain_range
+from stirbar.rt.heating cimport heat_word
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
 from stirbar.rt.light cimport (
     sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
@@ -19,7 +20,7 @@ from stirbar.rt.light cimport (
 from stirbar.rt.pilot_pace cimport sampler_pilot, sampler_tend_gain
 from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace_for, port_trace_tend, trace_int
 from stirbar.rt.reference cimport ReferenceFit
-from stirbar.rt.ring cimport stirbar_load_relaxed
+from stirbar.rt.ring cimport stirbar_load_relaxed, stirbar_store_relaxed
 from stirbar.rt.sampler_state cimport (
     LED_GUARD_NS, Channel, Sampler, sampler_curve, sampler_feed, sampler_feed_float,
     sampler_say_lost)
@@ -59,6 +60,7 @@ cdef inline void sampler_read_temperature(Sampler* s, int64_t now_ns) noexcept n
     if s.temperature_lost:
         s.temperature_lost = 0
         port_event(&s.port, now_ns, EVENT_SENSOR_BACK, 0, STREAM_TEMPERATURE, 0)
+    stirbar_store_relaxed(&s.board_word, heat_word(s.board_word, celsius))
     memset(&reading, 0, sizeof(Reading))
     reading.monotonic_ns = now_ns
     reading.value = celsius

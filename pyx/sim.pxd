@@ -2,7 +2,7 @@
 # Thread rule: each function belongs to the thread named at its section; sim_init runs before either thread starts.
 # Units: nanoseconds of the loop's clock, volts, percent; *_s is seconds since the start of the simulation.
 #
-# What a loop needs: sim_init, sim_hal, sim_set with sim_parameter_owner, sim_pump, sim_heater. The model is vial.pxd.
+# What a loop needs: sim_init, sim_hal, sim_set with sim_parameter_owner, sim_pump. The model is vial.pxd.
 
 from libc.errno cimport EINVAL, ENODEV, EREMOTEIO
 from libc.math cimport fabs, isfinite
@@ -306,11 +306,12 @@ cdef inline int sim_pump(Sim* sim, int pump, double ml_per_s, int64_t now_ns) no
     return pumps_set(&sim.pumps, sim.parameter, pump, ml_per_s, time_s)
 
 
-cdef inline int sim_heater(Sim* sim, double duty) noexcept nogil:
-    """Set the heater's duty, 0..1; 0 or -EINVAL. Actuator thread."""
-    if not 0.0 <= duty <= 1.0:
+cdef inline int sim_heater_write(void* context, double duty_percent, int64_t now_ns) noexcept nogil:
+    """Set the heater's duty; 0, or -EINVAL outside 0..100."""
+    cdef Sim* sim = <Sim*>context
+    if not 0.0 <= duty_percent <= 100.0:
         return -EINVAL
-    sim_put_f32(&sim.exchange.heater_duty, <float>duty)
+    sim_put_f32(&sim.exchange.heater_duty, <float>(0.01 * duty_percent))
     return 0
 
 
@@ -448,5 +449,6 @@ cdef inline void sim_hal(Sim* sim, Hal* hal) noexcept nogil:
     hal.rail_read = sim_rail_read
     hal.edges_read = sim_edges_read
     hal.stirrer_write = sim_stirrer_write
+    hal.heater_write = sim_heater_write
     hal.pulse = NULL
     hal.stirrer_period = sim_stirrer_period

@@ -12,7 +12,7 @@ from stirbar.rt.hal cimport PACE_READY, AdcPlan, Conversion, Hal
 from stirbar.rt.optics cimport scatter_v
 from stirbar.rt.rng cimport Rng, Ziggurat, rng_normal, rng_seed, rng_uniform, ziggurat_init
 from stirbar.rt.sim cimport (
-    Sim, SimConfig, sim_adc_read, sim_hal, sim_heater, sim_init, sim_led_write, sim_parameter_owner, sim_pump, sim_set)
+    Sim, SimConfig, sim_adc_read, sim_hal, sim_heater_write, sim_init, sim_led_write, sim_parameter_owner, sim_pump, sim_set)
 from stirbar.rt.sim_parameters cimport *
 
 CONVERSION_DTYPE = np.dtype([
@@ -192,7 +192,7 @@ cdef class SimulatedVial:
         _check(sim_pump(&self.sim, pump, ml_per_s, now_ns))
 
     def heater(self, double duty):
-        _check(sim_heater(&self.sim, duty))
+        _check(sim_heater_write(&self.sim, 100.0 * duty, 0))
 
     def record(self, int channel, int count, int64_t now_ns, int half_cycle=0, double percent=80.0,
                int64_t after_ns=100_000):

@@ -36,6 +36,7 @@ cdef enum:
     STIR_STALL_MINIMUM_MS = 500
     STIR_STALL_TURNS = 3
     STIR_FORGET_MS = 5000             # turning for this long forgives earlier stalls
+    STIR_UNKNOWN_S = 10               # without an edge for longer nobody knows that it turns (IS-14)
     STIR_REACHED_PERCENT = 2          # EVENT_STIR_RUNNING: this close to the target
     STIR_REACHED_TURNS = 3            # for so many updates in a row
 
@@ -69,6 +70,7 @@ cdef struct StirState:
     int64_t update_ns                 # the last PI update
     int64_t command_ns                # the command that is obeyed
     int64_t kick_ns                   # the last kick began
+    int64_t seen_ns                   # the last edge; 0: none yet
     int64_t alive_ns                  # the last edge, or the kick or command since
     int64_t stall_ns                  # silence that is a stall
     int64_t next_report_ns            # 0: not set yet
@@ -227,7 +229,7 @@ cdef inline int stir_edge(StirState* s, int64_t stamp_ns) noexcept nogil:
     """One edge of the tachometer, in order of time; 1 accepted, 0 rejected (counted)."""
     if not tachometer_edge(&s.tachometer, stamp_ns):
         return 0
-    s.alive_ns = stamp_ns
+    s.alive_ns = s.seen_ns = stamp_ns
     s.fresh += 1
     s.kick_edges += 1
     s.command_edges += 1
@@ -386,6 +388,11 @@ cdef inline int stir_tick(StirState* s, int64_t now_ns, double* duty_percent, in
     s.duty_percent = stir_clamp(s.duty_percent, 0.0, s.ceiling_percent)
     duty_percent[0] = s.duty_percent
     return 0
+
+
+cdef inline bint stir_is_seen(const StirState* s, int64_t now_ns) noexcept nogil:
+    """Whether the stirrer is known to turn."""
+    return s.seen_ns > 0 and now_ns - s.seen_ns <= <int64_t>STIR_UNKNOWN_S * 1000000000
 
 
 cdef inline uint32_t stir_flags(const StirState* s, int64_t now_ns) noexcept nogil:

@@ -18,6 +18,7 @@ cdef enum:
     STREAM_OD_FUSED = 5     # one concentration from several angles
     STREAM_RPM = 8          # stirring speed
     STREAM_TEMPERATURE = 9  # of the heater board
+    STREAM_LIQUID = 10      # of the liquid, as estimated
     STREAM_EVENT = 16
     STREAM_STATUS = 17
     STREAM_RAW = 18         # trace of the sampling thread
@@ -59,6 +60,7 @@ cdef enum:
     FLAG_MAINS_UNLOCKED = 1 << 15  # mains frequency not tracked yet; nominal used
     FLAG_BELOW_CURVE = 1 << 16     # outside the calibration: value is the low end of its range
     FLAG_ABOVE_CURVE = 1 << 17     # its high end; both flags: beyond the curve's own top or bottom within the range
+    FLAG_UNOBSERVED = 1 << 18      # liquid: its temperature is known to no better than half a degree
 
 cdef packed struct Reading:          # 88 bytes
     uint64_t sequence                # per stream and run, from 0, without gaps unless the ring dropped
@@ -94,6 +96,7 @@ cdef enum:
     TRACE_SNAPSHOT = 8       # index: number of the snapshot of the estimators taken at this point
     TRACE_CURVE = 9          # a calibration. channel: slot, phase: PART_*, index: word, value: its 8 bytes
     TRACE_TURN = 10          # value: time of a turn of the stirrer, microseconds; 0 when it does not turn
+    TRACE_TEMPERATURE = 11   # value: of the heater board, as the actuator thread took it over, time in ns follows
 
 cdef union TraceValue:
     int64_t i
@@ -134,6 +137,11 @@ cdef enum:
     COMMAND_SIMULATION = 11   # index: parameter of the simulated vial, value
     COMMAND_CURVE = 12        # what the host has staged becomes words of a slot of the estimators
     COMMAND_REFERENCE = 13    # channel, value: coefficient of the reference (reference.pxd); NaN: learn it
+    COMMAND_HEAT_TARGET = 14  # value: of the liquid, degC
+    COMMAND_HEAT_DUTY = 15    # value: percent, without a controller; the envelope holds
+    COMMAND_HEAT_STOP = 16
+    COMMAND_HEAT_RENEW = 17   # the host thread lives
+    COMMAND_HEAT_UNLOCK = 18  # a person has acknowledged that the board was too hot
 
 cdef struct Command:
     uint32_t id
@@ -161,6 +169,8 @@ cdef enum:
     EVENT_OVER_VOLTAGE = 13    # argument: channel, value: volts; the light stays off
     EVENT_HIGH_VOLTAGE = 14    # argument: channel, value: volts
     EVENT_LIGHT_PATH = 16      # argument: d, value: time constant in ms
+    EVENT_HEAT_LIMITED = 32    # argument: which HEAT_* reason began, by its bit; value: the heater board, degC
+    EVENT_HEAT_FREED = 33      # the same, ended
 
 cdef packed struct Event:
     int64_t monotonic_ns

@@ -1,0 +1,67 @@
+# Why compiled: the one way by which edges, temperatures and commands become duties and readings, live and in a replay.
+# Thread rule: the actuator thread; in a replay its caller.
+# Units: as in the trace (types.pxd): nanoseconds of the loop's clock, the unit of each command; duty in percent.
+
+from libc.stdint cimport int64_t, uint32_t
+
+from stirbar.rt.heating cimport (
+    HeatState, heat_duty, heat_fill, heat_reading, heat_renew, heat_stop, heat_target, heat_tick, heat_unlock,
+    heat_word_degc)
+from stirbar.rt.stirring cimport (
+    StirState, stir_duty, stir_edge, stir_is_seen, stir_reading, stir_stop, stir_target_rpm, stir_tick)
+from stirbar.rt.types cimport (
+    COMMAND_HEAT_DUTY, COMMAND_HEAT_RENEW, COMMAND_HEAT_STOP, COMMAND_HEAT_TARGET, COMMAND_HEAT_UNLOCK,
+    COMMAND_STIR_DUTY, COMMAND_STIR_RPM, TRACE_COMMAND, TRACE_EDGE, TRACE_TEMPERATURE, TRACE_TICK, Reading, TraceItem)
+
+cdef enum:
+    TICK_NO_GUARD = 1        # TraceItem.flags of a TRACE_TICK
+
+cdef struct Controllers:
+    StirState stir
+    HeatState heat
+    int64_t command_ns       # of the first half of a TRACE_COMMAND
+    double stir_percent      # the duties that the last tick asks for
+    double heat_percent
+    double event_value
+    int event                # EVENT_STIR_* of the last tick, or 0
+    int status               # of the last command: 0, or minus an errno
+
+
+cdef inline int controllers_command(Controllers* c, uint32_t code, double value) noexcept nogil:
+    """0, or minus an errno and nothing changed."""
+    if code == COMMAND_STIR_RPM:
+        return stir_target_rpm(&c.stir, value, c.command_ns)
+    if code == COMMAND_STIR_DUTY:
+        return stir_duty(&c.stir, value, c.command_ns)
+    if code == COMMAND_HEAT_TARGET:
+        return heat_target(&c.heat, value, c.command_ns)
+    if code == COMMAND_HEAT_DUTY:
+        return heat_duty(&c.heat, value, c.command_ns)
+    if code == COMMAND_HEAT_STOP:
+        return heat_stop(&c.heat)
+    if code == COMMAND_HEAT_RENEW:
+        return heat_renew(&c.heat, c.command_ns)
+    if code == COMMAND_HEAT_UNLOCK:
+        return heat_unlock(&c.heat)
+    return stir_stop(&c.stir, c.command_ns)
+
+
+cdef inline int controllers_apply(Controllers* c, const TraceItem* item, Reading* reading) noexcept nogil:
+    """What one item of the actuator thread's trace does; 1 when it made a reading."""
+    if item.kind == TRACE_EDGE:
+        stir_edge(&c.stir, item.value.i)
+    elif item.kind == TRACE_TICK:
+        stir_tick(&c.stir, item.value.i, &c.stir_percent, &c.event, &c.event_value)
+        c.heat_percent = heat_tick(
+            &c.heat, stir_is_seen(&c.stir, item.value.i), not item.flags & TICK_NO_GUARD, item.value.i)
+        return stir_reading(&c.stir, item.value.i, reading)
+    elif item.kind == TRACE_TEMPERATURE:
+        heat_reading(&c.heat, heat_word_degc(item.index), item.value.i)
+        if c.heat.liquid.started:
+            heat_fill(&c.heat, item.value.i, reading)
+            return 1
+    elif item.kind == TRACE_COMMAND and item.phase == 0:
+        c.command_ns = item.value.i
+    elif item.kind == TRACE_COMMAND:
+        c.status = controllers_command(c, item.index, item.value.f)
+    return 0
