@@ -34,7 +34,8 @@ _HEAT = {
     "volume_sd": 0.05,
 }
 TRUST_BAND_DEGC = 1.0  # by which a healthy minute of the sensor may differ from the model's
-WARMEST_ROOM_DEGC = 40.0
+WARMEST_ROOM_DEGC = 40.0  # for the minute without a sensor
+WARM_ROOM_DEGC = 30.0  # for half an hour of energy
 ENERGY_WINDOW_S = 1800.0  # HEATER_ENERGY_WINDOW_S of pyx/limits.pxd
 
 
@@ -43,8 +44,8 @@ def vial(name: str) -> dict[str, float]:
     capacity_ml, fill_ml, reduce_degc, disable_degc, shutdown_degc = _MODELS[name]
     coupling, liquid_loss = _HEAT["coupling_w_per_k"], _HEAT["liquid_loss_w_per_k"]
     loss = _HEAT["board_loss_w_per_k"] + coupling * liquid_loss / (coupling + liquid_loss)
+    strongest_w = _HEAT["power_w"] * (1.0 + 2.0 * _HEAT["power_sd"])
     hottest = _HEAT["power_w"] / loss  # the board's rise above the room at full duty
-    steady = min(1.0, (reduce_degc - WARMEST_ROOM_DEGC) / hottest)
     return {
         **_HEAT,
         "capacity_ml": capacity_ml,
@@ -53,7 +54,7 @@ def vial(name: str) -> dict[str, float]:
         "disable_degc": disable_degc,
         "shutdown_degc": shutdown_degc,
         "band_degc": TRUST_BAND_DEGC,
-        # at these two the board stays below reduce_degc in the warmest room, whatever the sensor says
-        "blind_duty_percent": 100.0 * min(0.5, steady),
-        "energy_maximum_j": ENERGY_WINDOW_S * _HEAT["power_w"] * steady,
+        # at these two the board stays below reduce_degc, whatever the sensor says
+        "blind_duty_percent": 100.0 * min(0.5, (reduce_degc - WARMEST_ROOM_DEGC) / hottest),
+        "energy_maximum_j": ENERGY_WINDOW_S * strongest_w * min(1.0, (reduce_degc - WARM_ROOM_DEGC) / hottest),
     }
