@@ -30,13 +30,18 @@ SETTABLE = {
     ("stirring", "target_rpm"),
     ("stirring", "duty_cycle"),
     ("od_reading", "ir_led_intensity"),
+    ("temperature_automation", "target_temperature"),
 }
 # made from readings, with a time stamp; the worker's plain setting of the same name is not passed on
-_FROM_READINGS = {("stirring", "measured_rpm"), ("temperature_automation", "temperature")}
+_FROM_READINGS = {
+    ("stirring", "measured_rpm"),
+    ("temperature_automation", "temperature"),
+    ("temperature_automation", "heater_duty_cycle"),
+}
 _VALUE_BYTES = 64
 _NAME_BYTES = 128
 _OD = (1, 2, 3, 4)
-_RPM, _TEMPERATURE, _FUSED = STREAM_IDS["rpm"], STREAM_IDS["temperature"], STREAM_IDS["od_fused"]
+_RPM, _LIQUID, _FUSED = STREAM_IDS["rpm"], STREAM_IDS["liquid"], STREAM_IDS["od_fused"]
 _OD_TOPICS = ("od", "raw_od", "calibrated_od")
 
 
@@ -190,9 +195,10 @@ class Dialect:
             elif stream == _RPM:
                 said = {"measured_rpm": max(value, 0.0), "timestamp": timestamp(wall_ns)}
                 self.say("stirring", "measured_rpm", compact(said))
-            elif stream == _TEMPERATURE:
+            elif stream == _LIQUID:
                 said = {"temperature": value, "timestamp": timestamp(wall_ns)}
                 self.say("temperature_automation", "temperature", compact(said))
+                self.say("temperature_automation", "heater_duty_cycle", scalar(round(reading["signal_v"], 2)))
         if ods:
             self.say("od_reading", "ods", compact({"timestamp": timestamp(newest), "ods": ods}))
         self._latest.clear()

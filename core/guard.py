@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from stirbar.core.config import Config
 
-GREETING = "stirbar-guard 1"
+GREETING = "stirbar-guard 2"
 REFUSED = "refused "
 ANSWER_MS = 2000
 PWM_DESCRIPTORS = 3  # period, duty_cycle, enable
@@ -41,26 +41,27 @@ class Guard:
     """What the guard gave: as long as `connection` is open, the outputs are this process's.
 
     `lines` maps a device to the descriptor of its GPIO line's request, `pwms` one to the descriptors of its kernel PWM
-    channel (period, duty_cycle, enable); `heartbeat` is the page that the loop counts its ticks into.
+    channel (period, duty_cycle, enable); `heartbeat` is the page that the loop counts its ticks into, `watch` the one
+    in which the guard says that it lives.
     """
 
-    __slots__ = ("connection", "heartbeat", "lines", "pwms")
+    __slots__ = ("connection", "heartbeat", "lines", "pwms", "watch")
 
     def __init__(self, connection: int) -> None:
         self.connection = connection
-        self.heartbeat = -1
+        self.heartbeat = self.watch = -1
         self.lines: dict[str, int] = {}
         self.pwms: dict[str, tuple[int, int, int]] = {}
 
     def close(self) -> None:
         """Give the outputs back: the guard switches them off."""
-        descriptors = [self.connection, self.heartbeat, *self.lines.values()]
+        descriptors = [self.connection, self.heartbeat, self.watch, *self.lines.values()]
         for attributes in self.pwms.values():
             descriptors += attributes
         for descriptor in descriptors:
             if descriptor >= 0:
                 os.close(descriptor)
-        self.connection = self.heartbeat = -1
+        self.connection = self.heartbeat = self.watch = -1
         self.lines.clear()
         self.pwms.clear()
 
@@ -93,6 +94,8 @@ def connect(path: str) -> Guard:
             guard.lines[name] = descriptors.pop(0)
         elif kind == "pwm":
             guard.pwms[name] = (descriptors.pop(0), descriptors.pop(0), descriptors.pop(0))
+        elif kind == "watch":
+            guard.watch = descriptors.pop(0)
         else:
             guard.heartbeat = descriptors.pop(0)
     return guard

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Get = Callable[[str, str], Any]
 
 LOOP, OD, DIODES, STIRRING = "loop.config", "od_reading.config", "od_config.photodiode_channel", "stirring.config"
+TEMPERATURE = "temperature_automation.config"
 SLOWER_RATES = 3
 RATE_MINIMUM_HZ, WINDOW_MINIMUM_S, WINDOW_MAXIMUM_S = 0.01, 0.005, 100.0
 
@@ -109,6 +110,25 @@ def _ports_differ(get: Get) -> str | None:
     return None
 
 
+def _target_degc_below_maximum(get: Get) -> str | None:
+    target, maximum = get(TEMPERATURE, "target_temperature"), get(TEMPERATURE, "target_maximum_degc")
+    if target > maximum:
+        return f"target_temperature ({number(target)}) is above target_maximum_degc ({number(maximum)}); lower it"
+    return None
+
+
+def _target_degc_below_tier(get: Get) -> str | None:
+    from stirbar.core import vials
+
+    maximum, reduce_degc = get(TEMPERATURE, "target_maximum_degc"), vials.vial(get("unit", "vial"))["reduce_degc"]
+    if maximum > reduce_degc:
+        return (
+            f"target_maximum_degc ({number(maximum)}) is above {number(reduce_degc)} °C, where this vial's heater is"
+            f" reduced; write at most {number(reduce_degc)}, or name your own [unit] vial"
+        )
+    return None
+
+
 # (the rule in words, the keys it looks at, the test)
 RULES: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[Get], str | None]], ...] = (
     ("At most one photodiode is the reference.", tuple((DIODES, channel) for channel in "1234"), _one_reference),
@@ -138,6 +158,16 @@ RULES: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[Get], str | None]
         f"No duty ({', '.join(f'`{key}`' for key in DUTIES)}) is above `duty_maximum_percent`.",
         tuple((STIRRING, key) for key in (*DUTIES, "duty_maximum_percent")),
         _duties_below_maximum,
+    ),
+    (
+        "`target_temperature` is not above `target_maximum_degc`.",
+        ((TEMPERATURE, "target_temperature"), (TEMPERATURE, "target_maximum_degc")),
+        _target_degc_below_maximum,
+    ),
+    (
+        "`target_maximum_degc` is not above the temperature at which the vial's heater is reduced.",
+        ((TEMPERATURE, "target_maximum_degc"), ("unit", "vial")),
+        _target_degc_below_tier,
     ),
     ("`topic_root` and `data_root` differ.", (("mqtt", "topic_root"), ("mqtt", "data_root")), _roots_differ),
     (

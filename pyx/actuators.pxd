@@ -5,7 +5,7 @@
 from libc.math cimport fabs
 from libc.stdint cimport int64_t, uint32_t
 
-from stirbar.rt.controllers cimport Controllers, controllers_apply
+from stirbar.rt.controllers cimport TICK_NO_GUARD, Controllers, controllers_apply
 from stirbar.rt.heat_protect cimport HEAT_REASONS, HEAT_SPOKEN_WHILE_OFF
 from stirbar.rt.hal cimport Hal
 from stirbar.rt.ports cimport (
@@ -20,6 +20,7 @@ from stirbar.rt.types cimport (
 
 cdef enum:
     EDGES_PER_TICK = 64
+    GUARD_SILENT_NS = 1000000000  # a guard that has not beaten for longer is gone: no heat, no pump
     PAUSE_NS = 2000000000    # after so long without a tick the guard may have switched the outputs off
     LOCK_PARTS = 5000        # the stirrer's PWM is locked anew when the chop period moved by 1/5000 (200 ppm)
 
@@ -49,6 +50,9 @@ cdef struct Actuators:
     uint32_t* heartbeat      # the guard's page; NULL: no guard
     uint32_t beats
     int64_t beaten_ns        # when it did so last
+    const uint32_t* guard_beat      # its own page; NULL: no guard
+    uint32_t guard_seen
+    int64_t guard_ns         # when it was last seen to beat
     const uint32_t* chop_period_ns  # written by the sampling thread, 0 while it does not chop; NULL: nobody says
     uint32_t locked_chop_ns  # for which the stirrer's period was chosen
     int64_t stirrer_period_ns       # as configured; 0: the profile's own
@@ -170,6 +174,18 @@ cdef inline void pulses_tick(void* context, SleepPolicy* policy, int64_t now_ns)
     policy.target_ns = a.hal.pulse(a.hal.context, now_ns)
 
 
+cdef inline bint actuators_guarded(Actuators* a, int64_t now_ns) noexcept nogil:
+    """Whether the guard lives; a vial without one has nothing that it could hold."""
+    cdef uint32_t beat
+    if a.guard_beat == NULL:
+        return True
+    beat = stirbar_load_relaxed(a.guard_beat)
+    if beat != a.guard_seen or a.guard_ns == 0:
+        a.guard_seen = beat
+        a.guard_ns = now_ns
+    return now_ns - a.guard_ns <= GUARD_SILENT_NS
+
+
 cdef inline void actuators_take_temperature(Actuators* a, int64_t now_ns) noexcept nogil:
     """What the sampling thread has read of the heater board since the last tick."""
     cdef uint32_t word = stirbar_load_relaxed(a.board_word)
@@ -199,7 +215,7 @@ cdef inline void actuators_tick(void* context, SleepPolicy* policy, int64_t now_
         trace_int(&item, TRACE_EDGE, 0, 0, 0, 0, stamps_ns[i])
         actuators_feed(a, &item)
     actuators_take_temperature(a, now_ns)
-    trace_int(&item, TRACE_TICK, 0, 0, 0, 0, now_ns)
+    trace_int(&item, TRACE_TICK, 0, 0, 0 if actuators_guarded(a, now_ns) else TICK_NO_GUARD, 0, now_ns)
     actuators_feed(a, &item)
     actuators_heat(a, a.controllers.heat_percent, now_ns)
     actuators_stir(a, a.controllers.stir_percent, now_ns)

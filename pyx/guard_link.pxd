@@ -51,14 +51,14 @@ cdef extern from *:
         return fd;
     }
 
-    /* Map the heartbeat's page; NULL and errno when that fails. */
-    static unsigned *stirbar_heartbeat_map(int fd) {
-        void *page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    /* Map a page of the guard's; NULL and errno when that fails. */
+    static unsigned *stirbar_page_map(int fd, int writable) {
+        void *page = mmap(NULL, 4096, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, fd, 0);
         return page == MAP_FAILED ? NULL : (unsigned *)page;
     }
-    static void stirbar_heartbeat_unmap(unsigned *page) { munmap(page, 4096); }
+    static void stirbar_page_unmap(const unsigned *page) { munmap((void *)page, 4096); }
     """
     int stirbar_guard_connect(
         const char* path, int timeout_ms, char* text, int* length, int* fds, int* count) noexcept nogil
-    uint32_t* stirbar_heartbeat_map(int fd) noexcept nogil
-    void stirbar_heartbeat_unmap(uint32_t* page) noexcept nogil
+    uint32_t* stirbar_page_map(int fd, int writable) noexcept nogil
+    void stirbar_page_unmap(const uint32_t* page) noexcept nogil

@@ -19,7 +19,7 @@ from stirbar.rt.clock cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, WAKE_LATE_ROOM, Clock, VirtualTime, clock_real, clock_virtual,
     read_clock_ns)
 from stirbar.rt.guard_link cimport (
-    GUARD_DESCRIPTORS, GUARD_TEXT, stirbar_guard_connect, stirbar_heartbeat_map, stirbar_heartbeat_unmap)
+    GUARD_DESCRIPTORS, GUARD_TEXT, stirbar_guard_connect, stirbar_page_map, stirbar_page_unmap)
 from stirbar.rt.hal cimport Hal
 from stirbar.rt.hardware cimport Hardware, hardware_hal
 from stirbar.rt.heating cimport HeatConfig, heat_init
@@ -184,7 +184,7 @@ cdef class Loop:
         self._make_ports()
         self._make_tasks(config)
         if guard is not None:
-            self._beat_into(guard.heartbeat)
+            self._watch_guard(guard)
         if not self.is_simulated:
             self._open_hardware(profile, guard)
 
@@ -194,7 +194,9 @@ cdef class Loop:
         if self.started:
             self._join()
         if self.state.actuators.heartbeat != NULL:
-            stirbar_heartbeat_unmap(self.state.actuators.heartbeat)
+            stirbar_page_unmap(self.state.actuators.heartbeat)
+        if self.state.actuators.guard_beat != NULL:
+            stirbar_page_unmap(self.state.actuators.guard_beat)
         close_hardware(&self.state.hardware)
         free(self.port_memory[SAMPLING])
         free(self.port_memory[ACTUATORS])
@@ -319,12 +321,13 @@ cdef class Loop:
         state.thread_run[SAMPLING].clock = state.thread_run[ACTUATORS].clock = state.together.clock = &state.clock
         state.thread_run[SAMPLING].running = state.thread_run[ACTUATORS].running = &state.running
 
-    def _beat_into(self, int fd):
-        """Let the actuator thread count its ticks into the guard's page."""
+    def _watch_guard(self, guard):
+        """Let the actuator thread count its ticks into the guard's page, and look at the guard's own."""
         cdef Actuators* a = &self.state.actuators
-        a.heartbeat = stirbar_heartbeat_map(fd)
-        if a.heartbeat == NULL:
-            raise OSError(errno.ENOMEM, "cannot map the guard's heartbeat")
+        a.heartbeat = stirbar_page_map(guard.heartbeat, 1)
+        a.guard_beat = stirbar_page_map(guard.watch, 0)
+        if a.heartbeat == NULL or a.guard_beat == NULL:
+            raise OSError(errno.ENOMEM, "cannot map the guard's pages")
         a.beats = stirbar_load_relaxed(a.heartbeat)
 
     # --- running -----------------------------------------------------------------------------------------------------

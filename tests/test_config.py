@@ -736,7 +736,8 @@ def test_what_the_worker_loads(tmp_path):
         report = json.loads(run.stdout)
     ours = {name for name in report["modules"] if name.startswith("stirbar")}
     assert ours == {"stirbar", "stirbar.core"} | {
-        f"stirbar.core.{name}" for name in ("config", "ini", "schema", "schema_keys", "schema_rules", "simulation")
+        f"stirbar.core.{name}"
+        for name in ("config", "ini", "schema", "schema_keys", "schema_rules", "simulation", "vials")
     }
     forbidden = {"argparse", "asyncio", "configparser", "dataclasses", "difflib", "hashlib", "json", "logging", "numpy"}
     forbidden |= {"pathlib", "pydantic", "re", "typing"}

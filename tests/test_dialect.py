@@ -49,7 +49,8 @@ def test_golden_payloads() -> None:
     dialect.setting({"job": "stirring", "setting": "measured_rpm", "value": 1.0})  # made from readings instead
     dialect.reading(header(2), reading(2, 0, 7.0) + reading(2, 1, 0.123))
     dialect.reading(header(8), reading(8, 0, 500.1))
-    dialect.reading(header(9), reading(9, 0, 37.01))
+    dialect.reading(header(9), reading(9, 0, 41.5))  # the heater board: not what the dialect means by temperature
+    dialect.reading(header(10), reading(10, 0, 37.01))
     dialect.tick()
     od = (
         b'{"calibrated":0,"timestamp":"2025-06-15T15:06:40.223Z","angle":"90","od":0.123,"channel":"2",'
@@ -73,6 +74,7 @@ def test_golden_payloads() -> None:
             0,
             True,
         ),
+        ("pioreactor/vial1/exp/temperature_automation/heater_duty_cycle", b"0.1", 0, True),
         (
             "pioreactor/vial1/exp/od_reading/ods",
             b'{"timestamp":"2025-06-15T15:06:40.223Z","ods":{"2":' + od + b"}}",

@@ -43,6 +43,8 @@ SETTING_UNITS = {  # of what ends in a channel's number, the number is left out
     "duty_cycle": "%",
     "ir_led_intensity": "%",
     "temperature": "°C",
+    "target_temperature": "°C",
+    "heater_duty_cycle": "%",
     "blank": "AU",
     "interval": "s",
 }

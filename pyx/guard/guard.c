@@ -38,19 +38,22 @@
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010
+#endif
 #ifndef STIRBAR_VERSION
 #define STIRBAR_VERSION "unknown"
 #endif
 
 #define NAME "stirbar-guard"
-#define PROTOCOL 1
+#define PROTOCOL 2
 #define PRIORITY 48                      /* between the interrupt threads (50) and the loop (47, 45) */
 #define LINES_MAXIMUM 16
 #define PWMS_MAXIMUM 8
 #define PWM_PERIOD_NS 4000000ul          /* of a channel that has none yet */
 #define EXPORT_TRIES 100                 /* udev needs a moment to hand a new PWM channel to its group */
 #define EXPORT_WAIT_NS 20000000
-#define HEARTBEAT_BYTES 4096
+#define PAGE_BYTES 4096
 #define LOOK_NS 100000000LL              /* how often the heartbeat is looked at */
 #define SILENCE_NS (3000000000LL - LOOK_NS)  /* with it: off within 3 s of the last beat */
 #define MESSAGE_BYTES 256                /* less than PIPE_BUF: written whole or not at all */
@@ -84,8 +87,9 @@ static struct line lines[LINES_MAXIMUM];
 static struct pwm pwms[PWMS_MAXIMUM];
 static int line_count, pwm_count;
 static const char *chip_path = "/dev/gpiochip0", *socket_path;
-static int listener = -1, signals = -1, heartbeat_fd = -1;
-static uint32_t *heartbeat;
+static int listener = -1, signals = -1, heartbeat_fd = -1, watch_fd = -1;
+static uint32_t *heartbeat;              /* written by the worker */
+static uint32_t *watch;                  /* our own, so that the worker sees whether we are alive */
 static struct worker worker = {-1, -1, 0, 0, 0, 0, 0};
 static unsigned unsaid;                  /* messages that standard error had no room for */
 
@@ -249,10 +253,10 @@ static int open_pwm(struct pwm *pwm) {
 
 /* ---- worker --------------------------------------------------------------------------------------------------------- */
 
-/* Give the worker a name and a descriptor for each output and, last, the heartbeat's page. */
+/* Give the worker a name and a descriptor for each output and, last, the pages of both heartbeats. */
 static int hand_over(int connection) {
     char text[HELLO_BYTES];
-    int fds[LINES_MAXIMUM + 3 * PWMS_MAXIMUM + 1], count = 0;
+    int fds[LINES_MAXIMUM + 3 * PWMS_MAXIMUM + 2], count = 0;
     union {
         struct cmsghdr header;
         char bytes[CMSG_SPACE(sizeof fds)];
@@ -271,8 +275,9 @@ static int hand_over(int connection) {
         fds[count++] = pwms[i].duty_cycle;
         fds[count++] = pwms[i].enable;
     }
-    length += snprintf(text + length, sizeof text - length, "heartbeat\n");
+    length += snprintf(text + length, sizeof text - length, "heartbeat\nwatch\n");
     fds[count++] = heartbeat_fd;
+    fds[count++] = watch_fd;
     part.iov_len = length;
     memset(&control, 0, sizeof control);
     message.msg_controllen = CMSG_SPACE(count * sizeof(int));
@@ -377,6 +382,7 @@ static void serve(void) {
         if (ready > 0 && waiting[1].revents) bury();
         if (ready > 0 && waiting[2].revents) break;
         if (worker.connection >= 0) tend_heartbeat(now_ns());
+        __atomic_store_n(watch, *watch + 1, __ATOMIC_RELAXED);
         if (ready > 0 && waiting[3].revents) admit();
     }
 }
@@ -412,19 +418,32 @@ static int open_socket(void) {
     return status;
 }
 
-static int open_heartbeat(void) {
-    heartbeat_fd = memfd_create("stirbar-heartbeat", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    if (heartbeat_fd < 0 || ftruncate(heartbeat_fd, HEARTBEAT_BYTES) < 0) {
-        say("no memory for the heartbeat: %s", strerror(errno));
-        return -1;
+/* A page to share with the worker; NULL where there is none. */
+static uint32_t *open_page(const char *name, int *fd, int protection) {
+    void *page;
+    *fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (*fd < 0 || ftruncate(*fd, PAGE_BYTES) < 0) {
+        say("no memory for %s: %s", name, strerror(errno));
+        return NULL;
     }
     /* its size is sealed: a worker cannot pull the page from under us */
-    fcntl(heartbeat_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
-    heartbeat = mmap(NULL, HEARTBEAT_BYTES, PROT_READ, MAP_SHARED, heartbeat_fd, 0);
-    if (heartbeat == MAP_FAILED) {
-        say("cannot map the heartbeat: %s", strerror(errno));
-        return -1;
+    fcntl(*fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW);
+    page = mmap(NULL, PAGE_BYTES, protection, MAP_SHARED, *fd, 0);
+    if (page == MAP_FAILED) {
+        say("cannot map %s: %s", name, strerror(errno));
+        return NULL;
     }
+    return page;
+}
+
+static int open_pages(void) {
+    heartbeat = open_page("stirbar-heartbeat", &heartbeat_fd, PROT_READ);
+    watch = open_page("stirbar-watch", &watch_fd, PROT_READ | PROT_WRITE);
+    if (heartbeat == NULL || watch == NULL) return -1;
+    /* only we write our own; kernels before 5.1 cannot keep the worker from it */
+    fcntl(watch_fd, F_ADD_SEALS, F_SEAL_FUTURE_WRITE);
+    fcntl(watch_fd, F_ADD_SEALS, F_SEAL_SEAL);
+    fcntl(heartbeat_fd, F_ADD_SEALS, F_SEAL_SEAL);
     return 0;
 }
 
@@ -546,7 +565,7 @@ int main(int count, char **arguments) {
     if (take_lock() || (line_count && request_lines())) return 1;
     for (int i = 0; i < pwm_count; i++)
         if (open_pwm(&pwms[i])) return 1;
-    if (open_signals() || open_heartbeat() || open_socket()) return 1;
+    if (open_signals() || open_pages() || open_socket()) return 1;
     become_urgent();
     tell_ready();
     say("holds %d lines of %s and %d PWM channels, all off; workers connect at %s", line_count, chip_path, pwm_count,

@@ -97,7 +97,7 @@ export class Card {
     const target = targetOf(unit);
     text(this.rpm, Number.isFinite(rpm) ? `${fixed(rpm, rpm < 100 ? 1 : 0)}` : "–");
     text(this.target, Number.isFinite(target) && target > 0 ? ` of ${fixed(target, 0)} rpm` : " rpm");
-    text(this.temperature, `${fixed(unit.latest.temperature?.value, 1)} °C`);
+    text(this.temperature, `${fixed((unit.latest.liquid ?? unit.latest.temperature)?.value, 1)} °C`);
     text(this.experiment, experimentOf(unit) || "none");
     text(this.seen, ago(serverNow() - unit.last_seen));
     this.seen.dateTime = iso(unit.last_seen);

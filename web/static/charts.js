@@ -89,7 +89,7 @@ export class ChartPanel {
   }
 
   #streams() {
-    const found = new Set(["rpm", "temperature"]);
+    const found = new Set(["rpm", "temperature", "liquid"]);
     // an experiment of the past may have no member now: its readings can be of any unit's channels
     const names = this.scope.experiment ? [...units.keys()] : this.#members();
     for (const name of names) {
@@ -101,7 +101,8 @@ export class ChartPanel {
   #quantity(stream, angle) {
     if (stream === "rpm") return { key: "rpm", title: "Stirring", unit: "rpm", decimals: 1, least: 10 };
     if (stream === "temperature")
-      return { key: "temperature", title: "Temperature", unit: "°C", decimals: 2, least: 0.5 };
+      return { key: "temperature", title: "Heater board", unit: "°C", decimals: 2, least: 0.5 };
+    if (stream === "liquid") return { key: "liquid", title: "Temperature", unit: "°C", decimals: 2, least: 0.5 };
     const title = `Optical density, ${angle}°`;
     const key = `od ${String(angle).padStart(3, "0")}`;
     return { key, title, unit: "AU", note: "normalised scatter unless calibrated", decimals: 4, least: 0.002 };

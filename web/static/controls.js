@@ -20,6 +20,7 @@ export class Controls {
       panel("Jobs", this.jobs),
       this.#number("Stirring speed", "stirring", "target_rpm", "rpm", [0]),
       this.#blank(),
+      this.#number("Temperature", "temperature_automation", "target_temperature", "°C", [0]),
       this.#number("OD light", "od_reading", "ir_led_intensity", "%", [0, 100]),
       this.#experiment(),
     );
@@ -167,7 +168,7 @@ export class Controls {
       row.button.setAttribute("aria-label", `${running ? "Stop" : "Start"} ${jobName(job)}`);
       row.button.hidden = job === "monitor";
     }
-    for (const name of ["target_rpm", "ir_led_intensity"]) {
+    for (const name of ["target_rpm", "target_temperature", "ir_led_intensity"]) {
       const { inForce, unit, job, hint } = this[name];
       const value = setting(this.unit, job, name)?.value;
       text(inForce, [Number.isFinite(value) ? `in force: ${value} ${unit}` : "", hint].filter(Boolean).join(" · "));

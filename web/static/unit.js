@@ -58,13 +58,13 @@ function drawTiles(unit) {
       ? `standard error: of the light ${reading.se_instrument} AU, of the culture ${reading.se_culture} AU`
       : "";
   }
-  const { rpm, temperature } = unit.latest;
+  const { rpm, temperature, liquid } = unit.latest;
   const speed = withError(rpm?.value, rpm?.se_instrument, 1);
   const target = targetOf(unit);
   const duty = Number.isFinite(rpm?.signal_v) ? `, duty ${fixed(rpm.signal_v, 1)} %` : "";
   const wanted = Number.isFinite(target) && target > 0 ? `target ${fixed(target, 0)} rpm` : "no target";
   fill(tile("rpm", "Stirring"), speed.value, speed.error ? `± ${speed.error} rpm` : "rpm", `${wanted}${duty}`);
-  fill(tile("temperature", "Temperature"), fixed(temperature?.value, 2), "°C", "");
+  fill(tile("temperature", "Temperature"), ...warmth(liquid, temperature));
   const seen = tile("seen", "Last seen");
   fill(
     seen,
@@ -73,6 +73,16 @@ function drawTiles(unit) {
     `experiment ${experimentOf(unit) || "none"} · stirbar ${unit.version ?? "?"}`,
   );
   seen.value.title = iso(unit.last_seen);
+}
+
+/** The liquid's temperature as a tile: value, unit with its error, and what heats it. */
+function warmth(liquid, board) {
+  if (!liquid) return [fixed(board?.value, 2), "°C", ""];
+  const { value, error } = withError(liquid.value, liquid.se_culture, 2);
+  const target = Number.isFinite(liquid.reference_v) ? `target ${fixed(liquid.reference_v, 1)} °C` : "no target";
+  const unobserved = liquid.flag_names.includes("unobserved") ? " · not known well" : "";
+  const heat = `${target}, heater ${fixed(liquid.signal_v, 0)} %, its board ${fixed(board?.value, 1)} °C`;
+  return [value, error ? `± ${error} °C` : "°C", `${heat}${unobserved}`];
 }
 
 function draw() {

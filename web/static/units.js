@@ -4,7 +4,7 @@ import { get, path, serverNow } from "./api.js";
 import { connected, on } from "./live.js";
 
 export const LOST_AFTER_S = 5;
-const STREAMS = { 1: "od1", 2: "od2", 3: "od3", 4: "od4", 5: "od_fused", 8: "rpm", 9: "temperature" };
+const STREAMS = { 1: "od1", 2: "od2", 3: "od3", 4: "od4", 5: "od_fused", 8: "rpm", 9: "temperature", 10: "liquid" };
 for (let i = 0; i < 12; i++) STREAMS[32 + i] = `od${(i % 4) + 1}_rate${(i >> 2) + 1}`;
 for (let i = 0; i < 4; i++) STREAMS[44 + i] = `modulation${i + 1}`;
 
