@@ -180,3 +180,51 @@ def test_without_a_guard_it_measures_and_says_why_it_does_not_stir(bench, start)
     finally:
         worker.stop(check=False)
         shutil.rmtree(directory, ignore_errors=True)
+
+
+# --- heat ------------------------------------------------------------------------------------------------------------
+
+
+def duty_of(worker: BoardWorker) -> float:
+    reading = worker.client.latest("liquid")
+    return reading["signal_v"] if reading else 0.0
+
+
+def limited_of(worker: BoardWorker) -> list[str]:
+    found = worker.client.settings()["temperature_automation", "heater_limited"]
+    assert isinstance(found, list)
+    return found
+
+
+def heated(start, guard) -> BoardWorker:
+    """Heating, little as yet: the sensor has to prove itself first."""
+    worker = start(
+        guard.directory,
+        "temperature_automation.config.automation_name=thermostat",
+        "temperature_automation.config.target_temperature=40",
+    )
+    wait_for(lambda: duty_of(worker) > 5.0, 30, "a heater that heats", every_s=0.2)
+    return worker
+
+
+@on_board
+def test_a_worker_heats_and_a_killed_one_does_not(bench, guard, start):
+    """The TMP1075 follows the line's duty; the same board goes cold with the worker."""
+    worker = heated(start, guard)
+    wait_for(lambda: bench.level(LINES["heating"]), 5, "the heater's line high", every_s=0.001)
+    worker.process.send_signal(signal.SIGKILL)
+    guard.wait_said("outputs off")
+    wait_for(lambda: bench.level(LINES["heating"]) == 0, 5, "the heater's line low", every_s=0.001)
+
+
+@on_board
+def test_a_worker_whose_guard_stands_still_stops_heating_within_a_second(bench, guard, start):
+    worker = heated(start, guard)
+    guard.process.send_signal(signal.SIGSTOP)
+    stopped_at = time.monotonic()
+    wait_for(lambda: duty_of(worker) == 0.0, 10, "no heat", every_s=0.05)
+    assert time.monotonic() - stopped_at < 4.0, "a second, and the next reading of the liquid"
+    wait_for(lambda: "no_guard" in limited_of(worker), 5, "the reason", every_s=0.05)
+    assert bench.level(LINES["heating"]) == 0
+    guard.process.send_signal(signal.SIGCONT)
+    wait_for(lambda: "no_guard" not in limited_of(worker), 10, "a guard that is back", every_s=0.05)
