@@ -41,34 +41,35 @@ def length_s(quick: bool) -> float:
     return QUICK_SECONDS if quick else SECONDS
 
 
-def linear(light: Light, windows_s: list[float], k: int) -> list[float]:
+def linear(light: Light, windows_s: list[float], k: int, rate_hz: float = RATE_HZ) -> list[float]:
     """Variances of the window's weights over plain means, one window at each chop period, without rejection."""
-    code, _, _ = conversions(light, RATE_HZ, k)
+    code, _, _ = conversions(light, rate_hz, k)
     periods = code[: len(code) // (2 * k) * 2 * k].reshape(-1, 2 * k) * VOLTS_PER_CODE
     lit, dark = periods[:, 1:k].mean(axis=1), periods[:, k + 1 :].mean(axis=1)
     difference = lit[1:] - 0.5 * (dark[:-1] + dark[1:])
     found = []
     for window_s in windows_s:
-        count = max(1, round(window_s * RATE_HZ / (2 * k)))
+        count = max(1, round(window_s * rate_hz / (2 * k)))
         fitted = window_s <= FITTED_S
-        weights = null_weights(count, 2 * k / RATE_HZ, MAINS_HZ) if fitted else np.full(count, 1 / count)
+        weights = null_weights(count, 2 * k / rate_hz, MAINS_HZ) if fitted else np.full(count, 1 / count)
         found.append(float(np.convolve(difference, weights, mode="valid").var()))
     return found
 
 
-def exact_linear(window_s: float, k: int) -> float:
+def exact_linear(window_s: float, k: int, rate_hz: float = RATE_HZ) -> float:
     """Noise of the window's weights in white noise, over B0, as a formula."""
-    return float(chop_price(RATE_HZ, k, window_s, MAINS_HZ)["noise_over_b0"] * np.sqrt(ROBUST_SHARE))
+    return float(chop_price(rate_hz, k, window_s, MAINS_HZ)["noise_over_b0"] * np.sqrt(ROBUST_SHARE))
 
 
-def efficiencies(rates: list[tuple[float, float]], quick: bool, k: int) -> list[tuple[float, float]]:
+def efficiencies(
+    rates: list[tuple[float, float]], k: int, seconds: float, runs: int, rate_hz: float = RATE_HZ
+) -> list[tuple[float, float]]:
     """By window: the linear part's variance over that of the readings, and the readings' noise over se_instrument."""
     windows_s = [window_s for _, window_s in rates]
     plain, seen, error = (np.zeros(len(rates)) for _ in range(3))
-    for seed in range(1 if quick else RUNS):
-        seconds = QUICK_SECONDS if quick else SECONDS
-        found = at_windows(light_for(seconds, seed), rates, SKIP_S, half_cycle=k)
-        plain += linear(light_for(seconds, seed), windows_s, k)
+    for seed in range(runs):
+        found = at_windows(light_for(seconds, seed), rates, SKIP_S, half_cycle=k, rate_hz=rate_hz)
+        plain += linear(light_for(seconds, seed), windows_s, k, rate_hz)
         for number, out in enumerate(found):
             out = out[out["monotonic_ns"] > 1e9 * (SKIP_S + 2 * windows_s[number])]
             seen[number] += out["value"].var()
@@ -84,7 +85,9 @@ def window_rows(quick: bool, k: int) -> tuple[list[Row], dict[float, tuple[float
     """
     rows, robust, table = [], [], {}
     for rates in (RATES, SLOW_RATES):
-        for (rate, window_s), (efficiency, error) in zip(rates, efficiencies(rates, quick, k), strict=True):
+        for (rate, window_s), (efficiency, error) in zip(
+            rates, efficiencies(rates, k, length_s(quick), 1 if quick else RUNS), strict=True
+        ):
             noise = exact_linear(window_s, k) / np.sqrt(efficiency)
             b1, b2 = bounds(window_s, k)
             note = (
@@ -116,30 +119,29 @@ def linear_rows() -> list[Row]:
     return rows
 
 
-def noise_at(rate_hz: float, k: int, seconds: float) -> float:
+def noise_at(rate_hz: float, k: int, quick: bool) -> float:
     """Of 1 s, over B0."""
-    out = at_windows(light_for(seconds, round(rate_hz) + k), RATES[-1:], SKIP_S, rate_hz=rate_hz, half_cycle=k)[0]
-    return float(out["value"].std()) / bound_b0(NOISE_V, 1.0, rate_hz)
+    [(efficiency, _)] = efficiencies(RATES[-1:], k, length_s(quick), 1, rate_hz)
+    return float(exact_linear(1.0, k, rate_hz) / np.sqrt(efficiency))
 
 
 def measure(quick: bool) -> tuple[list[Row], dict]:
     k = choose_half_cycle(RATE_HZ)
     rows, table = window_rows(quick, k)
     rows += linear_rows()
-    seconds = SKIP_S + (90.0 if quick else 2000.0)
     chosen = {}
     for rate_hz in CONVERTERS_HZ:
         for mains_hz in (50.0, 60.0):
             best = choose_half_cycle(rate_hz, mains_hz)
-            chosen[rate_hz, best] = noise_at(rate_hz, best, seconds)
+            chosen[rate_hz, best] = noise_at(rate_hz, best, quick)
     note = ", ".join(f"{rate:g}/s, k {k}: {ratio:.2f}" for (rate, k), ratio in chosen.items())
     rows.append(Row("noise over B0, T = 1 s, converters 774 to 946/s, worst", max(chosen.values()), "", 2.3, note=note))
     for converter in CONVERSIONS_S:
-        values = field_method(light_for(QUICK_SECONDS if quick else SECONDS, 1), converter).values
+        values = field_method(light_for(length_s(quick), 1), converter).values
         noise = float(values.std()) / bound_b0(NOISE_V, INTERVAL_S)
         rows.append(Row(f"noise over B0, T = {INTERVAL_S:g} s, the field's ({converter})", noise, "",
                         note=f"{SAMPLES} of the {RATE_HZ * INTERVAL_S:.0f} conversions"))  # fmt: skip
-    by_k = {k: noise_at(RATE_HZ, k, SKIP_S + (30.0 if quick else 800.0)) for k in range(2, 13, 5 if quick else 1)}
+    by_k = {k: noise_at(RATE_HZ, k, quick) for k in range(2, 13, 5 if quick else 1)}
     return rows, {"by_window": table, "by_k": by_k}
 
 
