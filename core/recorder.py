@@ -25,17 +25,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from stirbar.core.client import Worker
-    from stirbar.core.config import Config
-
 CHUNK_ITEMS = 8192  # about 5 s of two photodiodes
 SNAPSHOT_PERIOD_S = 600.0  # a snapshot is as large as ten seconds of raw data
 SYNC_S = 5.0
-LEASE_S = 30.0
-RETRY_S = 2.0
 SEGMENTS = 16  # that a limited recording is made of
 SEGMENT_BYTES_MAXIMUM = 64 << 20
-KEEP_MB_MINIMUM = 16
 TRACE_STREAMS = (records.STREAM_IDS["raw"], records.STREAM_IDS["edges"])
 
 
@@ -321,110 +315,3 @@ class Recorder:
             "lost_frames": self.lost_frames,
             "dropped_bytes": self.dropped_bytes,
         }
-
-
-# --- from a worker ----------------------------------------------------------------------------------------------------
-
-
-def describe(worker: Worker) -> dict[str, Any]:
-    """What a recording says of its worker."""
-    return {**worker.describe(), "config": worker.command("config")["config"]}
-
-
-def record(worker: Worker, path: str, seconds: float | None = None, keep_bytes: int = 0) -> dict[str, Any]:
-    """Record a worker's trace until `seconds` have passed or the caller interrupts; returns Recorder.summary().
-
-    With `keep_bytes` a worker that goes away is waited for; without it is an error (WorkerUnreachable).
-    """
-    from stirbar.core.client import WorkerUnreachable
-
-    end = None if seconds is None else time.monotonic() + seconds
-    recorder = Recorder(path, describe(worker), keep_bytes)
-    run = b""
-    asked = 0.0
-    reported = ""
-    away = False
-    stream = worker.batches("trace/", "snapshot/", timeout_s=0.5, idle=True)
-    try:
-        for batch in stream:
-            now = time.monotonic()
-            if end is not None and now >= end:
-                break
-            if batch is not None:
-                if run and batch[1].run_id != run:
-                    recorder.flush()
-                    recorder.describe(describe(worker))
-                run = batch[1].run_id
-                recorder.message(batch[1], batch[2])
-            if recorder.failure != reported:
-                reported = recorder.failure
-                print(f"stirbar record: {reported or 'the disk takes data again'}", file=sys.stderr)
-            if now - asked > (RETRY_S if away else LEASE_S / 2):
-                asked = now
-                try:
-                    worker.command("raw", seconds=LEASE_S)
-                    if away:
-                        print("stirbar record: the worker is back", file=sys.stderr)
-                    away = False
-                except WorkerUnreachable as error:
-                    if not keep_bytes:
-                        raise
-                    if not away:
-                        print(f"stirbar record: {error} Waiting for it.", file=sys.stderr)
-                    away = True
-    except KeyboardInterrupt:
-        pass
-    finally:
-        recorder.close()
-    return recorder.summary()
-
-
-def main(argv: list[str]) -> int:
-    """`stirbar record`"""
-    import argparse
-    import signal
-
-    from stirbar.core import paths
-    from stirbar.core.client import CommandRefused, Worker, WorkerUnreachable
-    from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
-
-    parser = argparse.ArgumentParser(
-        prog="stirbar record",
-        description="Write a worker's raw conversions: to one file, or continuously to a directory that keeps the "
-        "newest ([recorder.config] keep_mb).",
-    )
-    parser.add_argument("--unit", help="name of the unit (default: that of the config)")
-    parser.add_argument("--out", help="file to write; must not exist")
-    parser.add_argument("--continuous", action="store_true", help="until stopped, in a directory of bounded size")
-    parser.add_argument("--directory", help="of --continuous (default: [recorder.config] directory)")
-    parser.add_argument("--keep-mb", type=int, help="size of --continuous (default: [recorder.config] keep_mb)")
-    parser.add_argument("--seconds", type=float, help="stop after so long (default: at Ctrl-C)")
-    parser.add_argument("--address", help="base address of the worker's sockets")
-    add_config_options(parser)
-    arguments = parser.parse_args(argv)
-    if bool(arguments.out) == arguments.continuous:
-        parser.error("name a file (--out FILE) or record --continuous")
-    if arguments.unit:
-        arguments.set = [*(arguments.set or []), f"unit.name={arguments.unit}"]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        config = config_from_arguments(arguments)
-        keep_mb = arguments.keep_mb or int(config.get("recorder.config", "keep_mb"))
-        if arguments.continuous and keep_mb < KEEP_MB_MINIMUM:
-            parser.error(f"--keep-mb is at least {KEEP_MB_MINIMUM}")
-        path = arguments.out or arguments.directory or directory(config, paths.data_directory(config))
-        with Worker(arguments.address, config=config) as worker:
-            done = record(worker, path, arguments.seconds, keep_mb * 1_000_000 if arguments.continuous else 0)
-    except FileExistsError:
-        print(f"stirbar record: {arguments.out} exists and is not overwritten; name another file", file=sys.stderr)
-        return 1
-    except (ConfigError, RecorderError, WorkerUnreachable, CommandRefused, ValueError, OSError) as error:
-        print(f"stirbar record: {error}", file=sys.stderr)
-        return 1
-    print(f"{done['items']} items, {done['bytes']} bytes, {done['holes']} holes in {done['path']}")
-    return 0
-
-
-def directory(config: Config, data_directory: str) -> str:
-    """Where a continuous recording goes."""
-    return str(config.get("recorder.config", "directory") or "") or os.path.join(data_directory, "raw")

@@ -17,7 +17,9 @@ import numpy
 import pytest
 from running import RunningWorker, stirbar_environment, wait_for
 from stirbar.core import cli, records
+from stirbar.core.client import Worker, WorkerUnreachable
 from stirbar.core.config import load_config, parse_overrides
+from stirbar.core.record_command import record
 from stirbar.core.recorder import Recorder, RecorderError, SegmentWriter
 from stirbar.core.recording import CONVERSION_DTYPE, Recording, RecordingError, replay
 from stirbar.core.twin import Twin
@@ -234,6 +236,47 @@ def raw_items(path):
     except (FileNotFoundError, RecordingError):
         pass
     return counts
+
+
+RECORD = """
+import signal, sys
+from stirbar.core.client import Worker
+from stirbar.core.record_command import record
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+with Worker(sys.argv[1], timeout_s=0.3) as worker:
+    print(record(worker, sys.argv[2], keep_bytes=20_000_000, retry_s=0.1))
+"""
+
+
+def test_a_recorder_started_before_its_worker_waits_and_says_so(tmp_path):
+    raw = tmp_path / "raw"
+    worker = RunningWorker((), None, {})
+    worker.process.send_signal(signal.SIGSTOP)
+    recorder = subprocess.Popen(
+        [sys.executable, "-c", RECORD, worker.address, raw],
+        env=stirbar_environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert worker.address in (waiting := recorder.stderr.readline()) and "Waiting for it." in waiting
+        assert not raw.exists()
+        worker.process.send_signal(signal.SIGCONT)
+        assert "answers" in recorder.stderr.readline()
+        wait_for(lambda: list(raw.glob("*.rec")), 20, "the first segment")
+        recorder.send_signal(signal.SIGTERM)
+        _, errors = recorder.communicate(timeout=20)
+        assert recorder.returncode == 0, errors
+    finally:
+        if recorder.poll() is None:
+            recorder.kill()
+            recorder.wait()
+        worker.stop(check=False)
+
+
+def test_one_file_needs_a_worker_that_answers(tmp_path):
+    with Worker(f"ipc://{tmp_path}/w", timeout_s=0.1) as worker, pytest.raises(WorkerUnreachable, match="running"):
+        record(worker, str(tmp_path / "x.rec"))
+    assert not os.path.exists(tmp_path / "x.rec")
 
 
 def test_the_recorder_waits_for_a_worker_that_went_away(tmp_path):
