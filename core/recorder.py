@@ -48,6 +48,8 @@ class SegmentWriter:
         try:
             self._append(MAGIC)
             self.frame(json.dumps(header).encode())
+            self.sync()
+            self._sync_directory()
         except OSError:
             os.close(self._file)
             os.unlink(path)
@@ -73,6 +75,14 @@ class SegmentWriter:
     def sync(self) -> None:
         os.fsync(self._file)
         self._synced = time.monotonic()
+
+    def _sync_directory(self) -> None:
+        """Otherwise a power cut may leave the file without its name."""
+        directory = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def close(self) -> None:
         self.sync()
@@ -117,6 +127,7 @@ class Assembler:
         self.flush()
         self.holes += 1
         self.next_sequence = -1
+        self.recorder.trace_state.forget()
 
     def _is_wanted(self, snapshot: Header) -> bool:
         return (

@@ -22,6 +22,7 @@ from stirbar.core.config import load_config, parse_overrides
 from stirbar.core.record_command import record
 from stirbar.core.recorder import Recorder, RecorderError, SegmentWriter
 from stirbar.core.recording import CONVERSION_DTYPE, Recording, RecordingError, replay
+from stirbar.core.records import Header
 from stirbar.core.twin import Twin
 from test_recording import same_bits
 
@@ -157,7 +158,11 @@ def test_a_full_disk_costs_the_oldest_segment_and_no_frame_is_written_in_half(tm
     assert recorder.dropped_bytes > 0, "the oldest segment made room, though not enough"
     recorder.newest.__class__ = SegmentWriter
     assert recorder.newest.bytes == whole
-    recorder.write(recorder.newest, b"")
+    nobody = bytes(16)
+    recorder.write(
+        recorder.newest,
+        Header(records.KIND_SNAPSHOT, records.STREAM_IDS["raw"], 0, 0, 0, nobody, nobody, nobody, 0, 0, 0, "").pack(),
+    )
     assert not recorder.failure
     recorder.close()
     assert before["missing_bytes"] == 0
