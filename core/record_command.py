@@ -10,7 +10,7 @@ import sys
 import time
 
 from stirbar.core.client import CommandRefused, WorkerUnreachable
-from stirbar.core.recorder import Recorder, RecorderError
+from stirbar.core.recorder import CHUNK_S, Recorder, RecorderError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -93,7 +93,13 @@ class Source:
 
 
 def record(
-    worker: Worker, path: str, seconds: float | None = None, keep_bytes: int = 0, *, retry_s: float = RETRY_S
+    worker: Worker,
+    path: str,
+    seconds: float | None = None,
+    keep_bytes: int = 0,
+    *,
+    retry_s: float = RETRY_S,
+    chunk_s: float = CHUNK_S,
 ) -> dict[str, Any]:
     """Record a worker's trace until `seconds` have passed or the caller interrupts; returns Recorder.summary(), empty
     when no worker answered until then.
@@ -112,12 +118,14 @@ def record(
             if not source.run:
                 continue
             if recorder is None:
-                recorder = Recorder(path, source.description, keep_bytes)
+                recorder = Recorder(path, source.description, keep_bytes, chunk_s=chunk_s)
             elif source.run != run:
                 recorder.flush()
                 recorder.describe(source.description)
             run = source.run
-            if batch is not None:
+            if batch is None:
+                recorder.idle()
+            else:
                 recorder.message(*batch)
             if recorder.failure != reported:
                 reported = recorder.failure

@@ -1,8 +1,8 @@
 """Writes recordings: one file, or for ever a directory of segments of which the oldest are dropped.
 
-A frame reaches the operating system as a whole when its chunk is full, and the disk at least every few seconds: what a
-killed recorder loses is the chunk that was open, what a power cut loses is that and the seconds since the last sync.
-Whatever follows starts in a new segment.
+A frame reaches the operating system as a whole when its chunk is full or CHUNK_S old, and the disk at least every few
+seconds: what a killed recorder loses is the chunk that was open, what a power cut loses is that and the seconds since
+the last sync. Whatever follows starts in a new segment.
 
 Synchronization: one thread.
 """
@@ -18,14 +18,15 @@ import time
 import zlib
 
 from stirbar.core import raw_codec, records
-from stirbar.core.recording import FRAME, MAGIC, SUFFIX, TraceState, segment_paths
+from stirbar.core.recording import FRAME, MAGIC, SUFFIX, RecordingError, Segment, TraceState, segment_paths
 from stirbar.core.records import Header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-CHUNK_ITEMS = 8192  # about 5 s of two photodiodes
+CHUNK_ITEMS = 8192  # about 5 s of two photodiodes at full rate
+CHUNK_S = 8.0  # then a chunk is written however little is in it
 SNAPSHOT_PERIOD_S = 600.0  # a snapshot is as large as ten seconds of raw data
 SYNC_S = 5.0
 SEGMENTS = 16  # that a limited recording is made of
@@ -44,7 +45,7 @@ class SegmentWriter:
         self.path = path
         self.bytes = 0
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        self._synced = time.monotonic()
+        self._synced, self._synced_bytes = time.monotonic(), 0
         try:
             self._append(MAGIC)
             self.frame(json.dumps(header).encode())
@@ -58,8 +59,6 @@ class SegmentWriter:
     def frame(self, body: bytes) -> None:
         """Append one frame, whole or not at all (OSError)."""
         self._append(FRAME.pack(len(body), zlib.crc32(body)) + body)
-        if time.monotonic() - self._synced > SYNC_S:
-            self.sync()
 
     def _append(self, data: bytes) -> None:
         written = 0
@@ -72,9 +71,14 @@ class SegmentWriter:
             raise
         self.bytes += written
 
+    def sync_old(self) -> None:
+        """Sync what was written when the last sync is SYNC_S ago."""
+        if self._synced_bytes != self.bytes and time.monotonic() - self._synced >= SYNC_S:
+            self.sync()
+
     def sync(self) -> None:
         os.fsync(self._file)
-        self._synced = time.monotonic()
+        self._synced, self._synced_bytes = time.monotonic(), self.bytes
 
     def _sync_directory(self) -> None:
         """Otherwise a power cut may leave the file without its name."""
@@ -100,6 +104,7 @@ class Assembler:
         self.next_sequence = -1  # -1: waiting for a snapshot
         self.header: Header | None = None
         self.items = bytearray()
+        self.opened_at_s = 0.0  # this machine's time of the first item gathered
         self.holes = 0
         self.snapshot_at_s = 0.0
 
@@ -148,10 +153,22 @@ class Assembler:
         if not self.items:
             self.header = Header.unpack(header.pack())[0]
             self.header.first_sequence = first
+            self.opened_at_s = time.monotonic()
         size = records.TRACE.size
         self.items += items[(first - header.first_sequence) * size : (end - header.first_sequence) * size]
         self.next_sequence = end
         if len(self.items) >= CHUNK_ITEMS * size:
+            self.flush()
+
+    def flush_old(self, monotonic_ns: int | None) -> None:
+        """Write what was gathered when it is CHUNK_S old on the worker's clock, or, where that is silent, on ours."""
+        if not self.items or self.header is None:
+            return
+        if monotonic_ns is None:
+            age_s = time.monotonic() - self.opened_at_s
+        else:
+            age_s = (monotonic_ns - self.header.monotonic_ns) * 1e-9
+        if age_s >= self.recorder.chunk_s:
             self.flush()
 
     def flush(self) -> None:
@@ -180,19 +197,24 @@ class Recorder:
     Raises RecorderError when another recorder writes there.
     """
 
-    def __init__(self, path: str, description: dict[str, Any], keep_bytes: int = 0) -> None:
+    def __init__(
+        self, path: str, description: dict[str, Any], keep_bytes: int = 0, *, chunk_s: float = CHUNK_S
+    ) -> None:
         self.path = path
         self.keep_bytes = keep_bytes
+        self.chunk_s = chunk_s
         self.items = 0
         self.lost_frames = 0  # that the disk did not take
-        self.dropped_bytes = 0
+        self.dropped_bytes = 0  # by this recorder and those before it
         self.failure = ""
         self.trace_state = TraceState(description)
         self._description = description
         self._number = 0
+        self._has_dropped = False
+        self._is_told = True  # the newest header says what was dropped, and who is recorded
         self._older: list[tuple[str, int]] = []  # paths and sizes, oldest first
-        self._lock = self._take(path) if keep_bytes else -1
         self._segment_bytes = min(keep_bytes // SEGMENTS, SEGMENT_BYTES_MAXIMUM)
+        self._lock = self._take(path) if keep_bytes else -1
         self._writers: list[SegmentWriter] = []
         self._run = b""
         self.assemblers = {stream: Assembler(self) for stream in TRACE_STREAMS}
@@ -209,6 +231,11 @@ class Recorder:
         for name in segment_paths(path):
             self._older.append((name, os.path.getsize(name)))
             self._number = int(os.path.basename(name)[: -len(SUFFIX)])
+            try:
+                with Segment(name) as segment:
+                    self.dropped_bytes = int(segment.header.get("dropped_bytes", 0))
+            except RecordingError:
+                continue  # cut as it was opened
         return lock
 
     @property
@@ -217,6 +244,9 @@ class Recorder:
         return self._writers[-1]
 
     def _open(self) -> None:
+        room = self._segment_bytes * 3 // 2  # a segment and what it may grow beyond, so that its header stays true
+        while self.keep_bytes and self._total() + room > self.keep_bytes and self._drop_oldest():
+            pass
         self._number += 1
         path = os.path.join(self.path, f"{self._number:08d}{SUFFIX}") if self.keep_bytes else self.path
         header = {
@@ -227,6 +257,19 @@ class Recorder:
             "trace_state": self.trace_state.as_header(),
         }
         self._writers.append(SegmentWriter(path, header))
+        self._is_told = True
+
+    def _open_next(self) -> None:
+        """Open a segment; what the disk refuses is tried again, with the next message."""
+        try:
+            self._open()
+        except OSError as error:
+            self._failed(self.path, error)
+            if error.errno == errno.ENOSPC:
+                self._drop_oldest()
+
+    def _failed(self, path: str, error: OSError) -> None:
+        self.failure = f"{path}: {os.strerror(error.errno or errno.EIO)}"
 
     def message(self, header: Header, payload: bytes) -> None:
         """A trace or snapshot message of the worker; another run of it begins a new segment."""
@@ -240,15 +283,30 @@ class Recorder:
             self.assemblers[header.stream].snapshot(header, payload)
         elif header.kind == records.KIND_TRACE:
             self.assemblers[header.stream].trace(header, payload)
+            self._finish_old(header.monotonic_ns)
             if self.keep_bytes:
                 self._rotate()
+
+    def idle(self) -> None:
+        """No message comes: what is old goes to the disk all the same."""
+        self._finish_old(None)
+
+    def _finish_old(self, monotonic_ns: int | None) -> None:
+        for assembler in self.assemblers.values():
+            assembler.flush_old(monotonic_ns)
+        for writer in self._writers:
+            try:
+                writer.sync_old()
+            except OSError as error:
+                self._failed(writer.path, error)
 
     def describe(self, description: dict[str, Any]) -> None:
         """The worker says something new of itself (it was started anew): from here on in a new segment."""
         self._description = description
         self.trace_state = TraceState(description)
         if self.keep_bytes:
-            self._open()
+            self._is_told = False
+            self._open_next()
 
     def write(self, writer: SegmentWriter, body: bytes) -> bool:
         """Append a frame; False, and counted, when the disk does not take it even after the oldest segment is gone."""
@@ -256,7 +314,7 @@ class Recorder:
             try:
                 writer.frame(body)
             except OSError as error:
-                self.failure = f"{writer.path}: {os.strerror(error.errno or errno.EIO)}"
+                self._failed(writer.path, error)
                 if error.errno != errno.ENOSPC or not self._drop_oldest():
                     break
             else:
@@ -268,22 +326,18 @@ class Recorder:
         return False
 
     def _rotate(self) -> None:
-        """Close segments that no stream needs any more, open a new one when the newest is full, drop the oldest."""
+        """Close segments that no stream needs any more; open one when the newest is full, or its header no longer says
+        what was dropped; drop the oldest."""
         used = {id(assembler.writer) for assembler in self.assemblers.values()}
         for writer in self._writers[:-1]:
             if id(writer) not in used:
                 writer.close()
                 self._writers.remove(writer)
                 self._older.append((writer.path, writer.bytes))
-        if self.newest.bytes >= self._segment_bytes and len(self._writers) == 1:
-            try:
-                self._open()
-            except OSError as error:
-                self.failure = f"{self.path}: {os.strerror(error.errno or errno.EIO)}"
-                if error.errno == errno.ENOSPC:
-                    self._drop_oldest()
         while self._total() > self.keep_bytes and self._drop_oldest():
             pass
+        if (self.newest.bytes >= self._segment_bytes or not self._is_told) and len(self._writers) == 1:
+            self._open_next()
 
     def _total(self) -> int:
         return sum(size for _, size in self._older) + sum(writer.bytes for writer in self._writers)
@@ -294,12 +348,13 @@ class Recorder:
             return False
         path, size = self._older.pop(0)
         os.unlink(path)
-        if not self.dropped_bytes:
+        if not self._has_dropped:
             print(
                 f"stirbar record: {self.path} has reached its {self.keep_bytes / 1e6:g} MB; the oldest segment "
                 f"({os.path.basename(path)}) was dropped, and so will be others",
                 file=sys.stderr,
             )
+        self._has_dropped, self._is_told = True, False
         self.dropped_bytes += size
         return True
 

@@ -114,7 +114,7 @@ class TraceState:
         kind, channel, _, _, index, value = records.TRACE.unpack_from(items, place * records.TRACE.size)
         self.channels[channel + 1].take(kind, index, value)
 
-    def as_header(self) -> dict[str, list[float]]:
+    def as_header(self) -> dict[str, list[float | None]]:
         return {str(number): state.as_list() for number, state in self.channels.items()}
 
 
@@ -219,7 +219,7 @@ class Recording:
         if not self.segments:
             raise RecordingError(f"{path} holds no segment (*{SUFFIX}) of a recording that can be read")
         self.header = self.segments[0].header
-        self.dropped_bytes = int(self.header.get("dropped_bytes", 0))
+        self.dropped_bytes = int(self.segments[-1].header.get("dropped_bytes", 0))
 
     def close(self) -> None:
         """Unmap the files."""

@@ -105,6 +105,66 @@ def test_a_continuous_recording_keeps_its_size_and_says_what_it_dropped(tmp_path
     assert newest_s == pytest.approx(900, abs=0.2)
 
 
+def test_what_was_dropped_is_on_disk_at_once_and_after_a_restart(tmp_path):
+    """Whoever opens the recording at any moment reads of every drop, also of those before a restart."""
+    path = str(tmp_path / "raw")
+    twin = Twin(load_config(overrides=parse_overrides(CONFIG)), str(tmp_path))
+    dropped = []
+    for _ in range(2):
+        recorder = twin.record(path, MEGABYTE)
+        before = recorder.dropped_bytes
+        for topic, _, _ in twin.run(600):
+            if topic == b"status" and recorder.dropped_bytes != (dropped or [0])[-1]:
+                with Recording(path) as recording:
+                    assert recording.dropped_bytes == recorder.dropped_bytes
+                dropped.append(recorder.dropped_bytes)
+            if recorder.dropped_bytes > before + MEGABYTE // 5:
+                break
+        recorder.close()
+        with Recording(path) as recording:
+            assert recording.dropped_bytes == recorder.dropped_bytes
+    assert len(dropped) > 4
+    assert dropped == sorted(dropped)
+    numbers = sorted(int(name[:8]) for name in os.listdir(path) if name.endswith(".rec"))
+    assert numbers[-1] < 60, "segments are not opened for nothing"
+
+
+@pytest.mark.parametrize("board", ["hat1.0", "hat1.1"])
+def test_no_chunk_is_older_than_ten_seconds(tmp_path, board):
+    """On boards that convert slowly a chunk by number would take minutes, and the stirrer's edges more than one."""
+    overrides = [*CONFIG, f"unit.hardware={board}"]
+    twin = Twin(load_config(overrides=parse_overrides(overrides)), str(tmp_path))
+    recorder = twin.record(str(tmp_path / "x.rec"))
+    oldest_s = dict.fromkeys(recorder.assemblers, 0.0)
+    for topic, _, _ in twin.run(60):
+        if topic == b"status":
+            for stream, assembler in recorder.assemblers.items():
+                if assembler.items:
+                    age_s = (twin.loop.now_ns() - assembler.header.monotonic_ns) / 1e9
+                    oldest_s[stream] = max(oldest_s[stream], age_s)
+    recorder.close()
+    assert all(5 <= age_s <= 10 for age_s in oldest_s.values()), oldest_s
+    with Recording(str(tmp_path / "x.rec")) as recording:
+        chunks = [header.stream for header, _ in recording if header.kind == records.KIND_TRACE]
+    assert all(chunks.count(stream) >= 6 for stream in oldest_s), "items of a minute"
+
+
+def test_a_silent_worker_leaves_nothing_in_memory(tmp_path):
+    twin = Twin(load_config(overrides=parse_overrides(CONFIG)), str(tmp_path))
+    recorder = Recorder(str(tmp_path / "x.rec"), twin.host.describe(), chunk_s=60.0)
+    twin.host.request_raw(10)
+    for topic, header, payload in twin.run(2):
+        if topic.startswith((b"trace/", b"snapshot/")):
+            recorder.message(Header.unpack(header)[0], payload)
+    assert all(assembler.items for assembler in recorder.assemblers.values())
+    recorder.idle()
+    assert all(assembler.items for assembler in recorder.assemblers.values()), "too young"
+    recorder.chunk_s = 0.0
+    recorder.idle()
+    assert not any(assembler.items for assembler in recorder.assemblers.values())
+    recorder.close()
+
+
 def test_each_segment_can_be_replayed_alone(tmp_path):
     config = load_config(overrides=parse_overrides(CONFIG))
     recorded(tmp_path / "raw", seconds=300, keep_bytes=20 * MEGABYTE // 10)
