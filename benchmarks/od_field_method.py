@@ -8,6 +8,8 @@ decided at start by Akaike's criterion over ten conversions; the dark batch come
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from .od_light import Array, Light
@@ -19,6 +21,7 @@ SPAN_S = 0.85
 TUNE_SAMPLES = 10
 TUNE_SPAN_S = 0.25
 GOLDEN = 0.618034
+FITTED = 3  # constant, sine, cosine
 # How long one conversion of its converters takes: ADS111x at 128/s; RP2040 (1024 samples; its running mean left out).
 CONVERSIONS_S = {"ADS111x": 1 / 128, "RP2040": 2.05e-3}
 
@@ -45,6 +48,15 @@ def trim(time_s: Array, volts: Array) -> tuple[Array, Array]:
     return time_s[keep], volts[keep]
 
 
+class Field(NamedTuple):
+    """Readings of a run: when the last conversion of each ended, its value, and the standard error that the spread of
+    its samples gives (the field publishes none)."""
+
+    times: Array
+    values: Array
+    errors: Array
+
+
 def batch(
     light: Light, begin_s: float, count: int, span_s: float, conversion_s: float, lit: bool
 ) -> tuple[Array, Array]:
@@ -53,8 +65,15 @@ def batch(
     return start_s + 0.5 * conversion_s, light.measure(start_s, start_s + conversion_s, np.full(count, float(lit)))
 
 
-def field_method(light: Light, converter: str = "ADS111x", mains_hz: float = 0.0) -> tuple[Array, Array]:
-    """Readings of a run: their times and values, volts. `mains_hz` 0: decided at start."""
+def reading(time_s: Array, volts: Array, mains_hz: float, dark_v: float) -> tuple[float, float]:
+    """Value of one lit batch, and its standard error."""
+    time_s, volts = trim(time_s, volts)
+    level, squares = fit_sine(time_s, volts, mains_hz)
+    return max(level - dark_v, 0.0), float(np.sqrt(squares / (len(volts) - FITTED) / len(volts)))
+
+
+def field_method(light: Light, converter: str = "ADS111x", mains_hz: float = 0.0) -> Field:
+    """Readings of a run. `mains_hz` 0: decided at start."""
     conversion_s = CONVERSIONS_S[converter]
     dark_v = float(np.mean(trim(*batch(light, 0.0, SAMPLES, SPAN_S, conversion_s, lit=False))[1]))
     tune_s, tune_v = batch(light, 1.0 + SETTLE_S, TUNE_SAMPLES, TUNE_SPAN_S, conversion_s, lit=True)
@@ -62,9 +81,9 @@ def field_method(light: Light, converter: str = "ADS111x", mains_hz: float = 0.0
         mains_hz = min(
             (50.0, 60.0), key=lambda hz: fit_sine(tune_s, tune_v, hz)[1]
         )  # equal counts: AIC is the residual
-    times = np.arange(INTERVAL_S, light.seconds - 1.0, INTERVAL_S)
-    values = []
-    for begin_s in times:
+    times, found = [], []
+    for begin_s in np.arange(INTERVAL_S, light.seconds - 1.0, INTERVAL_S):
         time_s, volts = batch(light, begin_s + SETTLE_S, SAMPLES, SPAN_S, conversion_s, lit=True)
-        values.append(fit_sine(*trim(time_s - begin_s, volts), mains_hz)[0] - dark_v)
-    return times, np.maximum(values, 0.0)
+        times.append(time_s[-1] + 0.5 * conversion_s)
+        found.append(reading(time_s - begin_s, volts, mains_hz, dark_v))
+    return Field(np.array(times), *np.array(found).T)

@@ -1,4 +1,4 @@
-"""What every `python -m benchmarks.od_*` does with its figures: print them, or draw them."""
+"""What every `python -m benchmarks.od_*` does with its figures: print them, and draw them in the same run."""
 
 from __future__ import annotations
 
@@ -24,8 +24,10 @@ def main(
     parser = ArgumentParser(prog=f"python -m benchmarks.{name}", description=text)
     parser.add_argument("--quick", action="store_true", help="fewer runs")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--plot", action="store_true", help=f"draw docs/images/{image}")
+    parser.add_argument("--plot", action="store_true", help=f"draw docs/images/{image}" if plot else "nothing to draw")
     arguments = parser.parse_args()
+    if arguments.plot and arguments.quick:
+        parser.error("--plot draws what docs/ shows, --quick has too few runs for that: leave one of them out")
     rows, details = measure(arguments.quick)
     if arguments.plot and plot is not None:
         import matplotlib

@@ -53,13 +53,16 @@ COMMANDS = {
         "page --seconds 10",
     ),
 }
-# `python -m benchmarks.<name>`: optical density against physics and against the field's method; with --plot they draw
-# the figures of docs/instrument.md
+# `python -m benchmarks.<name>`: optical density against physics and against the field's method; the run that gives the
+# rows draws the figures of docs/instrument.md too
 OPTICAL_DENSITY = (
     "od_against_field",
     "od_efficiency",
+    "od_errors",
     "od_robust",
     "od_rejection",
+    "od_mains",
+    "od_ambient",
     "od_step",
     "od_temperature",
     "od_cost",
@@ -86,8 +89,8 @@ def system_rows(command: str) -> list[str]:
 
 
 def od_rows(name: str, quick: bool) -> list[str]:
-    """Run `python -m benchmarks.<name>`."""
-    options = ["--quick"] if quick else []
+    """Run `python -m benchmarks.<name>`; rows and figure are of one run."""
+    options = ["--quick"] if quick else ["--plot"]
     return rows_of(f"python -m benchmarks.{name}", [sys.executable, "-m", f"benchmarks.{name}", *options, "--json"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from stirbar.core.bench import Result, Row, parser_for, positive, worker_config
 from stirbar.core.bench_loop import start_everything
 from stirbar.core.host import Host
 from stirbar.core.jobs import SAMPLING
+from stirbar.core.recording import Recording
 from stirbar.core.twin import Twin
 from stirbar.rt.loop import Loop
 
@@ -23,6 +25,7 @@ QUANTILES = 1024
 RAW_LIMIT_BYTES, ENTROPY_RATIO = 1.1, 1.15
 CHUNK_S = 5
 QUIET_SIGMA_LSB = 30.0
+SLOW_BOARDS = ("hat1.0", "hat1.1")  # whose chunks are closed by age
 STEADY = (0, 1)  # phases: the light did not change within the conversion
 DISTURBANCES = ("bubble_rate_hz", "hum_amplitude_v", "flicker_percent")
 
@@ -217,13 +220,51 @@ def measure_raw(overrides: list[tuple[str, str, str]], seconds: float) -> dict[s
     return {"bytes": size, "entropy": bits / 8.0, "sigma": sigma, "cpu_us": 1e6 * cpu_s / count, "conversions": count}
 
 
+def measure_file(overrides: list[tuple[str, str, str]], hours: float) -> dict[str, float]:
+    """What a recording of a vial takes on disk: bytes in all and by what they hold, and conversions."""
+    config = worker_config(None, [("simulation", "time_acceleration", "0"), *overrides])
+    sizes: dict[str, float] = {"snapshots": 0, "raw": 0, "edges": 0}
+    with tempfile.TemporaryDirectory(prefix="stirbar-bench-") as directory:
+        path = os.path.join(directory, "x.rec")
+        twin = Twin(config, directory)
+        recorder = twin.record(path)
+        for _ in twin.run(hours * 3600.0):
+            pass
+        recorder.close()
+        with Recording(path) as recording:
+            for header, body in recording.segments[0].batches():
+                is_chunk = header.kind == records.KIND_RAW_CHUNK
+                sizes[records.STREAMS[header.stream] if is_chunk else "snapshots"] += len(body)
+        size = os.path.getsize(path)
+    return {**sizes, "bytes": size, "conversions": twin.loop.counters()["conversions"], "hours": hours}
+
+
+def file_row(name: str, file: dict[str, float]) -> Row:
+    """Bytes a conversion of a whole recording. There is no budget: it holds more than conversions."""
+    shares = {part: 100.0 * file[part] / file["bytes"] for part in ("raw", "edges", "snapshots")}
+    rest = 100.0 - sum(shares.values())
+    return Row(
+        f"file, everything included, {name}",
+        file["bytes"] / file["conversions"],
+        "B",
+        note=f"{file['bytes'] / file['hours'] * 24e-6:.0f} MB a day: {shares['raw']:.0f} % conversions, "
+        f"{shares['edges']:.0f} % the stirrer's edges and ticks, {shares['snapshots']:.0f} % snapshots, "
+        f"{rest:.0f} % headers",
+    )
+
+
 def bench_raw(argv: list[str]) -> Result:
     """`stirbar bench raw`"""
     parser = parser_for("raw", "Bytes of a stored raw conversion, on a quiet trace and with every disturbance.")
     parser.add_argument("--seconds", type=positive, default=60.0, help="virtual seconds (60, at least 10)")
+    parser.add_argument("--hours", type=positive, default=1.0, help="virtual hours of each recording (1)")
     arguments = parser.parse_args(argv)
     quiet = measure_raw([("simulation", name, "0") for name in DISTURBANCES], arguments.seconds)
     usual = measure_raw([], arguments.seconds)
+    files = {
+        "two photodiodes at full rate": measure_file([], arguments.hours),
+        **{board: measure_file([("unit", "hardware", board)], arguments.hours) for board in SLOW_BOARDS},
+    }
     title = "stored raw conversion, time and light included"
     rows = [
         Row(
@@ -248,6 +289,12 @@ def bench_raw(argv: list[str]) -> Result:
             ENTROPY_RATIO,
             note=f"entropy {usual['entropy']:.3f} B a conversion",
         ),
+        *(file_row(name, file) for name, file in files.items()),
         Row("CPU of encoding a conversion", usual["cpu_us"], "µs"),
     ]
-    return Result("raw", rows, f"{quiet['conversions']} conversions, culture frozen", {"quiet": quiet, "usual": usual})
+    return Result(
+        "raw",
+        rows,
+        f"{quiet['conversions']} conversions, culture frozen; files of {arguments.hours:g} h",
+        {"quiet": quiet, "usual": usual, "files": files},
+    )

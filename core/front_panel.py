@@ -30,6 +30,7 @@ class LgpioLine:
 
     def __init__(self, lgpio: Any, chip: str, number: int, output: bool) -> None:
         self._lgpio = lgpio
+        self._handle = -1
         self.number = number
         try:
             self._handle = lgpio.gpiochip_open(int(chip.removeprefix("/dev/gpiochip")))
@@ -38,6 +39,8 @@ class LgpioLine:
             else:
                 lgpio.gpio_claim_input(self._handle, number, lgpio.SET_PULL_UP)
         except lgpio.error as error:
+            if self._handle >= 0:
+                self.close()
             raise LineError(0, f"line {number} of {chip} by lgpio: {error}") from None
 
     def value(self) -> int:

@@ -1,8 +1,8 @@
 """Writes recordings: one file, or for ever a directory of segments of which the oldest are dropped.
 
-A frame reaches the operating system as a whole when its chunk is full, and the disk at least every few seconds: what a
-killed recorder loses is the chunk that was open, what a power cut loses is that and the seconds since the last sync.
-Whatever follows starts in a new segment.
+A frame reaches the operating system as a whole when its chunk is full or CHUNK_S old, and the disk at least every few
+seconds: what a killed recorder loses is the chunk that was open, what a power cut loses is that and the seconds since
+the last sync. Whatever follows starts in a new segment.
 
 Synchronization: one thread.
 """
@@ -18,24 +18,19 @@ import time
 import zlib
 
 from stirbar.core import raw_codec, records
-from stirbar.core.recording import FRAME, MAGIC, SUFFIX, TraceState, segment_paths
+from stirbar.core.recording import FRAME, MAGIC, SUFFIX, RecordingError, Segment, TraceState, segment_paths
 from stirbar.core.records import Header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from stirbar.core.client import Worker
-    from stirbar.core.config import Config
-
-CHUNK_ITEMS = 8192  # about 5 s of two photodiodes
+CHUNK_ITEMS = 8192  # about 5 s of two photodiodes at full rate
+CHUNK_S = 8.0  # then a chunk is written however little is in it
 SNAPSHOT_PERIOD_S = 600.0  # a snapshot is as large as ten seconds of raw data
 SYNC_S = 5.0
-LEASE_S = 30.0
-RETRY_S = 2.0
 SEGMENTS = 16  # that a limited recording is made of
 SEGMENT_BYTES_MAXIMUM = 64 << 20
-KEEP_MB_MINIMUM = 16
 TRACE_STREAMS = (records.STREAM_IDS["raw"], records.STREAM_IDS["edges"])
 
 
@@ -50,10 +45,12 @@ class SegmentWriter:
         self.path = path
         self.bytes = 0
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
-        self._synced = time.monotonic()
+        self._synced, self._synced_bytes = time.monotonic(), 0
         try:
             self._append(MAGIC)
             self.frame(json.dumps(header).encode())
+            self.sync()
+            self._sync_directory()
         except OSError:
             os.close(self._file)
             os.unlink(path)
@@ -62,8 +59,6 @@ class SegmentWriter:
     def frame(self, body: bytes) -> None:
         """Append one frame, whole or not at all (OSError)."""
         self._append(FRAME.pack(len(body), zlib.crc32(body)) + body)
-        if time.monotonic() - self._synced > SYNC_S:
-            self.sync()
 
     def _append(self, data: bytes) -> None:
         written = 0
@@ -76,9 +71,22 @@ class SegmentWriter:
             raise
         self.bytes += written
 
+    def sync_old(self) -> None:
+        """Sync what was written when the last sync is SYNC_S ago."""
+        if self._synced_bytes != self.bytes and time.monotonic() - self._synced >= SYNC_S:
+            self.sync()
+
     def sync(self) -> None:
         os.fsync(self._file)
-        self._synced = time.monotonic()
+        self._synced, self._synced_bytes = time.monotonic(), self.bytes
+
+    def _sync_directory(self) -> None:
+        """Otherwise a power cut may leave the file without its name."""
+        directory = os.open(os.path.dirname(self.path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def close(self) -> None:
         self.sync()
@@ -96,6 +104,7 @@ class Assembler:
         self.next_sequence = -1  # -1: waiting for a snapshot
         self.header: Header | None = None
         self.items = bytearray()
+        self.opened_at_s = 0.0  # this machine's time of the first item gathered
         self.holes = 0
         self.snapshot_at_s = 0.0
 
@@ -123,6 +132,7 @@ class Assembler:
         self.flush()
         self.holes += 1
         self.next_sequence = -1
+        self.recorder.trace_state.forget()
 
     def _is_wanted(self, snapshot: Header) -> bool:
         return (
@@ -143,10 +153,22 @@ class Assembler:
         if not self.items:
             self.header = Header.unpack(header.pack())[0]
             self.header.first_sequence = first
+            self.opened_at_s = time.monotonic()
         size = records.TRACE.size
         self.items += items[(first - header.first_sequence) * size : (end - header.first_sequence) * size]
         self.next_sequence = end
         if len(self.items) >= CHUNK_ITEMS * size:
+            self.flush()
+
+    def flush_old(self, monotonic_ns: int | None) -> None:
+        """Write what was gathered when it is CHUNK_S old on the worker's clock, or, where that is silent, on ours."""
+        if not self.items or self.header is None:
+            return
+        if monotonic_ns is None:
+            age_s = time.monotonic() - self.opened_at_s
+        else:
+            age_s = (monotonic_ns - self.header.monotonic_ns) * 1e-9
+        if age_s >= self.recorder.chunk_s:
             self.flush()
 
     def flush(self) -> None:
@@ -175,19 +197,24 @@ class Recorder:
     Raises RecorderError when another recorder writes there.
     """
 
-    def __init__(self, path: str, description: dict[str, Any], keep_bytes: int = 0) -> None:
+    def __init__(
+        self, path: str, description: dict[str, Any], keep_bytes: int = 0, *, chunk_s: float = CHUNK_S
+    ) -> None:
         self.path = path
         self.keep_bytes = keep_bytes
+        self.chunk_s = chunk_s
         self.items = 0
         self.lost_frames = 0  # that the disk did not take
-        self.dropped_bytes = 0
+        self.dropped_bytes = 0  # by this recorder and those before it
         self.failure = ""
         self.trace_state = TraceState(description)
         self._description = description
         self._number = 0
+        self._has_dropped = False
+        self._is_told = True  # the newest header says what was dropped, and who is recorded
         self._older: list[tuple[str, int]] = []  # paths and sizes, oldest first
-        self._lock = self._take(path) if keep_bytes else -1
         self._segment_bytes = min(keep_bytes // SEGMENTS, SEGMENT_BYTES_MAXIMUM)
+        self._lock = self._take(path) if keep_bytes else -1
         self._writers: list[SegmentWriter] = []
         self._run = b""
         self.assemblers = {stream: Assembler(self) for stream in TRACE_STREAMS}
@@ -204,6 +231,11 @@ class Recorder:
         for name in segment_paths(path):
             self._older.append((name, os.path.getsize(name)))
             self._number = int(os.path.basename(name)[: -len(SUFFIX)])
+            try:
+                with Segment(name) as segment:
+                    self.dropped_bytes = int(segment.header.get("dropped_bytes", 0))
+            except RecordingError:
+                continue  # cut as it was opened
         return lock
 
     @property
@@ -212,6 +244,9 @@ class Recorder:
         return self._writers[-1]
 
     def _open(self) -> None:
+        room = self._segment_bytes * 3 // 2  # a segment and what it may grow beyond, so that its header stays true
+        while self.keep_bytes and self._total() + room > self.keep_bytes and self._drop_oldest():
+            pass
         self._number += 1
         path = os.path.join(self.path, f"{self._number:08d}{SUFFIX}") if self.keep_bytes else self.path
         header = {
@@ -222,6 +257,19 @@ class Recorder:
             "trace_state": self.trace_state.as_header(),
         }
         self._writers.append(SegmentWriter(path, header))
+        self._is_told = True
+
+    def _open_next(self) -> None:
+        """Open a segment; what the disk refuses is tried again, with the next message."""
+        try:
+            self._open()
+        except OSError as error:
+            self._failed(self.path, error)
+            if error.errno == errno.ENOSPC:
+                self._drop_oldest()
+
+    def _failed(self, path: str, error: OSError) -> None:
+        self.failure = f"{path}: {os.strerror(error.errno or errno.EIO)}"
 
     def message(self, header: Header, payload: bytes) -> None:
         """A trace or snapshot message of the worker; another run of it begins a new segment."""
@@ -235,15 +283,30 @@ class Recorder:
             self.assemblers[header.stream].snapshot(header, payload)
         elif header.kind == records.KIND_TRACE:
             self.assemblers[header.stream].trace(header, payload)
+            self._finish_old(header.monotonic_ns)
             if self.keep_bytes:
                 self._rotate()
+
+    def idle(self) -> None:
+        """No message comes: what is old goes to the disk all the same."""
+        self._finish_old(None)
+
+    def _finish_old(self, monotonic_ns: int | None) -> None:
+        for assembler in self.assemblers.values():
+            assembler.flush_old(monotonic_ns)
+        for writer in self._writers:
+            try:
+                writer.sync_old()
+            except OSError as error:
+                self._failed(writer.path, error)
 
     def describe(self, description: dict[str, Any]) -> None:
         """The worker says something new of itself (it was started anew): from here on in a new segment."""
         self._description = description
         self.trace_state = TraceState(description)
         if self.keep_bytes:
-            self._open()
+            self._is_told = False
+            self._open_next()
 
     def write(self, writer: SegmentWriter, body: bytes) -> bool:
         """Append a frame; False, and counted, when the disk does not take it even after the oldest segment is gone."""
@@ -251,7 +314,7 @@ class Recorder:
             try:
                 writer.frame(body)
             except OSError as error:
-                self.failure = f"{writer.path}: {os.strerror(error.errno or errno.EIO)}"
+                self._failed(writer.path, error)
                 if error.errno != errno.ENOSPC or not self._drop_oldest():
                     break
             else:
@@ -263,22 +326,18 @@ class Recorder:
         return False
 
     def _rotate(self) -> None:
-        """Close segments that no stream needs any more, open a new one when the newest is full, drop the oldest."""
+        """Close segments that no stream needs any more; open one when the newest is full, or its header no longer says
+        what was dropped; drop the oldest."""
         used = {id(assembler.writer) for assembler in self.assemblers.values()}
         for writer in self._writers[:-1]:
             if id(writer) not in used:
                 writer.close()
                 self._writers.remove(writer)
                 self._older.append((writer.path, writer.bytes))
-        if self.newest.bytes >= self._segment_bytes and len(self._writers) == 1:
-            try:
-                self._open()
-            except OSError as error:
-                self.failure = f"{self.path}: {os.strerror(error.errno or errno.EIO)}"
-                if error.errno == errno.ENOSPC:
-                    self._drop_oldest()
         while self._total() > self.keep_bytes and self._drop_oldest():
             pass
+        if (self.newest.bytes >= self._segment_bytes or not self._is_told) and len(self._writers) == 1:
+            self._open_next()
 
     def _total(self) -> int:
         return sum(size for _, size in self._older) + sum(writer.bytes for writer in self._writers)
@@ -289,12 +348,13 @@ class Recorder:
             return False
         path, size = self._older.pop(0)
         os.unlink(path)
-        if not self.dropped_bytes:
+        if not self._has_dropped:
             print(
                 f"stirbar record: {self.path} has reached its {self.keep_bytes / 1e6:g} MB; the oldest segment "
                 f"({os.path.basename(path)}) was dropped, and so will be others",
                 file=sys.stderr,
             )
+        self._has_dropped, self._is_told = True, False
         self.dropped_bytes += size
         return True
 
@@ -321,110 +381,3 @@ class Recorder:
             "lost_frames": self.lost_frames,
             "dropped_bytes": self.dropped_bytes,
         }
-
-
-# --- from a worker ----------------------------------------------------------------------------------------------------
-
-
-def describe(worker: Worker) -> dict[str, Any]:
-    """What a recording says of its worker."""
-    return {**worker.describe(), "config": worker.command("config")["config"]}
-
-
-def record(worker: Worker, path: str, seconds: float | None = None, keep_bytes: int = 0) -> dict[str, Any]:
-    """Record a worker's trace until `seconds` have passed or the caller interrupts; returns Recorder.summary().
-
-    With `keep_bytes` a worker that goes away is waited for; without it is an error (WorkerUnreachable).
-    """
-    from stirbar.core.client import WorkerUnreachable
-
-    end = None if seconds is None else time.monotonic() + seconds
-    recorder = Recorder(path, describe(worker), keep_bytes)
-    run = b""
-    asked = 0.0
-    reported = ""
-    away = False
-    stream = worker.batches("trace/", "snapshot/", timeout_s=0.5, idle=True)
-    try:
-        for batch in stream:
-            now = time.monotonic()
-            if end is not None and now >= end:
-                break
-            if batch is not None:
-                if run and batch[1].run_id != run:
-                    recorder.flush()
-                    recorder.describe(describe(worker))
-                run = batch[1].run_id
-                recorder.message(batch[1], batch[2])
-            if recorder.failure != reported:
-                reported = recorder.failure
-                print(f"stirbar record: {reported or 'the disk takes data again'}", file=sys.stderr)
-            if now - asked > (RETRY_S if away else LEASE_S / 2):
-                asked = now
-                try:
-                    worker.command("raw", seconds=LEASE_S)
-                    if away:
-                        print("stirbar record: the worker is back", file=sys.stderr)
-                    away = False
-                except WorkerUnreachable as error:
-                    if not keep_bytes:
-                        raise
-                    if not away:
-                        print(f"stirbar record: {error} Waiting for it.", file=sys.stderr)
-                    away = True
-    except KeyboardInterrupt:
-        pass
-    finally:
-        recorder.close()
-    return recorder.summary()
-
-
-def main(argv: list[str]) -> int:
-    """`stirbar record`"""
-    import argparse
-    import signal
-
-    from stirbar.core import paths
-    from stirbar.core.client import CommandRefused, Worker, WorkerUnreachable
-    from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
-
-    parser = argparse.ArgumentParser(
-        prog="stirbar record",
-        description="Write a worker's raw conversions: to one file, or continuously to a directory that keeps the "
-        "newest ([recorder.config] keep_mb).",
-    )
-    parser.add_argument("--unit", help="name of the unit (default: that of the config)")
-    parser.add_argument("--out", help="file to write; must not exist")
-    parser.add_argument("--continuous", action="store_true", help="until stopped, in a directory of bounded size")
-    parser.add_argument("--directory", help="of --continuous (default: [recorder.config] directory)")
-    parser.add_argument("--keep-mb", type=int, help="size of --continuous (default: [recorder.config] keep_mb)")
-    parser.add_argument("--seconds", type=float, help="stop after so long (default: at Ctrl-C)")
-    parser.add_argument("--address", help="base address of the worker's sockets")
-    add_config_options(parser)
-    arguments = parser.parse_args(argv)
-    if bool(arguments.out) == arguments.continuous:
-        parser.error("name a file (--out FILE) or record --continuous")
-    if arguments.unit:
-        arguments.set = [*(arguments.set or []), f"unit.name={arguments.unit}"]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        config = config_from_arguments(arguments)
-        keep_mb = arguments.keep_mb or int(config.get("recorder.config", "keep_mb"))
-        if arguments.continuous and keep_mb < KEEP_MB_MINIMUM:
-            parser.error(f"--keep-mb is at least {KEEP_MB_MINIMUM}")
-        path = arguments.out or arguments.directory or directory(config, paths.data_directory(config))
-        with Worker(arguments.address, config=config) as worker:
-            done = record(worker, path, arguments.seconds, keep_mb * 1_000_000 if arguments.continuous else 0)
-    except FileExistsError:
-        print(f"stirbar record: {arguments.out} exists and is not overwritten; name another file", file=sys.stderr)
-        return 1
-    except (ConfigError, RecorderError, WorkerUnreachable, CommandRefused, ValueError, OSError) as error:
-        print(f"stirbar record: {error}", file=sys.stderr)
-        return 1
-    print(f"{done['items']} items, {done['bytes']} bytes, {done['holes']} holes in {done['path']}")
-    return 0
-
-
-def directory(config: Config, data_directory: str) -> str:
-    """Where a continuous recording goes."""
-    return str(config.get("recorder.config", "directory") or "") or os.path.join(data_directory, "raw")

@@ -1,9 +1,9 @@
 """Recordings: what the estimators of a worker saw, on disk, and the same readings again from it.
 
 A recording is one file, or a directory of numbered ones (segments, oldest first) that `stirbar record` keeps within a
-size. A file holds a JSON header and then frames, each with its length and CRC-32. A frame is a batch as on the wire
-(docs/protocol.md): raw chunks (kind 5) and snapshots of the estimators' state (kind 3). Each segment begins every
-stream with a snapshot and can be read alone; one that was cut mid-write is read up to its last whole frame.
+size. docs/protocol.md has the format: a JSON header and then frames, each with its length and CRC-32, which hold raw
+chunks (kind 5) and snapshots of the estimators' state (kind 3). Each segment begins every stream with a snapshot and
+can be read alone. What is damaged or cut is left out, and counted.
 
 core/recorder.py writes them.
 """
@@ -11,6 +11,7 @@ core/recorder.py writes them.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import re
@@ -60,8 +61,10 @@ class ChannelState:
 
     __slots__ = ("index0", "period_ns", "t0_ns", "volts_per_code")
 
-    def __init__(self, volts_per_code: float = 0.0, index0: int = 0, t0_ns: int = 0, period_ns: float = 0.0) -> None:
-        self.volts_per_code = volts_per_code
+    def __init__(
+        self, volts_per_code: float = math.nan, index0: int = 0, t0_ns: int = 0, period_ns: float = 0.0
+    ) -> None:
+        self.volts_per_code = volts_per_code  # NaN: not known yet
         self.index0 = index0
         self.t0_ns = t0_ns
         self.period_ns = period_ns  # 0: not known yet
@@ -75,8 +78,9 @@ class ChannelState:
         else:
             self.volts_per_code = _DOUBLE.unpack(value.to_bytes(8, "little", signed=True))[0]
 
-    def as_list(self) -> list[float]:
-        return [self.volts_per_code, self.index0, self.t0_ns, self.period_ns]
+    def as_list(self) -> list[float | None]:
+        volts = None if math.isnan(self.volts_per_code) else self.volts_per_code
+        return [volts, self.index0, self.t0_ns, self.period_ns]
 
 
 class TraceState:
@@ -88,10 +92,18 @@ class TraceState:
     def __init__(self, description: dict[str, Any]) -> None:
         """From a recording's header: its `trace_state`, else what the unit says of its channels."""
         self.channels = {number: ChannelState() for number in range(1, 5)}
+        self._ranged = set(self.channels)  # whose range follows the light
         for channel in description.get("channels", ()):
-            self.channels[channel["channel"]].volts_per_code = channel.get("volts_per_code") or 0.0
-        for number, values in description.get("trace_state", {}).items():
-            self.channels[int(number)] = ChannelState(*values)
+            if channel["volts_per_code"] is not None:
+                self.channels[channel["channel"]].volts_per_code = channel["volts_per_code"]
+                self._ranged.remove(channel["channel"])
+        for number, (volts, *clock) in description.get("trace_state", {}).items():
+            self.channels[int(number)] = ChannelState(math.nan if volts is None else volts, *clock)
+
+    def forget(self) -> None:
+        """Items are missing here: only a range that never changes is still known."""
+        for number, state in self.channels.items():
+            self.channels[number] = ChannelState(math.nan if number in self._ranged else state.volts_per_code)
 
     def feed(self, items: bytes) -> None:
         """Go past these packed trace items."""
@@ -102,7 +114,7 @@ class TraceState:
         kind, channel, _, _, index, value = records.TRACE.unpack_from(items, place * records.TRACE.size)
         self.channels[channel + 1].take(kind, index, value)
 
-    def as_header(self) -> dict[str, list[float]]:
+    def as_header(self) -> dict[str, list[float | None]]:
         return {str(number): state.as_list() for number, state in self.channels.items()}
 
 
@@ -110,70 +122,120 @@ class TraceState:
 
 
 class Segment:
-    """One file, memory-mapped. `header` is the worker's description and more; `frames` says where the whole frames lie;
-    `missing_bytes` how much behind them could not be read (a recording cut mid-write).
+    """One file, memory-mapped. `header` is the worker's description and more.
 
-    Raises RecordingError for what is no recording.
+    Opening reads the header only; frames are checked as they are read. Raises RecordingError for what is no recording.
 
-    Synchronization: reading is safe from any thread.
+    Synchronization: reading is safe from any thread; close() only when nobody reads.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._data: mmap.mmap | bytes = b""
+        self._missing: int | None = None
         with open(path, "rb") as file:
             self.size = os.fstat(file.fileno()).st_size
-            self.data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if self.size else b""
-        if self.data[: len(MAGIC)] != MAGIC:
-            raise RecordingError(f"{path} is no stirbar recording (and no CSV with time_s,channel,volts,led_on)")
-        frames = list(self._scan(len(MAGIC)))
-        if not frames:
-            raise RecordingError(f"{path} is cut within its header: nothing to replay")
-        self.header: dict[str, Any] = json.loads(self.data[frames[0][0] : frames[0][1]])
-        self.frames = frames[1:]
-        self.missing_bytes = self.size - frames[-1][1]
+            if self.size:
+                self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            if self._data[: len(MAGIC)] != MAGIC:
+                raise RecordingError(f"{path} is no stirbar recording (and no CSV with time_s,channel,volts,led_on)")
+            header = self._frame(len(MAGIC))
+            if not header:
+                raise RecordingError(f"{path} is cut within its header: nothing to replay")
+            self.header: dict[str, Any] = json.loads(header)
+        except RecordingError:
+            self.close()
+            raise
+        self._begin = len(MAGIC) + FRAME.size + len(header)
 
-    def _scan(self, offset: int) -> Iterator[tuple[int, int]]:
-        """Where whole frames begin and end, up to the first that is not."""
-        view = memoryview(self.data)
-        while offset + FRAME.size <= self.size:
-            length, checksum = FRAME.unpack_from(view, offset)
-            offset += FRAME.size
-            if length > FRAME_MAXIMUM or offset + length > self.size:
-                return
-            if zlib.crc32(view[offset : offset + length]) != checksum:
-                return
-            yield offset, offset + length
-            offset += length
+    def _frame(self, offset: int) -> bytes:
+        """What the frame at an offset holds; empty when no whole one is there."""
+        start = offset + FRAME.size
+        if start > self.size:
+            return b""
+        length, checksum = FRAME.unpack_from(self._data, offset)
+        if not 0 < length <= min(FRAME_MAXIMUM, self.size - start):
+            return b""
+        body = self._data[start : start + length]
+        return body if zlib.crc32(body) == checksum else b""
 
-    def batches(self) -> Iterator[tuple[Header, memoryview]]:
-        """Headers of kind 3 or 5 with what follows them, not decoded."""
-        view = memoryview(self.data)
-        for start, end in self.frames:
-            header, body = Header.unpack(view[start:end])
-            yield header, view[start + body : end]
-
-
-class Recording:
-    """A recording, opened for reading: a file, or a directory of segments.
-
-    `header` is the first segment's. What a damaged tail lost is in `missing_bytes`; what was dropped to stay within a
-    size, before the first segment, in `dropped_bytes`.
-
-    Synchronization: reading is safe from any thread.
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self.segments = [Segment(name) for name in segment_paths(path)]
-        if not self.segments:
-            raise RecordingError(f"{path} holds no segment (*{SUFFIX}) of a recording")
-        self.header = self.segments[0].header
-        self.dropped_bytes = int(self.header.get("dropped_bytes", 0))
+    def batches(self) -> Iterator[tuple[Header, bytes]]:
+        """Headers of kind 3 or 5 with what follows them, not decoded. After a damaged frame it goes on at the next."""
+        offset, missing = self._begin, 0
+        while offset < self.size:
+            body = self._frame(offset)
+            if body:
+                header, start = Header.unpack(body)
+                yield header, body[start:]
+                offset += FRAME.size + len(body)
+            else:
+                place = self._data.find(records.MAGIC, offset + FRAME.size + 1)
+                after = self.size if place < 0 else place - FRAME.size
+                missing += after - offset
+                offset = after
+        self._missing = missing
 
     @property
     def missing_bytes(self) -> int:
-        """Bytes at the ends of segments that are no whole frame."""
-        return sum(segment.missing_bytes for segment in self.segments)
+        """Bytes that are no whole frame; the whole file is read when it was not yet."""
+        if self._missing is None:
+            for _ in self.batches():
+                pass
+        return self._missing or 0
+
+    def close(self) -> None:
+        """Unmap the file; nothing can be read any more."""
+        if not isinstance(self._data, bytes):
+            self._data.close()
+
+    def __enter__(self) -> Segment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Recording:
+    """A recording, opened for reading: a file, or a directory of segments; a context manager that closes it.
+
+    `header` is the first segment's. Segments that were cut before anything was in them are left out, and named in
+    `unreadable`. What was dropped to stay within a size, before the first segment, is in `dropped_bytes`.
+
+    Synchronization: reading is safe from any thread; close() only when nobody reads.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.segments: list[Segment] = []
+        self.unreadable: dict[str, int] = {}  # path: size
+        for name in segment_paths(path):
+            try:
+                self.segments.append(Segment(name))
+            except RecordingError:
+                if name == path:
+                    raise
+                self.unreadable[name] = os.path.getsize(name)
+        if not self.segments:
+            raise RecordingError(f"{path} holds no segment (*{SUFFIX}) of a recording that can be read")
+        self.header = self.segments[0].header
+        self.dropped_bytes = int(self.segments[-1].header.get("dropped_bytes", 0))
+
+    def close(self) -> None:
+        """Unmap the files."""
+        for segment in self.segments:
+            segment.close()
+
+    def __enter__(self) -> Recording:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of the files that are no whole frame: damaged, or cut mid-write."""
+        return sum(self.unreadable.values()) + sum(segment.missing_bytes for segment in self.segments)
 
     def __iter__(self) -> Iterator[tuple[Header, bytes]]:
         """Batches in the order of recording: (header of kind 2 or 3, trace items or state)."""
@@ -187,14 +249,23 @@ class Recording:
         """Every conversion, in blocks: NumPy structured arrays of CONVERSION_DTYPE.
 
         `channel` is 1..4 or None for all; times are CLOCK_MONOTONIC of the unit, [start_ns, end_ns). Before a channel's
-        first clock model its first one holds.
+        first clock model its first one holds. Volts are NaN where the range is not known: it follows the light, and the
+        recording began, or has a hole, since it last changed.
         """
         raw = records.STREAM_IDS["raw"]
+        state, follows = TraceState({}), (b"", 0)
         for segment in self.segments:
-            state = TraceState(segment.header)
+            is_first = True
             for header, body in segment.batches():
                 if header.stream != raw or header.kind != records.KIND_RAW_CHUNK:
                     continue
+                if (header.run_id, header.first_sequence) == follows:
+                    pass
+                elif is_first:
+                    state = TraceState(segment.header)
+                else:
+                    state.forget()
+                is_first, follows = False, (header.run_id, header.end_sequence)
                 block = _conversions(_decoded(header, body)[1], state, header.realtime_ns - header.monotonic_ns)
                 keep = block["channel"] > 0 if channel is None else block["channel"] == channel
                 if start_ns is not None:
@@ -231,6 +302,7 @@ class Recording:
             "segments": len(self.segments),
             "bytes": sum(segment.size for segment in self.segments),
             "missing_bytes": self.missing_bytes,
+            "unreadable": list(self.unreadable),
             "dropped_bytes": self.dropped_bytes,
             "runs": [run.hex() for run in runs],
             "first_wall_ns": min(times, default=None),
@@ -246,11 +318,11 @@ def segment_paths(path: str) -> list[str]:
     return [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.endswith(SUFFIX)]
 
 
-def _decoded(header: Header, body: memoryview) -> tuple[Header, bytes]:
+def _decoded(header: Header, body: bytes) -> tuple[Header, bytes]:
     if header.kind != records.KIND_RAW_CHUNK:
-        return header, bytes(body)
+        return header, body
     header.kind = records.KIND_TRACE
-    return header, raw_codec.decode(bytes(body))
+    return header, raw_codec.decode(body)
 
 
 def _conversions(items: bytes, state: TraceState, wall_offset_ns: int) -> numpy.ndarray:
@@ -303,15 +375,12 @@ def replay(path: str, config: Any = None) -> Iterator[dict[str, Any]]:
 
             yield from _replay_batches(trace_of_csv(path), None, config)
             return
-    recording = Recording(path)
-    yield from _replay_batches(iter(recording), recording.header, config)
-    for segment in recording.segments:
-        if segment.missing_bytes:
-            print(
-                f"stirbar replay: the last {segment.missing_bytes} bytes of {segment.path} are no whole frame; "
-                "replayed what is before",
-                file=sys.stderr,
-            )
+    with Recording(path) as recording:
+        yield from _replay_batches(iter(recording), recording.header, config)
+        missing = {segment.path: segment.missing_bytes for segment in recording.segments} | recording.unreadable
+        for name, size in missing.items():
+            if size or name in recording.unreadable:
+                print(f"stirbar replay: {size} bytes of {name} are no whole frame; left out", file=sys.stderr)
 
 
 def _replay_batches(
@@ -320,7 +389,9 @@ def _replay_batches(
     from stirbar.rt.replay_arrays import Replay
 
     machines: dict[tuple[bytes, int], Replay] = {}
+    expected: dict[tuple[bytes, int], int] = {}
     warned = False
+    skipped = 0
     for batch, body in batches:
         key = (batch.run_id, batch.stream)
         machine = machines.get(key)
@@ -335,9 +406,20 @@ def _replay_batches(
                 )
         if batch.kind == records.KIND_SNAPSHOT:
             machine.restore(zlib.decompress(body))
+            expected[key] = batch.first_sequence
             continue
+        if expected.get(key, 0) != batch.first_sequence:
+            skipped += batch.count  # the state that these follow on is known again at the next snapshot
+            continue
+        expected[key] = batch.end_sequence
         for reading in records.READING.iter_unpack(machine.feed(body)):
             yield dict(zip(records.READING_FIELDS, reading, strict=True))
+    if skipped:
+        print(
+            f"stirbar replay: {skipped} items follow on missing ones and are before the next snapshot of the "
+            "estimators; left out",
+            file=sys.stderr,
+        )
 
 
 def replay_main(argv: list[str]) -> int:

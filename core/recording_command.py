@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
     out.add_argument("--to", dest="end_s", type=float, help="seconds after the recording's first conversion")
     arguments = parser.parse_args(argv)
     try:
-        recording = Recording(arguments.path)
-        return show(recording, arguments.json) if arguments.command == "info" else run_export(recording, arguments)
+        with Recording(arguments.path) as recording:
+            return show(recording, arguments.json) if arguments.command == "info" else run_export(recording, arguments)
     except FileExistsError:
         print(f"stirbar recording: {arguments.out} exists and is not overwritten; name another file", file=sys.stderr)
     except (RecordingError, ExportError, ValueError, OSError) as error:
@@ -45,10 +45,11 @@ def main(argv: list[str]) -> int:
 def show(recording: Recording, as_json: bool) -> int:
     """Print what there is; 0 when it is whole, 1 when bytes or items are missing."""
     information = recording.information()
-    missing = information["missing_bytes"] or any(stream["holes"] for stream in information["streams"].values())
+    is_whole = not (information["missing_bytes"] or information["unreadable"])
+    is_whole &= not any(stream["holes"] for stream in information["streams"].values())
     if as_json:
         print(json.dumps(information))
-        return 1 if missing else 0
+        return 0 if is_whole else 1
     print(f"unit {information['unit']}, build {information['build_id']}")
     first, last = moment(information["first_wall_ns"]), moment(information["last_wall_ns"])
     print(f"{first} to {last}, {len(information['runs'])} run(s)")
@@ -56,10 +57,12 @@ def show(recording: Recording, as_json: bool) -> int:
     for name, stream in information["streams"].items():
         print(f"{name}: {stream['items']} items, {stream['holes']} holes of {stream['items_missing']} items")
     if information["missing_bytes"]:
-        print(f"{information['missing_bytes']} bytes at the ends of files are no whole frame: cut mid-write")
+        print(f"{information['missing_bytes']} bytes are no whole frame: damaged, or cut mid-write")
+    for name in information["unreadable"]:
+        print(f"{name} was cut before anything was in it: left out")
     if information["dropped_bytes"]:
         print(f"{information['dropped_bytes']} older bytes were dropped to stay within the size")
-    return 1 if missing else 0
+    return 0 if is_whole else 1
 
 
 def moment(wall_ns: Any) -> str:

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from stirbar.rt.od_arrays import OdChain, classify
 
-VOLTS_PER_CODE = 1.024 / 32768
-ON, OFF, EDGE = 1, 0, 2
+from benchmarks.od_light import EDGE, OFF, ON, VOLTS_PER_CODE, bound_b0
 
 
 class Record(NamedTuple):
@@ -104,9 +103,8 @@ def run(chain: OdChain, records: list[Record], block: int = 86) -> np.ndarray:
 
 
 def always_on_bound(noise_v: float, rate_hz: float, window_s: float) -> float:
-    """B0: standard deviation of the mean of all conversions of the window, the LED always on."""
-    quantised = np.hypot(noise_v, VOLTS_PER_CODE / np.sqrt(12))
-    return float(quantised / np.sqrt(rate_hz * window_s))
+    """B0, as the benchmarks have it."""
+    return bound_b0(noise_v, window_s, rate_hz)
 
 
 # --- the twin ---------------------------------------------------------------------------------------------------------

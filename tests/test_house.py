@@ -439,6 +439,9 @@ def test_units_run_commands_that_exist_with_what_the_loop_needs() -> None:
         command = re.search(r"^ExecStart=/opt/stirbar/bin/stirbar (.+)$", text, re.MULTILINE)
         assert command and command[1] == start and start.split()[0] in {**COMMANDS, **UPPER_COMMANDS}
         assert "NoNewPrivileges=yes" in text and "CapabilityBoundingSet=\n" in text and "User=stirbar" in text
+        unit, service = text.split("\n[Service]\n")
+        assert "\nStartLimitIntervalSec=0\n" in unit, "systemd gives up after 5 starts in 10 s"
+        assert "\nRestart=always\n" in service and re.search(r"^RestartSec=[12]$", service, re.MULTILINE)
         rtprio = re.search(r"^LimitRTPRIO=(\d+)$", text, re.MULTILINE)
         if name == "worker":
             assert rtprio and int(rtprio[1]) == highest and "LimitMEMLOCK=infinity" in text

@@ -17,9 +17,12 @@ import numpy
 import pytest
 from running import RunningWorker, stirbar_environment, wait_for
 from stirbar.core import cli, records
+from stirbar.core.client import Worker, WorkerUnreachable
 from stirbar.core.config import load_config, parse_overrides
+from stirbar.core.record_command import record
 from stirbar.core.recorder import Recorder, RecorderError, SegmentWriter
 from stirbar.core.recording import CONVERSION_DTYPE, Recording, RecordingError, replay
+from stirbar.core.records import Header
 from stirbar.core.twin import Twin
 from test_recording import same_bits
 
@@ -53,13 +56,17 @@ for topic, header, payload in twin.run(float(seconds)):
 """
 
 
-def test_an_hour_killed_at_a_random_moment_replays_up_to_the_last_whole_chunk(tmp_path):
-    """The readings are those of the same run without a recorder: virtual time repeats itself."""
-    hour_s = 3600.0
-    moment_s = random.Random(os.getpid()).uniform(0.2, 0.9) * hour_s
+@pytest.mark.parametrize(("board", "whole_s"), [("hat1.1", 3600.0), ("auto", 150.0)])
+def test_an_hour_killed_at_a_random_moment_replays_up_to_the_last_whole_chunk(tmp_path, board, whole_s):
+    """The readings are those of the same run without a recorder: virtual time repeats itself.
+
+    An hour of a board of the field, whose chunks are closed by age; less at full rate, whose chunks are full.
+    """
+    overrides = [*CONFIG, f"unit.hardware={board}"]
+    moment_s = random.Random(os.getpid()).uniform(0.2, 0.9) * whole_s
     path = tmp_path / "hour.rec"
     child = subprocess.Popen(
-        [sys.executable, "-c", HOUR, path, tmp_path, str(hour_s), *CONFIG], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOUR, path, tmp_path, str(whole_s), *overrides], stdout=subprocess.PIPE, text=True
     )
     with child:
         for line in child.stdout:
@@ -68,20 +75,21 @@ def test_an_hour_killed_at_a_random_moment_replays_up_to_the_last_whole_chunk(tm
         child.send_signal(signal.SIGKILL)
         child.wait()
     killed_s = float(line)
-    reference = Twin(load_config(overrides=parse_overrides(CONFIG)), str(tmp_path))
+    config = load_config(overrides=parse_overrides(overrides))
+    reference = Twin(config, str(tmp_path))
     live = {
         (reading["stream"], reading["monotonic_ns"]): reading
-        for reading in reference.readings(min(killed_s + 60, hour_s))
+        for reading in reference.readings(min(killed_s + 120, whole_s))
         if reading["stream"] != records.STREAM_IDS["temperature"]
     }
     count, last_ns = 0, 0
-    for reading in replay(str(path), load_config(overrides=parse_overrides(CONFIG))):
+    for reading in replay(str(path), config):
         assert same_bits(reading, live[reading["stream"], reading["monotonic_ns"]]), (moment_s, reading)
         count += 1
         if reading["stream"] == records.STREAM_IDS["od2"]:
             last_ns = reading["monotonic_ns"]
     recorded_s = (last_ns - reference.start_ns) / 1e9
-    assert count > 10 * 0.95 * recorded_s, "ten readings a second of one photodiode, and the stirrer's"
+    assert count > 0.95 * sum(monotonic_ns <= last_ns for _, monotonic_ns in live), "every reading until then"
     assert killed_s - 12 < recorded_s, f"killed at {killed_s} s: at most the chunk that was open may be missing"
 
 
@@ -100,6 +108,66 @@ def test_a_continuous_recording_keeps_its_size_and_says_what_it_dropped(tmp_path
     blocks = list(recording.conversions())
     newest_s = (max(block["monotonic_ns"].max() for block in blocks) - twin.start_ns) / 1e9
     assert newest_s == pytest.approx(900, abs=0.2)
+
+
+def test_what_was_dropped_is_on_disk_at_once_and_after_a_restart(tmp_path):
+    """Whoever opens the recording at any moment reads of every drop, also of those before a restart."""
+    path = str(tmp_path / "raw")
+    twin = Twin(load_config(overrides=parse_overrides(CONFIG)), str(tmp_path))
+    dropped = []
+    for _ in range(2):
+        recorder = twin.record(path, MEGABYTE)
+        before = recorder.dropped_bytes
+        for topic, _, _ in twin.run(600):
+            if topic == b"status" and recorder.dropped_bytes != (dropped or [0])[-1]:
+                with Recording(path) as recording:
+                    assert recording.dropped_bytes == recorder.dropped_bytes
+                dropped.append(recorder.dropped_bytes)
+            if recorder.dropped_bytes > before + MEGABYTE // 5:
+                break
+        recorder.close()
+        with Recording(path) as recording:
+            assert recording.dropped_bytes == recorder.dropped_bytes
+    assert len(dropped) > 4
+    assert dropped == sorted(dropped)
+    numbers = sorted(int(name[:8]) for name in os.listdir(path) if name.endswith(".rec"))
+    assert numbers[-1] < 60, "segments are not opened for nothing"
+
+
+@pytest.mark.parametrize("board", ["hat1.0", "hat1.1"])
+def test_no_chunk_is_older_than_ten_seconds(tmp_path, board):
+    """On boards that convert slowly a chunk by number would take minutes, and the stirrer's edges more than one."""
+    overrides = [*CONFIG, f"unit.hardware={board}"]
+    twin = Twin(load_config(overrides=parse_overrides(overrides)), str(tmp_path))
+    recorder = twin.record(str(tmp_path / "x.rec"))
+    oldest_s = dict.fromkeys(recorder.assemblers, 0.0)
+    for topic, _, _ in twin.run(60):
+        if topic == b"status":
+            for stream, assembler in recorder.assemblers.items():
+                if assembler.items:
+                    age_s = (twin.loop.now_ns() - assembler.header.monotonic_ns) / 1e9
+                    oldest_s[stream] = max(oldest_s[stream], age_s)
+    recorder.close()
+    assert all(5 <= age_s <= 10 for age_s in oldest_s.values()), oldest_s
+    with Recording(str(tmp_path / "x.rec")) as recording:
+        chunks = [header.stream for header, _ in recording if header.kind == records.KIND_TRACE]
+    assert all(chunks.count(stream) >= 6 for stream in oldest_s), "items of a minute"
+
+
+def test_a_silent_worker_leaves_nothing_in_memory(tmp_path):
+    twin = Twin(load_config(overrides=parse_overrides(CONFIG)), str(tmp_path))
+    recorder = Recorder(str(tmp_path / "x.rec"), twin.host.describe(), chunk_s=60.0)
+    twin.host.request_raw(10)
+    for topic, header, payload in twin.run(2):
+        if topic.startswith((b"trace/", b"snapshot/")):
+            recorder.message(Header.unpack(header)[0], payload)
+    assert all(assembler.items for assembler in recorder.assemblers.values())
+    recorder.idle()
+    assert all(assembler.items for assembler in recorder.assemblers.values()), "too young"
+    recorder.chunk_s = 0.0
+    recorder.idle()
+    assert not any(assembler.items for assembler in recorder.assemblers.values())
+    recorder.close()
 
 
 def test_each_segment_can_be_replayed_alone(tmp_path):
@@ -155,7 +223,11 @@ def test_a_full_disk_costs_the_oldest_segment_and_no_frame_is_written_in_half(tm
     assert recorder.dropped_bytes > 0, "the oldest segment made room, though not enough"
     recorder.newest.__class__ = SegmentWriter
     assert recorder.newest.bytes == whole
-    recorder.write(recorder.newest, b"")
+    nobody = bytes(16)
+    recorder.write(
+        recorder.newest,
+        Header(records.KIND_SNAPSHOT, records.STREAM_IDS["raw"], 0, 0, 0, nobody, nobody, nobody, 0, 0, 0, "").pack(),
+    )
     assert not recorder.failure
     recorder.close()
     assert before["missing_bytes"] == 0
@@ -223,17 +295,54 @@ def test_info_says_what_is_missing(tmp_path, capsys):
     assert "absent" in capsys.readouterr().err
 
 
-def raw_items(path):
-    """Items of the raw stream that are on disk, per run."""
-    counts: dict[bytes, int] = {}
+def raw_runs(path):
+    """The runs whose raw stream has begun on disk."""
     try:
-        for segment in Recording(str(path)).segments:
-            for header, _ in segment.batches():
-                if header.kind == records.KIND_RAW_CHUNK and header.stream == records.STREAM_IDS["raw"]:
-                    counts[header.run_id] = counts.get(header.run_id, 0) + header.count
+        with Recording(str(path)) as recording:
+            return {header.run_id for header, _ in recording if header.stream == records.STREAM_IDS["raw"]}
     except (FileNotFoundError, RecordingError):
-        pass
-    return counts
+        return set()
+
+
+RECORD = """
+import signal, sys
+from stirbar.core.client import Worker
+from stirbar.core.record_command import record
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+with Worker(sys.argv[1], timeout_s=0.3) as worker:
+    print(record(worker, sys.argv[2], keep_bytes=20_000_000, retry_s=0.1))
+"""
+
+
+def test_a_recorder_started_before_its_worker_waits_and_says_so(tmp_path):
+    raw = tmp_path / "raw"
+    worker = RunningWorker((), None, {})
+    worker.process.send_signal(signal.SIGSTOP)
+    recorder = subprocess.Popen(
+        [sys.executable, "-c", RECORD, worker.address, raw],
+        env=stirbar_environment(), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert worker.address in (waiting := recorder.stderr.readline()) and "Waiting for it." in waiting
+        assert not raw.exists()
+        worker.process.send_signal(signal.SIGCONT)
+        assert "answers" in recorder.stderr.readline()
+        wait_for(lambda: list(raw.glob("*.rec")), 20, "the first segment")
+        recorder.send_signal(signal.SIGTERM)
+        _, errors = recorder.communicate(timeout=20)
+        assert recorder.returncode == 0, errors
+    finally:
+        if recorder.poll() is None:
+            recorder.kill()
+            recorder.wait()
+        worker.stop(check=False)
+
+
+def test_one_file_needs_a_worker_that_answers(tmp_path):
+    with Worker(f"ipc://{tmp_path}/w", timeout_s=0.1) as worker, pytest.raises(WorkerUnreachable, match="running"):
+        record(worker, str(tmp_path / "x.rec"))
+    assert not os.path.exists(tmp_path / "x.rec")
 
 
 def test_the_recorder_waits_for_a_worker_that_went_away(tmp_path):
@@ -247,11 +356,11 @@ def test_the_recorder_waits_for_a_worker_that_went_away(tmp_path):
              "--address", worker.address],
             env=stirbar_environment(), stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-        wait_for(lambda: len(raw_items(raw)) == 1, 40, "the first chunk on disk")
+        wait_for(lambda: len(raw_runs(raw)) == 1, 40, "the first snapshot on disk")
         worker.process.kill()
         worker.process.wait()
         again = subprocess.Popen(worker.process.args, env=stirbar_environment(), stderr=subprocess.DEVNULL)
-        wait_for(lambda: len(raw_items(raw)) == 2, 40, "the first chunk of the second run")
+        wait_for(lambda: len(raw_runs(raw)) == 2, 40, "the first snapshot of the second run")
         recorder.send_signal(signal.SIGTERM)
         _, errors = recorder.communicate(timeout=20)
         assert recorder.returncode == 0, errors
@@ -261,6 +370,9 @@ def test_the_recorder_waits_for_a_worker_that_went_away(tmp_path):
                 process.kill()
                 process.wait()
         worker.stop(check=False)
-    information = Recording(str(raw)).information()
+    with Recording(str(raw)) as recording:
+        information = recording.information()
+        chunks = {header.run_id.hex() for header, _ in recording if header.kind == records.KIND_TRACE}
     assert len(information["runs"]) == 2
+    assert chunks == set(information["runs"]), "what was gathered of both is on disk"
     assert all(stream["holes"] == 0 for stream in information["streams"].values()), information

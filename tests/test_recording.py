@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
+import os
+import resource
 import struct
 
 import pytest
-from stirbar.core import records
+from stirbar.core import cli, records
 from stirbar.core.commands import Commands
 from stirbar.core.config import load_config, parse_overrides
 from stirbar.core.recorder import Recorder
-from stirbar.core.recording import RecordingError, Segment, replay
+from stirbar.core.recording import FRAME, MAGIC, Recording, RecordingError, Segment, replay
 from stirbar.core.records import Header
 from stirbar.core.twin import Twin
 
@@ -31,7 +34,7 @@ def record_twin(tmp_path, *, before_s, seconds, disturb=(), drop=()):
     path = tmp_path / "recording"
     live = {}
     seen = 0
-    recorder = Recorder(str(path), {"build_id": twin.loop.build_id()})
+    recorder = Recorder(str(path), twin.host.describe())
     for second in range(seconds + 2):
         if second == seconds // 2:
             for request in disturb:
@@ -100,12 +103,122 @@ def test_a_recording_cut_mid_write_is_read_up_to_the_last_whole_frame(tmp_path, 
         assert same_bits(reading, live[reading["stream"], reading["monotonic_ns"]])
 
 
-def test_a_flipped_bit_is_found(tmp_path):
-    path, _, _ = record_twin(tmp_path, before_s=1, seconds=16)
+@pytest.mark.parametrize("end", [0, 3, 8, 20, 200, 4096])
+def test_zeros_at_the_end_are_no_frames(tmp_path, end):
+    """A file system that was cut off from power may have grown the file without its data."""
+    path, _, _ = record_twin(tmp_path, before_s=1, seconds=6)
+    whole = path.read_bytes()
+    with Segment(str(path)) as segment:
+        frames = len(list(segment.batches()))
+    path.write_bytes(whole + bytes(end))
+    with Segment(str(path)) as segment:
+        assert len(list(segment.batches())) == frames
+        assert segment.missing_bytes == end
+
+
+def frame_places(path):
+    """Where the frames of a file begin, its header's first, and where the last one ends."""
+    data = path.read_bytes()
+    places = [len(MAGIC)]
+    while places[-1] < len(data):
+        places.append(places[-1] + FRAME.size + FRAME.unpack_from(data, places[-1])[0])
+    return places
+
+
+@pytest.mark.parametrize("where", ["length", "checksum", "body"])
+def test_one_damaged_frame_costs_that_frame(tmp_path, capsys, where):
+    """Reading goes on at the next frame; the replay at the next snapshot, because the estimators' state is lost."""
+    path, live, config = record_twin(tmp_path, before_s=1, seconds=40)
+    with Recording(str(path)) as recording:
+        items = recording.information()["streams"]["raw"]["items"]
+        rows = sum(map(len, recording.conversions()))
+    replayed = len(list(replay(str(path), config)))
+    places = frame_places(path)
+    raw = records.STREAM_IDS["raw"]
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    number = next(  # the third chunk of photodiodes
+        itertools.islice(
+            (
+                number
+                for number, place in enumerate(places[1:-1], 1)
+                if (header := Header.unpack(bytes(data), place + FRAME.size)[0]).stream == raw
+                and header.kind == records.KIND_RAW_CHUNK
+            ),
+            2,
+            None,
+        )
+    )
+    count = Header.unpack(bytes(data), places[number] + FRAME.size)[0].count
+    data[places[number] + {"length": 0, "checksum": 5, "body": 300}[where]] ^= 0x41
     path.write_bytes(data)
-    assert Segment(str(path)).missing_bytes > 0
+    with Recording(str(path)) as recording:
+        assert recording.missing_bytes == places[number + 1] - places[number]
+        stream = recording.information()["streams"]["raw"]
+        assert stream["items"] == items - count
+        assert (stream["holes"], stream["items_missing"]) == (1, count)
+        blocks = list(recording.conversions())
+    assert rows - count <= sum(map(len, blocks)) < rows
+    assert all(not math.isnan(volts) for block in blocks for volts in block["volts"]), "the range is fixed here"
+    capsys.readouterr()
+    after = list(replay(str(path), config))
+    assert 0 < len(after) < replayed
+    assert all(same_bits(reading, live[reading["stream"], reading["monotonic_ns"]]) for reading in after)
+    errors = capsys.readouterr().err
+    assert "no whole frame" in errors and "before the next snapshot" in errors
+
+
+def test_opening_reads_the_header_only(tmp_path):
+    """Page faults say how much of the mapped file was touched."""
+    path, _, _ = record_twin(tmp_path, before_s=1, seconds=2)
+    os.truncate(path, 64 << 20)
+
+    def faults():
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return used.ru_minflt + used.ru_majflt
+
+    before = faults()
+    with Recording(str(path)) as recording:
+        assert recording.header["build_id"]
+        assert next(iter(recording))[0].kind == records.KIND_SNAPSHOT
+        opened = faults()
+        assert recording.missing_bytes > 60 << 20
+    assert opened - before < (faults() - opened) / 4
+
+
+def test_what_was_closed_is_closed(tmp_path):
+    path, _, _ = record_twin(tmp_path, before_s=1, seconds=6)
+    with Recording(str(path)) as recording:
+        batches = iter(recording)
+        next(batches)
+    with pytest.raises(ValueError, match="closed"):
+        next(batches)
+
+
+@pytest.mark.parametrize("place", ["last", "middle"])
+@pytest.mark.parametrize("size", [0, 4, 8, 20])
+def test_a_segment_cut_as_it_was_opened_is_left_out(tmp_path, capsys, place, size):
+    """A power cut at that moment must not cost the other segments."""
+    whole, live, config = record_twin(tmp_path, before_s=1, seconds=6)
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    data = whole.read_bytes()
+    (raw / "00000001.rec").write_bytes(data)
+    cut = raw / ("00000003.rec" if place == "last" else "00000002.rec")
+    cut.write_bytes(data[:size])
+    if place == "middle":
+        (raw / "00000003.rec").write_bytes(data)
+    capsys.readouterr()
+    assert cli.main(["recording", "info", str(raw), "--json"]) == 1
+    information = json.loads(capsys.readouterr().out)
+    assert information["unreadable"] == [str(cut)]
+    assert information["missing_bytes"] == size
+    assert information["segments"] == (1 if place == "last" else 2)
+    assert cli.main(["recording", "export", str(raw), "--out", str(tmp_path / "x.npy")]) == 0
+    readings = list(replay(str(raw), config))
+    assert readings and all(same_bits(r, live[r["stream"], r["monotonic_ns"]]) for r in readings)
+    assert str(cut) in capsys.readouterr().err
+    Recorder(str(raw), {"build_id": "x"}, 20_000_000).close()
+    assert (raw / "00000004.rec").exists(), "a recorder goes on behind it"
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"STBREC01", b"STBREC01\xff\xff\xff\xff1234"])
