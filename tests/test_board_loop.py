@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -88,12 +90,21 @@ class Run:
         return rows[np.abs(rows["signal_v"] / (VOLTS * FULL_CODE_SHARE) - 1) < 2e-3]
 
 
+@contextlib.contextmanager
+def running(bench: Bench, tmp_path: pathlib.Path, profile: Profile | None = None) -> Iterator[Run]:
+    """A loop that measures; at the end it is stopped, and its light is off."""
+    made = Run(bench, tmp_path, profile)
+    try:
+        yield made
+    finally:
+        made.loop.stop()
+    assert bench.led_code(*led(made.profile)) in (None, 0)
+
+
 @pytest.fixture
 def run(bench: Bench, tmp_path: pathlib.Path):
-    made = Run(bench, tmp_path)
-    yield made
-    made.loop.stop()
-    assert bench.led_code(*led(made.profile)) in (None, 0)
+    with running(bench, tmp_path) as made:
+        yield made
 
 
 @board("hat1.0", travel=True)
@@ -131,6 +142,42 @@ def test_a_converter_is_unplugged_and_put_back(run: Run, bench: Bench) -> None:
     run.until(lambda: len(run.good("od2")) >= count + 3)
 
 
+@board("xr1.5", travel=True)
+@board("hat1.0", travel=True)
+@board("hat1.1", travel=True)
+def test_a_converter_that_is_absent_at_the_start_is_lost_and_comes(bench: Bench, tmp_path: pathlib.Path) -> None:
+    """Its readings say so from the start, the others measure, and it is asked again until it is there."""
+    address, _ = sensor(load_profile(bench.profile), 2)
+    bench.unplug(address)
+    with running(bench, tmp_path) as run:
+        assert any(f"{address:#04x}" in sentence for sentence in run.loop.missing)
+        run.until(lambda: len(run.stream("od2")) >= 2)
+        assert (run.stream("od2")["flags"] & records.FLAGS["sensor_lost"]).all()
+        assert run.said("sensor_lost", "od2") == 1
+        for name in [f"od{n}" for n in run.profile.channels() if n > 2 and sensor(run.profile, n)[0] != address]:
+            run.until(lambda name=name: len(run.good(name)) >= 3)
+            assert run.said("sensor_lost", name) == 0
+        assert {event[2] for event in run.events if event[3] == events.EVENT_COMMAND_DONE} == {1, 2}
+        bench.replug(address)
+        run.until(lambda: run.said("sensor_back", "od2") == 1)
+        run.until(lambda: len(run.good("od2")) >= 3)
+
+
+@board("xr1.5", travel=True)
+@board("hat1.0", travel=True)
+def test_a_light_that_is_absent_at_the_start_is_tried_until_it_shines(bench: Bench, tmp_path: pathlib.Path) -> None:
+    profile = load_profile(bench.profile)
+    address, _ = led(profile)
+    bench.unplug(address)
+    with running(bench, tmp_path) as run:
+        errors = run.loop.counters()["bus_transfer_errors"]
+        run.until(lambda: run.loop.counters()["bus_transfer_errors"] > errors + 4)  # each is tried twice
+        assert {event[2] for event in run.events if event[3] == events.EVENT_COMMAND_DONE} == {1, 2}
+        assert len(run.good("od2")) == 0
+        bench.replug(address)
+        run.until(lambda: len(run.good("od2")) >= 3)
+
+
 @board("eyespy", travel=True)
 def test_a_bus_that_is_held_stalls_nobody_for_long(run: Run, bench: Bench) -> None:
     run.until(lambda: len(run.good("od2")) >= 2)
@@ -152,8 +199,7 @@ def test_a_bus_that_is_held_stalls_nobody_for_long(run: Run, bench: Bench) -> No
 def test_a_held_bus_that_can_be_freed_costs_one_time_out(bench: Bench, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "recovery.ini"
     path.write_text(f"[profile]\ntitle = x\nextends = {bench.profile}\n[i2c]\nrecovery = lines\n")
-    run = Run(bench, tmp_path, load_profile(str(path)))
-    try:
+    with running(bench, tmp_path, load_profile(str(path))) as run:
         run.until(lambda: len(run.good("od2")) >= 2)
         bench.stick_sda(5)
         run.until(lambda: run.loop.counters()["bus_recoveries"] == 1)
@@ -161,8 +207,6 @@ def test_a_held_bus_that_can_be_freed_costs_one_time_out(bench: Bench, tmp_path:
         run.until(lambda: len(run.good("od2")) >= count + 15)
         counters = run.loop.counters()
         assert (counters["bus_recoveries"], counters["bus_timeouts"]) == (1, 1)
-    finally:
-        run.loop.stop()
 
 
 @board("hat1.0", travel=True)
