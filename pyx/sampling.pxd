@@ -21,8 +21,8 @@ from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace
 from stirbar.rt.reference cimport ReferenceFit
 from stirbar.rt.ring cimport stirbar_load_relaxed
 from stirbar.rt.sampler_state cimport (
-    LED_GUARD_NS, Channel, Sampler, sampler_curve, sampler_feed, sampler_feed_float,
-    sampler_say_lost)
+    LED_GUARD_NS, Channel, Sampler, sampler_curve, sampler_feed, sampler_feed_float, sampler_light_unknown,
+    sampler_say_none)
 from stirbar.rt.sampling_paces cimport (
     host_plan, host_tick, sampler_begin, sampler_fetch, sampler_look, sampler_lost)
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next, sleep_until
@@ -30,7 +30,8 @@ from stirbar.rt.types cimport (
     COMMAND_BLANK, COMMAND_CURVE, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_REFERENCE,
     COMMAND_SIMULATION,
     COMMAND_STIR_STOP, COMMAND_TEMPERATURE, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
-    EVENT_REFERENCE, EVENT_REFERENCE_ERROR, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, MAX_CHANNELS, RECORD_VERSION,
+    EVENT_REFERENCE, EVENT_REFERENCE_ERROR, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, FLAG_DARK, FLAG_SENSOR_LOST,
+    MAX_CHANNELS, RECORD_VERSION,
     STREAM_OD1, STREAM_TEMPERATURE,
     TRACE_COMMAND, TRACE_TURN, Command, Reading, TraceItem)
 
@@ -55,7 +56,7 @@ cdef inline void sampler_read_temperature(Sampler* s, int64_t now_ns) noexcept n
         if not s.temperature_lost:
             s.temperature_lost = 1
             port_event(&s.port, now_ns, EVENT_SENSOR_LOST, 0, STREAM_TEMPERATURE, 0)
-        sampler_say_lost(s, STREAM_TEMPERATURE, 0, now_ns)
+        sampler_say_none(s, STREAM_TEMPERATURE, 0, FLAG_SENSOR_LOST, now_ns)
         return
     if s.temperature_lost:
         s.temperature_lost = 0
@@ -322,13 +323,16 @@ cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t n
 
 cdef inline void temperature_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
     """The slow devices are due: they wait for a gap between conversions, where there are any. Also once a second say
-    which photodiodes are lost."""
+    which photodiodes are lost, or have no light; and where no half-cycle ends, see that the light goes off."""
     cdef Sampler* s = <Sampler*>context
     cdef int i
     sleep_next(policy, now_ns)
     for i in range(MAX_CHANNELS):
-        if s.sampling and s.config.angle[i] > 0 and s.channel[i].lost:
-            sampler_say_lost(s, STREAM_OD1 + i, s.config.angle[i], now_ns)
+        if s.sampling and s.config.angle[i] > 0 and (s.channel[i].lost or s.light_lost):
+            sampler_say_none(
+                s, STREAM_OD1 + i, s.config.angle[i], FLAG_SENSOR_LOST if s.channel[i].lost else FLAG_DARK, now_ns)
+    if sampler_light_unknown(s) and (not s.sampling or s.channel[s.master].lost):
+        sampler_light(s, 0)
     if s.temperature_on and not s.slow_due & SLOW_TEMPERATURE:
         s.slow_due |= SLOW_TEMPERATURE
         s.slow_from_ns[0] = now_ns
