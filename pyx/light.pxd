@@ -3,7 +3,7 @@
 # Units: nanoseconds of the loop's clock, percent of LED intensity, conversions.
 
 from libc.math cimport NAN, ceil, fabs, floor, isnan
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 
 from stirbar.rt.chop cimport LED_EDGES, ChopPlan, LedEdge, choose_half_cycle, chop_plan_init, led_track_edge
 from stirbar.rt.gain cimport gain_chop
@@ -13,8 +13,10 @@ from stirbar.rt.pilot cimport pilot_edge
 from stirbar.rt.ports cimport port_event
 from stirbar.rt.ring cimport stirbar_store_relaxed
 from stirbar.rt.sampler_state cimport (
-    LED_GUARD_NS, Channel, Sampler, host_begin_ns, sampler_feed_float, sampler_rate_hz)
-from stirbar.rt.types cimport COMMAND_LED, EVENT_HALF_CYCLE, EVENT_LIGHT_PATH, STREAM_OD1, TRACE_COMMAND
+    LED_GUARD_NS, LIGHT_RETRY_NS, RETRY_NS, SILENCE_NS, Channel, Sampler, host_begin_ns, sampler_feed_float,
+    sampler_light_unknown, sampler_may_light, sampler_rate_hz)
+from stirbar.rt.types cimport (
+    COMMAND_LED, EVENT_HALF_CYCLE, EVENT_LIGHT_BACK, EVENT_LIGHT_LOST, EVENT_LIGHT_PATH, STREAM_OD1, TRACE_COMMAND)
 
 cdef enum:
     SEEK_MORE = 3             # conversions: no wrong rate within 12 % gets more than 0.8 of the right one's sum
@@ -61,23 +63,53 @@ cdef inline void sampler_tell_edge(Sampler* s, int64_t before_ns, int64_t after_
             s.acting |= channel.acts
 
 
+cdef inline void sampler_count_light(Sampler* s, int64_t now_ns) noexcept nogil:
+    """Add how long the LED was lit up to now."""
+    if s.led.on:
+        s.lit_ns += 0.01 * s.config.intensity_percent * <double>(now_ns - s.lit_from_ns)
+        while s.lit_ns >= 1e9:
+            s.lit_ns -= 1e9
+            stirbar_store_relaxed(&s.led_seconds, s.led_seconds + 1)
+    s.lit_from_ns = now_ns
+
+
+cdef inline void sampler_light_refused(Sampler* s, int64_t now_ns) noexcept nogil:
+    """The driver did not take a change: what is converted from here on counts for nothing. It is soon tried again;
+    after SILENCE_NS in vain the light is lost."""
+    s.bus_errors += 1
+    if not sampler_light_unknown(s):
+        sampler_count_light(s, now_ns)
+        s.unknown_from_ns = now_ns
+        s.unknown_to_ns = INT64_MAX
+    elif not s.light_lost and now_ns - s.unknown_from_ns > SILENCE_NS:
+        s.light_lost = 1
+        port_event(&s.port, now_ns, EVENT_LIGHT_LOST, 0, 0, 0)
+    s.light_retry_ns = now_ns + (RETRY_NS if s.light_lost else LIGHT_RETRY_NS)
+
+
+cdef inline void sampler_light_known(Sampler* s, int64_t now_ns) noexcept nogil:
+    """The driver takes changes again. Whether this one was any is not known: no clock is told from it."""
+    s.unknown_to_ns = s.lit_from_ns = now_ns
+    if s.light_lost:
+        s.light_lost = 0
+        port_event(&s.port, now_ns, EVENT_LIGHT_BACK, 0, 0, 0)
+
+
 cdef inline int sampler_light(Sampler* s, int on) noexcept nogil:
-    """Switch the OD LED; 0, or minus an errno and the light is as it was."""
+    """Switch the OD LED; 0, or minus an errno and nobody knows what light there is."""
     cdef int64_t before_ns = s.clock.now_ns(s.clock.context)
     cdef int status = s.hal.led_write(s.hal.context, s.config.intensity_percent if on else 0.0, before_ns)
     cdef int64_t after_ns
     if status:
-        s.bus_errors += 1
+        sampler_light_refused(s, before_ns)
         return status
     after_ns = s.clock.now_ns(s.clock.context)
-    if s.led.on:
-        s.lit_ns += 0.01 * s.config.intensity_percent * <double>(after_ns - s.lit_from_ns)
-        while s.lit_ns >= 1e9:
-            s.lit_ns -= 1e9
-            stirbar_store_relaxed(&s.led_seconds, s.led_seconds + 1)
-    s.lit_from_ns = after_ns
-    if on != s.led.on:
-        sampler_tell_edge(s, before_ns, after_ns, on)
+    if sampler_light_unknown(s):
+        sampler_light_known(s, after_ns)
+    else:
+        sampler_count_light(s, after_ns)
+        if on != s.led.on:
+            sampler_tell_edge(s, before_ns, after_ns, on)
     led_track_edge(&s.led, before_ns, after_ns, on)
     return 0
 
@@ -255,6 +287,9 @@ cdef inline void sampler_edge(Sampler* s) noexcept nogil:
 
     A burst begins and ends with a dark half-cycle; in a pause nothing is fed to the estimators.
     """
+    cdef bint known = not sampler_light_unknown(s)
+    if not sampler_may_light(s, s.clock.now_ns(s.clock.context)):
+        return
     if s.held:
         if s.led.on:
             sampler_light(s, 0)
@@ -270,7 +305,7 @@ cdef inline void sampler_edge(Sampler* s) noexcept nogil:
             if s.led.on:
                 sampler_light(s, 0)
             return
-    if sampler_light(s, not s.led.on) == 0:
+    if sampler_light(s, not s.led.on) == 0 and known:
         s.path_edges += 1
         sampler_learn_edge(s)
 

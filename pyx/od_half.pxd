@@ -14,11 +14,11 @@ from stirbar.rt.mains_run cimport mains_run
 from stirbar.rt.od_state cimport (
     ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, ENTRY_WEAK, OD_BUFFER, OD_CENTRE_ENTRIES, OD_CENTRE_STRAYS,
     OD_CHOP_LIMIT_NS, OD_COARSE_FIRST, OD_COARSE_SIGMAS, OD_COARSE_STRAYS, OD_LEAST_COUNT, OD_LEAST_NOISE,
-    OD_LEAST_SHARE, OD_QUARTET, OD_RING, OD_SIGNAL, OD_STEP_SIGMAS, OD_UNCHOPPED, OdChannel, OdCoarse, OdEntry,
-    OdHalf, OdState, od_end_ns, od_newest_ns, od_next_middle_ns,
+    OD_LEAST_SHARE, OD_QUARTET, OD_RING, OD_SIGNAL, OD_STALL_NS, OD_STEP_SIGMAS, OD_UNCHOPPED, OdChannel, OdCoarse,
+    OdEntry, OdHalf, OdState, od_end_ns, od_newest_ns, od_next_middle_ns,
 )
 from stirbar.rt.robust cimport TRIM_A, TRIM_KAPPA, TUKEY_C, median_in_place
-from stirbar.rt.types cimport PHASE_OFF, PHASE_ON
+from stirbar.rt.types cimport MAX_CHANNELS, PHASE_OFF, PHASE_ON
 
 
 cdef inline void od_limit_count(OdChannel* ch) noexcept nogil:
@@ -179,7 +179,7 @@ cdef inline void od_expect(OdChannel* ch, double difference_v) noexcept nogil:
 
 
 cdef inline void od_append(OdState* s, OdChannel* ch, const OdEntry* entry, int64_t middle_ns) noexcept nogil:
-    """Keep an entry, and the spacing of the first signal channel's."""
+    """Keep an entry, and the spacing of those of the first signal channel that measures."""
     cdef OdEntry* before
     cdef double spacing
     cdef int i
@@ -188,9 +188,10 @@ cdef inline void od_append(OdState* s, OdChannel* ch, const OdEntry* entry, int6
     ch.entry[ch.cursor].tick = <uint32_t>(middle_ns >> 7)
     if ch.entries and not entry.flags & ENTRY_GAP:
         i = 0
-        while s.config.role[i] != OD_SIGNAL:
+        while i < MAX_CHANNELS and (s.config.role[i] != OD_SIGNAL or not s.channel[i].started or (
+                od_newest_ns(ch) - od_newest_ns(&s.channel[i]) > OD_STALL_NS)):
             i += 1
-        if ch == &s.channel[i]:
+        if i < MAX_CHANNELS and ch == &s.channel[i]:
             before = &ch.entry[ch.cursor - 1 if ch.cursor else OD_RING - 1]
             spacing = 128.0 * <double><uint32_t>(ch.entry[ch.cursor].tick - before.tick)
             if not s.spaced or fabs(spacing - s.spacing_ns) > 0.3 * s.spacing_ns:
