@@ -150,6 +150,8 @@ cdef inline void od_lit_mean(const OdChannel* ch, double dark_v, OdHalf* half) n
         mean = od_tukey_step(ch.lit, n, dark_v + ch.centre_v, 1.0 / (TUKEY_C * ch.lit_scale), half)
         if half.count >= OD_LEAST_SHARE * n:
             half.mean_v = od_tukey_step(ch.lit, n, mean, inverse_cut, half)
+            if half.count < OD_LEAST_COUNT:
+                half.count = OD_LEAST_COUNT
             return
     if n < 3:
         half.mean_v = od_plain_mean(ch.lit, n)

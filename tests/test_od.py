@@ -159,6 +159,38 @@ def test_hum_from_the_first_readings_on():
     assert out["value"].std() < 4 * always_on_bound(NOISE_V, 860, 1.0)
 
 
+def wandering(t: np.ndarray, seed: int) -> np.ndarray:
+    """A hum of 200/h codes whose frequency walks at random, by 0.1 Hz in a second, within 50 Hz +-0.5."""
+    rng = np.random.default_rng(seed)
+    walk = np.cumsum(0.1 * np.sqrt(t[1] - t[0]) * rng.standard_normal(len(t)))
+    phase = 2 * np.pi * np.cumsum(50.0 + np.clip(walk, -0.5, 0.5)) * (t[1] - t[0])
+    return sum(200 * VOLTS_PER_CODE / h * np.cos(h * phase + h) for h in range(1, 7))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_hum_that_wanders_leaves_finite_errors(seed):
+    """Half-cycles then stray far beyond the noise of conversions: one of which none agrees has little weight, not none,
+    and what is carried over stays finite."""
+    chain = OdChain(["signal"])
+    out = run(chain, [Bench(60, seed=seed).record(light=lambda t: wandering(t, seed))])
+    assert len(out) > 550 and np.isfinite(out["se_instrument"]).all() and np.isfinite(out["value"]).all()
+    inside = chain.inspect(0)
+    assert inside["lit_scale_v"] > 0 and np.isfinite(inside["on_count"]).all()
+
+
+def test_a_half_cycle_of_which_nothing_agrees_has_little_weight():
+    """Light that stirs by 10 %, so that a half-cycle may be far from what is expected, and for a second conversions that
+    are 25 times their noise apart: one step of the estimator keeps them all, the next none."""
+
+    def spikes(rng, n):
+        return np.where(np.arange(n) // 860 == 27, 25 * NOISE_V * (-1.0) ** np.arange(n), 0.0)
+
+    chain = OdChain(["signal"])
+    out = run(chain, [Bench(30).record(shine=lambda t: 1 + 0.1 * np.sin(2 * np.pi * 11.3 * t), spikes=spikes)])
+    assert chain.inspect(0)["on_count"].min() == pytest.approx(0.25)
+    assert np.isfinite(out["se_instrument"]).all() and chain.inspect(0)["lit_scale_v"] > 0
+
+
 def test_no_hum_is_not_believed():
     out = measure(Bench(300).record())
     assert flagged(out, "mains_unlocked").all()
