@@ -159,6 +159,28 @@ def test_hum_from_the_first_readings_on():
     assert out["value"].std() < 4 * always_on_bound(NOISE_V, 860, 1.0)
 
 
+@pytest.mark.parametrize(("wander_hz", "time_s", "limit"), [(0.02, 60.0, 0.37), (0.05, 10.0, 1.17)])
+def test_a_hum_is_followed_as_far_as_the_grid_wanders(wander_hz, time_s, limit):
+    """Phasors are those of a block's middle, and used until the next block's end: the frequency carries them there."""
+    left = []
+    for seed in (1, 2, 3):
+        rng = np.random.default_rng(100 + seed)
+
+        def hum(t, rng=rng):
+            keep = np.exp(-0.1 / time_s)
+            walk = [wander_hz * rng.standard_normal()]
+            for kick in rng.standard_normal(len(t) // 86 + 1):
+                walk.append(keep * walk[-1] + wander_hz * np.sqrt(1 - keep**2) * kick)
+            hz = 50.0 + np.interp(np.arange(len(t)) / 86, np.arange(len(walk)), walk)
+            phase = 2 * np.pi * np.cumsum(hz) * (t[1] - t[0])
+            return sum(200 * VOLTS_PER_CODE / h * np.cos(h * phase + h) for h in range(1, 7))
+
+        quiet = measure(Bench(150, seed=seed).record(), skip_s=30)
+        out = measure(Bench(150, seed=seed).record(light=hum), skip_s=30)
+        left.append(np.sqrt(np.mean((out["value"] - quiet["value"]) ** 2)) / quiet["value"].std())
+    assert np.mean(left) < limit
+
+
 def wandering(t: np.ndarray, seed: int) -> np.ndarray:
     """A hum of 200/h codes whose frequency walks at random, by 0.1 Hz in a second, within 50 Hz +-0.5."""
     rng = np.random.default_rng(seed)
