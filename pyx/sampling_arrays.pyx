@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free
 import numpy as np
 
 from stirbar.rt.clock cimport WAKE_LATE_ROOM, Clock, VirtualTime, clock_virtual
+from stirbar.rt.configure cimport running_mean_correlation
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED, AdcPlan, Conversion, Hal
 from stirbar.rt.histogram cimport Histogram
 from stirbar.rt.light_path cimport (
@@ -187,6 +188,7 @@ cdef class SamplerBench:
                 PACES[plan["pace"]], plan.get("converter", i), plan["rate_hz"], plan["conversion_hz"],
                 plan.get("read_ns", 0), plan.get("light_ns", 0), plan.get("settle_ns", 0))
             config.plan[i] = self.bus.plan[i]
+            od.correlation[i] = running_mean_correlation(&self.bus.plan[i])
             s.config.full_scale_v[i] = full_scale_v
             od.role[i] = (
                 OD_UNUSED if config.angle[i] < 0 else OD_REFERENCE if config.angle[i] == 0 else OD_SIGNAL)

@@ -103,6 +103,20 @@ def test_noise_and_instrument_error_in_white_noise(window_s, limit):
     assert out["half_cycle"][-1] == 5 and out["window_s"][-1] == pytest.approx(window_s, rel=0.02)
 
 
+@pytest.mark.parametrize("correlation", [0.0, 0.46, 0.7])
+def test_instrument_error_of_a_running_mean(correlation):
+    """Conversions whose noise their neighbours know: the error of a mean is larger than that of independent ones."""
+    rng = np.random.default_rng(6)
+    count = 4000 * 45
+    noise = np.empty(count)
+    noise[0] = rng.standard_normal()
+    for i, kick in enumerate(np.sqrt(1 - correlation**2) * rng.standard_normal(count - 1)):
+        noise[i + 1] = correlation * noise[i] + kick
+    record = Bench(4000, 45.0, 18).record(noise_v=0.0, light=lambda t: NOISE_V * noise[: len(t)])
+    out = measure(record, skip_s=100, window_s=5.0, readings_per_second=0.2, correlation=correlation)
+    assert out["value"].std() == pytest.approx(np.median(out["se_instrument"]), rel=0.1)
+
+
 def test_culture_error_in_coloured_noise():
     """IS-27: particle noise (Ornstein-Uhlenbeck, 60 ms) makes the density less sure than the light."""
     rng = np.random.default_rng(4)
@@ -562,6 +576,7 @@ def test_a_snapshot_goes_on_bit_by_bit():
         {"roles": ["signal"], "window_s": 900.0},
         {"roles": ["signal"], "readings_per_second": 0.0},
         {"roles": ["signal"], "mains_hz": 400.0},
+        {"roles": ["signal"], "correlation": 1.0},
         {"roles": ["signal"] * 5},
     ],
 )

@@ -106,8 +106,7 @@ def test_readings_are_right_within_their_error(name: str) -> None:
     # a microcontroller's converter is not linear (IS-24), two ranges of gain errors lie between the others
     assert abs(apart["signal_v"].mean() / truth - 1.0) < (0.02 if name == "smoothed" else 1e-3)
     scatter = apart["value"].std(ddof=1)
-    # the running mean's values are not independent of each other: its error is right within a factor
-    assert scatter < (2.5 if name == "smoothed" else 1.35) * error and scatter > error / 2.5
+    assert scatter < 1.35 * error and scatter > error / 2.5
     assert np.all(read["half_cycle"][10:] == made.look()["half_cycle"])
 
 
