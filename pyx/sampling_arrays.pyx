@@ -149,6 +149,7 @@ cdef class SamplerBench:
     cdef char* memory
     cdef uint32_t stirring_off
     cdef uint32_t turn_us
+    cdef uint32_t unlocked_mhz
     cdef uint32_t ids
 
     def __cinit__(self, *_, **__):
@@ -233,6 +234,7 @@ cdef class SamplerBench:
         s.clock = &self.clock
         s.stirring_off = &self.stirring_off
         s.turn_us = &self.turn_us
+        s.unlocked_mhz = &self.unlocked_mhz
         s.conversions = &self.tasks[0].policy
         s.temperature = &self.tasks[2].policy
         port_init(&s.port, self.memory, READING_ROOM, TRACE_ROOM, &s.estimators, sizeof(s.estimators), 0)
@@ -261,6 +263,12 @@ cdef class SamplerBench:
     def stick(self, int channel, bint stuck):
         """Let every transfer to a converter end with the adapter's time-out of 20 ms, or no longer."""
         self.bus.stuck[channel] = stuck
+
+    def stir(self, double rpm, double unlocked_hz=0.0):
+        """What the actuator thread says from now on: the stirrer's speed, and its PWM's frequency where that is not locked
+        to the light."""
+        self.turn_us = <uint32_t>(60e6 / rpm) if rpm > 0.0 else 0
+        self.unlocked_mhz = <uint32_t>(1e3 * unlocked_hz)
 
     def run(self, double seconds):
         """Run on; returns (readings, trace, events): packed readings and trace items, and a list of (monotonic_ns,
