@@ -95,8 +95,8 @@ cdef inline void actuators_beat(Actuators* a, int64_t now_ns) noexcept nogil:
 
 
 cdef inline void actuators_lock(Actuators* a, int64_t now_ns) noexcept nogil:
-    """Keep the stirrer's PWM in step with the chopped light; without chopping it has its own frequency. One that refuses
-    is the light's to avoid."""
+    """Keep the stirrer's PWM in step with the chopped light; without chopping it has its own frequency. One that
+    refuses is the light's to avoid."""
     cdef uint32_t chop_ns
     cdef int64_t moved
     cdef bint refused

@@ -115,8 +115,8 @@ class OdChain:
     """The whole chain, as the sampling thread runs it: conversions in, readings out.
 
     `roles`: "signal", "reference" or "unused" for each channel. `slower`: (readings a second, window in s) of up to
-    three more rates. `correlation`: of neighbouring conversions' noise, 0 but for a running mean. ValueError for what is
-    out of bounds.
+    three more rates. `correlation`: of neighbouring conversions' noise, 0 but for a running mean. ValueError for what
+    is out of bounds.
     """
 
     def __init__(

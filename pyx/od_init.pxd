@@ -10,8 +10,9 @@ from libc.string cimport memset
 from stirbar.rt.culture_noise cimport culture_noise_clear
 from stirbar.rt.mains cimport mains_channel_init, mains_line_init
 from stirbar.rt.od_state cimport (
-    OD_BLOCK, OD_CORRELATION_MAXIMUM, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATES, OD_RATE_MAXIMUM, OD_RATE_MINIMUM, OD_REFERENCE, OD_RING,
-    OD_SIGNAL, OD_SLOW_ENTRIES, OD_WINDOWS, OD_WINDOW_MAXIMUM_S, OD_WINDOW_MINIMUM_S, OdConfig, OdRate, OdState,
+    OD_BLOCK, OD_CORRELATION_MAXIMUM, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATES, OD_RATE_MAXIMUM, OD_RATE_MINIMUM,
+    OD_REFERENCE, OD_RING, OD_SIGNAL, OD_SLOW_ENTRIES, OD_WINDOWS, OD_WINDOW_MAXIMUM_S, OD_WINDOW_MINIMUM_S, OdConfig,
+    OdRate, OdState,
 )
 from stirbar.rt.reference cimport reference_init
 from stirbar.rt.types cimport MAX_CHANNELS, PHASE_EDGE

@@ -265,8 +265,8 @@ cdef class SamplerBench:
         self.bus.stuck[channel] = stuck
 
     def stir(self, double rpm, double unlocked_hz=0.0):
-        """What the actuator thread says from now on: the stirrer's speed, and its PWM's frequency where that is not locked
-        to the light."""
+        """What the actuator thread says from now on: the stirrer's speed, and its PWM's frequency where that is not
+        locked to the light."""
         self.turn_us = <uint32_t>(60e6 / rpm) if rpm > 0.0 else 0
         self.unlocked_mhz = <uint32_t>(1e3 * unlocked_hz)
 

@@ -222,8 +222,8 @@ def test_a_hum_that_wanders_leaves_finite_errors(seed):
 
 
 def test_a_half_cycle_of_which_nothing_agrees_has_little_weight():
-    """Light that stirs by 10 %, so that a half-cycle may be far from what is expected, and for a second conversions that
-    are 25 times their noise apart: one step of the estimator keeps them all, the next none."""
+    """Light that stirs by 10 %, so that a half-cycle may be far from what is expected, and for a second conversions
+    that are 25 times their noise apart: one step of the estimator keeps them all, the next none."""
 
     def spikes(rng, n):
         return np.where(np.arange(n) // 860 == 27, 25 * NOISE_V * (-1.0) ** np.arange(n), 0.0)
@@ -580,7 +580,7 @@ def test_blank_and_led():
 
 
 def test_warming_ends_when_the_reference_holds_still():
-    """Its slope falls below 0.01 % a minute after 128 s; the minute over which it is taken adds about half of its own."""
+    """Its slope falls below 0.01 % a minute after 128 s; the minute over which it is taken adds half of its own."""
 
     def shine(t):
         return 1 - 0.02 * np.exp(-(t - 100) / 20)
