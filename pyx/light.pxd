@@ -11,7 +11,7 @@ from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
 from stirbar.rt.light_path cimport light_path_clear, light_search_begin, light_search_step
 from stirbar.rt.pilot cimport pilot_edge
 from stirbar.rt.ports cimport port_event
-from stirbar.rt.ring cimport stirbar_store_relaxed
+from stirbar.rt.ring cimport stirbar_load_relaxed, stirbar_store_relaxed
 from stirbar.rt.sampler_state cimport (
     LED_GUARD_NS, LIGHT_RETRY_NS, RETRY_NS, SILENCE_NS, Channel, Sampler, host_begin_ns, sampler_feed_float,
     sampler_light_unknown, sampler_may_light, sampler_rate_hz)
@@ -31,6 +31,8 @@ cdef extern from *:
     #define STIRBAR_EDGE_AFTER 0.08   /* of a period after it is ready, where it ends a half-cycle, the light changes */
     #define STIRBAR_PILOT_AFTER 0.6   /* the same where the register is read at mid-conversion */
     #define STIRBAR_RATE_MOVED 0.005  /* of the rate: k is chosen again */
+    #define STIRBAR_SPEED_MOVED 0.05  /* of the stirrer's speed: as well */
+    #define STIRBAR_SPEED_STILL 0.02  /* of it, from one second to the next: it holds still */
     #define STIRBAR_PATH_MOVED 0.05   /* of the settling time: k is chosen again, and it is said */
     #define STIRBAR_PATH_FIRST_NS 5000000000LL
     #define STIRBAR_PATH_LONG_NS 60000000000LL     /* a measurement in a run that goes on */
@@ -40,6 +42,8 @@ cdef extern from *:
     const double EDGE_AFTER "STIRBAR_EDGE_AFTER"
     const double PILOT_AFTER "STIRBAR_PILOT_AFTER"
     const double RATE_MOVED "STIRBAR_RATE_MOVED"
+    const double SPEED_MOVED "STIRBAR_SPEED_MOVED"
+    const double SPEED_STILL "STIRBAR_SPEED_STILL"
     const double PATH_MOVED "STIRBAR_PATH_MOVED"
     const int64_t PATH_FIRST_NS "STIRBAR_PATH_FIRST_NS"
     const int64_t PATH_LONG_NS "STIRBAR_PATH_LONG_NS"
@@ -123,11 +127,19 @@ cdef inline double sampler_mains_hz(const Sampler* s) noexcept nogil:
     return s.estimators.od.line.nominal_hz
 
 
+cdef inline void sampler_turned(Sampler* s, uint32_t before_us, uint32_t turn_us) noexcept nogil:
+    """A turn of the stirrer takes `turn_us`, a second ago `before_us`: where that holds still, it is the speed."""
+    if turn_us and fabs(<double>turn_us - before_us) < SPEED_STILL * turn_us:
+        s.rpm = 60e6 / turn_us
+
+
 cdef inline bint sampler_has_moved(const Sampler* s) noexcept nogil:
-    """Whether k was chosen for another rate of the converter, or another mains; mains that fades changes nothing."""
+    """Whether k was chosen for another rate of the converter, mains, stirrer or PWM; what fades changes nothing."""
     cdef double mains = sampler_mains_hz(s)
+    cdef uint32_t unlocked_mhz = stirbar_load_relaxed(s.unlocked_mhz)
     return fabs(sampler_rate_hz(s, s.master) / s.rate_chosen_hz - 1) > RATE_MOVED or (
-        mains > 0 and mains != s.mains_chosen_hz)
+        mains > 0 and mains != s.mains_chosen_hz) or fabs(s.rpm - s.rpm_chosen) > SPEED_MOVED * s.rpm > 0 or (
+        unlocked_mhz > 0 and unlocked_mhz != s.unlocked_chosen_mhz)
 
 
 cdef inline void sampler_guess_edge(Sampler* s) noexcept nogil:
@@ -197,16 +209,19 @@ cdef inline void sampler_plan_bursts(Sampler* s) noexcept nogil:
 
 
 cdef inline void sampler_choose_half_cycle(Sampler* s, int64_t now_ns) noexcept nogil:
-    """d and k for the converter's rate, the light path and the mains as they are now known; k as configured, where it
-    leaves anything to use."""
+    """d and k for the converter's rate, the light path, mains, stirrer and PWM as they are now known; k as configured,
+    where it leaves anything to use."""
     cdef const Channel* master = &s.channel[s.master]
     cdef ChopPlan plan
     cdef int k = s.config.half_cycle
-    chop_plan_init(&plan, sampler_rate_hz(s, s.master), sampler_mains_hz(s), s.config.rpm)
+    s.unlocked_chosen_mhz = stirbar_load_relaxed(s.unlocked_mhz)
+    chop_plan_init(
+        &plan, sampler_rate_hz(s, s.master), sampler_mains_hz(s), s.rpm if s.rpm > 0.0 else s.config.rpm)
     s.rate_chosen_hz = plan.rate_hz
     s.mains_chosen_hz = plan.mains_hz
+    s.rpm_chosen = plan.rpm
     plan.aperture = master.aperture_ns / master.period_ns if master.plan.pace >= PACE_HOST else 1.0
-    plan.pwm_hz = s.config.pwm_hz
+    plan.pwm_hz = 1e-3 * s.unlocked_chosen_mhz
     plan.discard = s.discard = sampler_discarded(s, s.settle_ns)
     plan.low = s.config.half_cycle_low
     plan.high = s.config.half_cycle_high

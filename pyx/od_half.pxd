@@ -78,10 +78,12 @@ cdef inline double od_least_scale(const OdChannel* ch, double scale) noexcept no
 
 
 cdef inline void od_spread(OdChannel* ch) noexcept nogil:
-    """Noise of single conversions: squares of neighbours' differences, trimmed, of the open half-cycle."""
+    """Noise of single conversions: squares of neighbours' differences, trimmed, of the open half-cycle. What neighbours
+    have in common is not in their difference."""
     cdef bint on = ch.phase == PHASE_ON
+    cdef double apart = 2.0 * (1.0 - ch.correlation)
     cdef double scale = od_least_scale(ch, ch.on_scale.value if on else ch.off_scale.value)
-    cdef double cut = 2.0 * TRIM_A * TRIM_A * scale * scale if scale > 0.0 else INFINITY
+    cdef double cut = apart * TRIM_A * TRIM_A * scale * scale if scale > 0.0 else INFINITY
     cdef double square = 0.0
     cdef double difference
     cdef int pairs = 0
@@ -92,7 +94,7 @@ cdef inline void od_spread(OdChannel* ch) noexcept nogil:
         if difference < cut:
             square += difference
             pairs += 1
-    square *= 0.5 / TRIM_KAPPA if scale > 0.0 else 0.5
+    square /= TRIM_KAPPA * apart if scale > 0.0 else apart
     if on:
         ch.on_square += square
         ch.on_pairs += pairs
@@ -150,6 +152,8 @@ cdef inline void od_lit_mean(const OdChannel* ch, double dark_v, OdHalf* half) n
         mean = od_tukey_step(ch.lit, n, dark_v + ch.centre_v, 1.0 / (TUKEY_C * ch.lit_scale), half)
         if half.count >= OD_LEAST_SHARE * n:
             half.mean_v = od_tukey_step(ch.lit, n, mean, inverse_cut, half)
+            if half.count < OD_LEAST_COUNT:
+                half.count = OD_LEAST_COUNT
             return
     if n < 3:
         half.mean_v = od_plain_mean(ch.lit, n)

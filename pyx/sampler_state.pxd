@@ -44,8 +44,7 @@ cdef struct SamplingConfig:
     double full_scale_v[MAX_CHANNELS]   # 0: follows the light (gain.pxd)
     double rate_hz                      # a free-running converter makes so many conversions a second at the most
     double mains_hz                     # 0: unknown
-    double rpm                          # the stirrer's usual speed, for the choice of k; 0: none
-    double pwm_hz                       # of a PWM that is not locked to the light; 0: none
+    double rpm                          # the stirrer's speed before it turns, for the choice of k; 0: none
     double intensity_percent
     double led_duty_percent             # share of time that the LED is lit; 50: chopped all the time, less: in bursts
     double window_s                     # of a reading: a burst holds one
@@ -113,11 +112,15 @@ cdef struct Sampler:
     SleepPolicy* temperature
     const uint32_t* stirring_off        # written by the actuator thread
     const uint32_t* turn_us             # as well
+    const uint32_t* unlocked_mhz        # as well
     int (*simulate)(void* context, int parameter, double value) noexcept nogil  # NULL on hardware
     void* simulated
     Staged staged
     double rate_chosen_hz               # for which k was chosen
     double mains_chosen_hz
+    double rpm_chosen
+    uint32_t unlocked_chosen_mhz
+    double rpm                          # of the stirrer, as it turned when that last held still; 0: not yet
     int64_t settle_ns                   # of the light path, for which k was chosen
     uint32_t toggled_index              # the master's conversion at the last change of light
     int master                          # its conversions pace the light; -1: nothing measures

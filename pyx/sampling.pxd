@@ -15,7 +15,7 @@ from stirbar.rt.gain cimport GAIN_AUTO, gain_init, gain_range
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
 from stirbar.rt.light cimport (
     sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
-    sampler_tend_path)
+    sampler_tend_path, sampler_turned)
 from stirbar.rt.pilot_pace cimport sampler_pilot, sampler_tend_gain
 from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace_for, port_trace_tend, trace_int
 from stirbar.rt.reference cimport ReferenceFit
@@ -315,6 +315,7 @@ cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t n
         s.stirring_off_told = stirring_off
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_STIR_STOP, stirring_off)
     if turn_us != s.turn_us_told:
+        sampler_turned(s, s.turn_us_told, turn_us)
         s.turn_us_told = turn_us
         trace_int(&item, TRACE_TURN, 0, 0, 0, 0, turn_us)
         sampler_feed(s, &item)
