@@ -28,7 +28,6 @@ CONVERSION, CONFIG, LOW, HIGH = 0, 1, 2, 3
 POWERED_DOWN = INPUT_0 | SINGLE | 7 << 5 | COMPARATOR_OFF
 
 DAC_CONFIG, DAC_OUTPUT = 1, 8
-DAC_REFERENCE_DOWN = 0x0100
 MCU_ADC = 4
 MCU_VOLTS = 3.3
 CONVERSION_SPREAD = 1.3  # a conversion that takes longer than this times nominal is none

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from stirbar.core.profiles import Profile
 
 GUARD = "stirbar-guard"
+REGISTERS = "/dev/gpiomem"
+REGISTER_LABELS = "pinctrl-bcm2"  # of the chips whose registers are those of the BCM2835
 BLINKS = 3
 BLINK_S = 0.15
 MOVE_S = 3.0
@@ -62,6 +64,35 @@ def check_free(profile: Profile, chip: str) -> Iterator[Finding]:
         "nobody else holds them",
         FREE_REMEDY,
     )
+
+
+def check_recovery(profile: Profile, label: str) -> Finding:
+    """Whether a bus whose SDA a chip holds low can be freed as the worker will try."""
+    what, how = "freeing a held bus", profile.get("i2c", "recovery")
+    can = label.startswith(REGISTER_LABELS)
+    if how == "none":
+        return Finding(NOTE, what, "not wanted by [i2c] recovery")
+    if how == "lines":
+        return Finding(OK, what, "by lines 2 and 3")
+    if how is None and (not can or profile.get("i2c", "bus") != 1):
+        return Finding(NOTE, what, f"not possible on bus {profile.get('i2c', 'bus')} with {label}")
+    if not can:
+        return Finding(
+            WARN,
+            what,
+            f"[i2c] recovery = registers, but the lines are those of {label}",
+            "a Pi before the fifth",
+            "write recovery = none into [i2c] of the profile",
+        )
+    try:
+        os.close(os.open(REGISTERS, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        if how is None and isinstance(error, FileNotFoundError):
+            return Finding(NOTE, what, f"not possible: this kernel has no {REGISTERS}")
+        return Finding(
+            WARN, what, f"{REGISTERS}: {error.strerror}", "can be opened", "add this user to the group gpio"
+        )
+    return Finding(OK, what, f"by the GPIO registers ({REGISTERS}), pins 2 and 3")
 
 
 def check_panel(profile: Profile, chip: str) -> Iterator[Finding]:
@@ -183,6 +214,7 @@ def check_lines(profile: Profile, move: bool) -> Iterator[Finding]:
         yield Finding(FAIL, "GPIO chip", f"{chip}: {error.strerror}", "there", "correct [gpio] chip in the profile")
         return
     yield Finding(OK, "GPIO chip", f"{chip}, {label}")
+    yield check_recovery(profile, label)
     yield from check_free(profile, chip)
     yield from check_panel(profile, chip)
     yield from check_pwm(profile)

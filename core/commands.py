@@ -10,7 +10,7 @@ import time
 from stirbar.core import events, records
 from stirbar.core.calibrations import describe
 from stirbar.core.host import NO_EXPERIMENT, all_of
-from stirbar.core.jobs import CommandError, number
+from stirbar.core.jobs import CommandError, number, refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -180,14 +180,8 @@ class Commands:
         def done(ok: bool, limit: float) -> None:
             if ok:
                 reply(_success(request, result()), [])
-            elif limit != limit:
-                error = CommandError("the loop did not answer", remedy="look at the worker's status and its log")
-                reply(_refusal(request.get("id"), error), [])
             else:
-                reply(
-                    _refusal(request.get("id"), CommandError(f"refused by the loop: limit {limit:g}", "value", limit)),
-                    [],
-                )
+                reply(_refusal(request.get("id"), refusal(limit)), [])
 
         return done
 

@@ -107,6 +107,14 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "od_reading",
         "light follows the LED in {value:.3g} ms: {argument} conversions are discarded after each change",
     ),
+    17: (
+        "light_lost",
+        "error",
+        "od_reading",
+        "the LED's driver does not answer: there is no optical density, it is asked again every second; check its plug, "
+        "then run `stirbar hardware check`",
+    ),
+    18: ("light_back", "notice", "od_reading", "the LED's driver answers again"),
     EVENT_REFERENCE_ERROR: (
         "reference_error",
         "debug",

@@ -17,7 +17,7 @@ from stirbar.core.blanks import Blanks, BlankTaking
 from stirbar.core.calibrations import FUSION_SLOT, ActiveCalibrations
 from stirbar.core.history import History
 from stirbar.core.ini import write_atomically
-from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs
+from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs, refusal
 from stirbar.core.led_hours import LedHours
 from stirbar.core.records import Header
 
@@ -102,10 +102,22 @@ class Host:
             if not self.config.get(f"{name}.config", "autostart"):
                 continue
             try:
-                self.jobs[name].start(_ignore)
+                self.jobs[name].start(self._started(name))
             except CommandError as error:
-                text = f"{name} was not started: {error.message}"
-                self.event("error", name, f"{text}; {error.remedy}" if error.remedy else text, code="not_started")
+                self._say_not_started(name, error)
+
+    def _started(self, name: str) -> Done:
+        """A callback that says why a job was not started, where the loop refuses it."""
+
+        def answered(ok: bool, limit: float) -> None:
+            if not ok:
+                self._say_not_started(name, refusal(limit))
+
+        return answered
+
+    def _say_not_started(self, name: str, error: CommandError) -> None:
+        text = f"{name} was not started: {error.message}"
+        self.event("error", name, f"{text}; {error.remedy}" if error.remedy else text, code="not_started")
 
     @property
     def waiting(self) -> bool:

@@ -16,7 +16,6 @@ from array import array
 I2C_RETRIES = 0x0701
 I2C_TIMEOUT = 0x0702  # in 10 ms
 I2C_RDWR = 0x0707
-I2C_FUNCS = 0x0705
 READ = 0x0001
 MESSAGE = "HHHP"  # struct i2c_msg: address, flags, length, pointer
 ABSENT = (errno.ENXIO, errno.EREMOTEIO, errno.ENODEV)  # what drivers say when nobody acknowledges
@@ -69,12 +68,6 @@ class I2cBus:
 
     def write_word(self, address: int, register: int, value: int) -> None:
         self.transfer(address, bytes((register, value >> 8 & 0xFF, value & 0xFF)))
-
-    def functions(self) -> int:
-        """I2C_FUNC_* bits of the adapter."""
-        room = array("L", [0])
-        fcntl.ioctl(self.descriptor, I2C_FUNCS, room, True)
-        return room[0]
 
     def adapter(self) -> str:
         """The adapter's name, empty where the kernel does not say."""

@@ -9,6 +9,7 @@ Synchronization: none; belongs to the host thread.
 from __future__ import annotations
 
 import math
+import os
 
 from stirbar.core import events
 
@@ -60,6 +61,13 @@ def number(value: object, field: str, low: float, high: float, unit: str) -> flo
     if not math.isfinite(result) or not low <= result <= high:
         raise CommandError(f"{field} must be from {limit}, not {result:g}", field, limit)
     return result
+
+
+def refusal(limit: float) -> CommandError:
+    """Why the loop did not do a command, from what it answers: minus an errno, or NaN where it did not."""
+    if math.isnan(limit):
+        return CommandError("the loop did not answer", remedy="look at the worker's status and its log")
+    return CommandError(f"refused by the loop: {os.strerror(-int(limit))}", "value", limit)
 
 
 class Job:

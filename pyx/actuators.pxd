@@ -45,6 +45,7 @@ cdef struct Actuators:
     uint32_t heat_reasons    # that the host was told
     uint32_t bus_errors
     uint32_t stirring_off    # read by the sampling thread
+    uint32_t unlocked_mhz    # of the stirrer's PWM where it cannot be locked to the light, read as well; 0: it is
     uint32_t turn_us         # time of a turn, once a second, read by the sampling thread; 0: it does not turn
     SleepPolicy* pulses      # of pulses_tick, to be woken by a write
     uint32_t* heartbeat      # the guard's page; NULL: no guard
@@ -149,9 +150,11 @@ cdef inline void actuators_beat(Actuators* a, int64_t now_ns) noexcept nogil:
 
 
 cdef inline void actuators_lock(Actuators* a, int64_t now_ns) noexcept nogil:
-    """Keep the stirrer's PWM in step with the chopped light; without chopping it has its own frequency."""
+    """Keep the stirrer's PWM in step with the chopped light; without chopping it has its own frequency. One that
+    refuses is the light's to avoid."""
     cdef uint32_t chop_ns
     cdef int64_t moved
+    cdef bint refused
     if a.chop_period_ns == NULL:
         return
     chop_ns = stirbar_load_relaxed(a.chop_period_ns)
@@ -161,8 +164,10 @@ cdef inline void actuators_lock(Actuators* a, int64_t now_ns) noexcept nogil:
     if moved == 0 or (chop_ns and moved * LOCK_PARTS <= <int64_t>a.locked_chop_ns):
         return
     a.locked_chop_ns = chop_ns
-    if a.hal.stirrer_period(a.hal.context, locked_period_ns(chop_ns, a.stirrer_period_ns), now_ns):
-        a.bus_errors += 1
+    refused = a.hal.stirrer_period(a.hal.context, locked_period_ns(chop_ns, a.stirrer_period_ns), now_ns) != 0
+    a.bus_errors += refused
+    stirbar_store_relaxed(
+        &a.unlocked_mhz, <uint32_t>(1e12 / <double>a.stirrer_period_ns) if refused and a.stirrer_period_ns > 0 else 0)
 
 
 cdef inline void pulses_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:

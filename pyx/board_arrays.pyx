@@ -244,19 +244,16 @@ def judge_answers(int last, int first, int again, int maximum=65535):
     return ("lost", "step", "garbled")[rp2040_judge(last, first, again, maximum)]
 
 
-def free_bus(registers):
-    """Clock a held bus free by a register file (uint32[14], changed in place): 1 it was held and is free, 0 it was not
-    held, -1 it stays held. For tests: in memory, SDA's level never changes."""
+def free_bus(uint32_t[::1] registers):
+    """Clock a held bus free by a register file (at least 14 words, changed in place): 1 it was held and is free, 0 it
+    was not held, -1 it stays held."""
     cdef I2cBus bus
-    cdef uint32_t[14] words
-    cdef int i, status
+    cdef int status
+    if registers.shape[0] < 14:
+        raise ValueError(f"a register file has 14 words at least, not {registers.shape[0]}")
     memset(&bus, 0, sizeof(bus))
-    for i in range(14):
-        words[i] = registers[i]
     bus.sda = 2
     bus.scl = 3
-    bus.registers = words
+    bus.registers = &registers[0]
     status = recover_by_registers(&bus)
-    for i in range(14):
-        registers[i] = words[i]
     return status if status >= 0 else -1

@@ -2,6 +2,7 @@
 # Thread rule: the host thread, before the loop's threads live.
 # Units: those of the config's keys.
 
+from libc.math cimport pow
 from libc.stdint cimport int32_t, int64_t, uint16_t
 from libc.string cimport memset
 
@@ -20,6 +21,12 @@ cdef enum:
     READ_PRESET_BITS = 29
     LIGHT_BITS = 38
     STRETCH_NS = 1800000     # a microcontroller holds the clock at each read (IS-24)
+
+cdef extern from *:
+    """
+    #define STIRBAR_RUNNING_MEAN_KEEPS 0.75  /* of its last value, with each new one (IS-24) */
+    """
+    const double RUNNING_MEAN_KEEPS "STIRBAR_RUNNING_MEAN_KEEPS"
 
 
 cdef inline int photodiode_angles(config, int32_t* angle) except -1:
@@ -132,13 +139,22 @@ cdef inline int configure_od(OdConfig* od, config) except -1:
     return 0
 
 
+cdef inline double running_mean_correlation(const AdcPlan* plan) noexcept nogil:
+    """Of a running mean's noise from one look to the next; 0 where conversions are no running mean."""
+    return pow(RUNNING_MEAN_KEEPS, plan.conversion_hz / plan.rate_hz) if plan.pace == PACE_SMOOTHED else 0.0
+
+
 cdef inline int configure_slow_light(OdConfig* od, profile) except -1:
     """A microcontroller's running mean is chopped at 1 to 4 Hz: a reading a second at most, of 5 s at least (IS-24)."""
+    cdef AdcPlan plan
+    cdef bint slow = False
     cdef int i
     for i in range(MAX_CHANNELS):
         if profile is not None and profile.get(f"photodiode.{i + 1}", "pace") == "smoothed":
-            break
-    else:
+            configure_plan(&plan, profile, i)
+            od.correlation[i] = running_mean_correlation(&plan)
+            slow = True
+    if not slow:
         return 0
     for i in range(od.rates):
         od.readings_per_second[i] = min(od.readings_per_second[i], 1.0)

@@ -2,7 +2,7 @@
 # Thread rule: the host thread, before the loop's threads live and after they have ended.
 # Units: those of the profile's keys.
 
-from libc.errno cimport EAGAIN, EBUSY, ENODEV, errno
+from libc.errno cimport EAGAIN, EBUSY, ENODEV, ENOENT, errno
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memset
 
@@ -143,26 +143,39 @@ cdef inline int open_gpio(Board* board, profile) except -1:
     return 0
 
 
-cdef inline int configure_recovery(Board* board, profile) except -1:
-    """How a held bus is freed. The registers can give the pins back to the adapter; lines do so only where they never
-    left it, so that a profile must ask for them."""
+cdef inline str configure_recovery(Board* board, profile):
+    """How a held bus is freed; a sentence where it cannot be as the profile or the platform wants it, else empty. The
+    registers can give the pins back to the adapter; lines do so only where they never left it, so that a profile must
+    ask for them."""
     cdef int fd
+    cdef int failed = 0
     cdef void* registers
+    cdef bint can = gpio_is_bcm(board.bus.gpio)
     how = profile.get("i2c", "recovery")
     board.bus.sda = I2C_SDA_PIN
     board.bus.scl = I2C_SCL_PIN
     if how == "lines":
         board.bus.recovery = RECOVERY_LINES
-    elif how == "registers" or (how is None and profile.get("i2c", "bus") == 1 and gpio_is_bcm(board.bus.gpio)):
-        fd = c_open(b"/dev/gpiomem", O_RDWR | O_CLOEXEC)
-        if fd < 0:
-            return 0
+    if how == "registers" and not can:
+        return ("a held bus cannot be freed: [i2c] recovery = registers is for the GPIO chip of a Pi before the fifth;"
+                " write none or lines")
+    if how != "registers" and (how is not None or not can or profile.get("i2c", "bus") != 1):
+        return ""
+    fd = c_open(b"/dev/gpiomem", O_RDWR | O_CLOEXEC)
+    if fd < 0 and errno == ENOENT and how is None:
+        return ""  # a kernel that has none: there is nothing to be set right
+    if fd < 0:
+        failed = errno
+    else:
         registers = mmap(NULL, REGISTERS_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+        failed = errno if registers == MAP_FAILED else 0
         c_close(fd)
-        if registers != MAP_FAILED:
-            board.bus.registers = <uint32_t*>registers
-            board.bus.recovery = RECOVERY_REGISTERS
-    return 0
+    if failed:
+        return (f"a held bus cannot be freed: /dev/gpiomem: {os.strerror(failed)}; add this user to the group gpio and"
+                " DeviceAllow=/dev/gpiomem rw to the worker's unit, or write recovery = none into [i2c] of the profile")
+    board.bus.registers = <uint32_t*>registers
+    board.bus.recovery = RECOVERY_REGISTERS
+    return ""
 
 
 # --- chips -----------------------------------------------------------------------------------------------------------
@@ -320,7 +333,8 @@ cdef inline list look_for_chips(Board* board, profile):
 
 
 cdef inline list open_board(Board* board, profile):
-    """Open what the profile names, with every LED off. Returns a sentence for each chip that does not answer.
+    """Open what the profile names, with every LED off. Returns a sentence for each chip that does not answer, and one
+    where a held bus cannot be freed as it should.
 
     Raises ConnectionError, one sentence, where the board cannot be used at all; nothing is then left open.
     """
@@ -330,7 +344,7 @@ cdef inline list open_board(Board* board, profile):
     try:
         open_bus(board, profile)
         open_gpio(board, profile)
-        configure_recovery(board, profile)
+        held = configure_recovery(board, profile)
         configure_led(board, profile)
         for i in range(MAX_CHANNELS):
             configure_channel(board, i, profile)
@@ -350,7 +364,8 @@ cdef inline list open_board(Board* board, profile):
     except BaseException:
         close_board(board)
         raise
-    return [f"{what} does not answer as it should: {os.strerror(-status)}" for what, status in found if status]
+    missing = [f"{what} does not answer as it should: {os.strerror(-status)}" for what, status in found if status]
+    return missing + [held] if held else missing
 
 
 # --- with its outputs ------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 # Units: nanoseconds of the loop's clock, percent of LED intensity, conversions.
 
 from libc.math cimport NAN, ceil, fabs, floor, isnan
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 
 from stirbar.rt.chop cimport LED_EDGES, ChopPlan, LedEdge, choose_half_cycle, chop_plan_init, led_track_edge
 from stirbar.rt.gain cimport gain_chop
@@ -11,10 +11,12 @@ from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
 from stirbar.rt.light_path cimport light_path_clear, light_search_begin, light_search_step
 from stirbar.rt.pilot cimport pilot_edge
 from stirbar.rt.ports cimport port_event
-from stirbar.rt.ring cimport stirbar_store_relaxed
+from stirbar.rt.ring cimport stirbar_load_relaxed, stirbar_store_relaxed
 from stirbar.rt.sampler_state cimport (
-    LED_GUARD_NS, Channel, Sampler, host_begin_ns, sampler_feed_float, sampler_rate_hz)
-from stirbar.rt.types cimport COMMAND_LED, EVENT_HALF_CYCLE, EVENT_LIGHT_PATH, STREAM_OD1, TRACE_COMMAND
+    LED_GUARD_NS, LIGHT_RETRY_NS, RETRY_NS, SILENCE_NS, Channel, Sampler, host_begin_ns, sampler_feed_float,
+    sampler_light_unknown, sampler_may_light, sampler_rate_hz)
+from stirbar.rt.types cimport (
+    COMMAND_LED, EVENT_HALF_CYCLE, EVENT_LIGHT_BACK, EVENT_LIGHT_LOST, EVENT_LIGHT_PATH, STREAM_OD1, TRACE_COMMAND)
 
 cdef enum:
     SEEK_MORE = 3             # conversions: no wrong rate within 12 % gets more than 0.8 of the right one's sum
@@ -29,6 +31,8 @@ cdef extern from *:
     #define STIRBAR_EDGE_AFTER 0.08   /* of a period after it is ready, where it ends a half-cycle, the light changes */
     #define STIRBAR_PILOT_AFTER 0.6   /* the same where the register is read at mid-conversion */
     #define STIRBAR_RATE_MOVED 0.005  /* of the rate: k is chosen again */
+    #define STIRBAR_SPEED_MOVED 0.05  /* of the stirrer's speed: as well */
+    #define STIRBAR_SPEED_STILL 0.02  /* of it, from one second to the next: it holds still */
     #define STIRBAR_PATH_MOVED 0.05   /* of the settling time: k is chosen again, and it is said */
     #define STIRBAR_PATH_FIRST_NS 5000000000LL
     #define STIRBAR_PATH_LONG_NS 60000000000LL     /* a measurement in a run that goes on */
@@ -38,6 +42,8 @@ cdef extern from *:
     const double EDGE_AFTER "STIRBAR_EDGE_AFTER"
     const double PILOT_AFTER "STIRBAR_PILOT_AFTER"
     const double RATE_MOVED "STIRBAR_RATE_MOVED"
+    const double SPEED_MOVED "STIRBAR_SPEED_MOVED"
+    const double SPEED_STILL "STIRBAR_SPEED_STILL"
     const double PATH_MOVED "STIRBAR_PATH_MOVED"
     const int64_t PATH_FIRST_NS "STIRBAR_PATH_FIRST_NS"
     const int64_t PATH_LONG_NS "STIRBAR_PATH_LONG_NS"
@@ -61,23 +67,53 @@ cdef inline void sampler_tell_edge(Sampler* s, int64_t before_ns, int64_t after_
             s.acting |= channel.acts
 
 
+cdef inline void sampler_count_light(Sampler* s, int64_t now_ns) noexcept nogil:
+    """Add how long the LED was lit up to now."""
+    if s.led.on:
+        s.lit_ns += 0.01 * s.config.intensity_percent * <double>(now_ns - s.lit_from_ns)
+        while s.lit_ns >= 1e9:
+            s.lit_ns -= 1e9
+            stirbar_store_relaxed(&s.led_seconds, s.led_seconds + 1)
+    s.lit_from_ns = now_ns
+
+
+cdef inline void sampler_light_refused(Sampler* s, int64_t now_ns) noexcept nogil:
+    """The driver did not take a change: what is converted from here on counts for nothing. It is soon tried again;
+    after SILENCE_NS in vain the light is lost."""
+    s.bus_errors += 1
+    if not sampler_light_unknown(s):
+        sampler_count_light(s, now_ns)
+        s.unknown_from_ns = now_ns
+        s.unknown_to_ns = INT64_MAX
+    elif not s.light_lost and now_ns - s.unknown_from_ns > SILENCE_NS:
+        s.light_lost = 1
+        port_event(&s.port, now_ns, EVENT_LIGHT_LOST, 0, 0, 0)
+    s.light_retry_ns = now_ns + (RETRY_NS if s.light_lost else LIGHT_RETRY_NS)
+
+
+cdef inline void sampler_light_known(Sampler* s, int64_t now_ns) noexcept nogil:
+    """The driver takes changes again. Whether this one was any is not known: no clock is told from it."""
+    s.unknown_to_ns = s.lit_from_ns = now_ns
+    if s.light_lost:
+        s.light_lost = 0
+        port_event(&s.port, now_ns, EVENT_LIGHT_BACK, 0, 0, 0)
+
+
 cdef inline int sampler_light(Sampler* s, int on) noexcept nogil:
-    """Switch the OD LED; 0, or minus an errno and the light is as it was."""
+    """Switch the OD LED; 0, or minus an errno and nobody knows what light there is."""
     cdef int64_t before_ns = s.clock.now_ns(s.clock.context)
     cdef int status = s.hal.led_write(s.hal.context, s.config.intensity_percent if on else 0.0, before_ns)
     cdef int64_t after_ns
     if status:
-        s.bus_errors += 1
+        sampler_light_refused(s, before_ns)
         return status
     after_ns = s.clock.now_ns(s.clock.context)
-    if s.led.on:
-        s.lit_ns += 0.01 * s.config.intensity_percent * <double>(after_ns - s.lit_from_ns)
-        while s.lit_ns >= 1e9:
-            s.lit_ns -= 1e9
-            stirbar_store_relaxed(&s.led_seconds, s.led_seconds + 1)
-    s.lit_from_ns = after_ns
-    if on != s.led.on:
-        sampler_tell_edge(s, before_ns, after_ns, on)
+    if sampler_light_unknown(s):
+        sampler_light_known(s, after_ns)
+    else:
+        sampler_count_light(s, after_ns)
+        if on != s.led.on:
+            sampler_tell_edge(s, before_ns, after_ns, on)
     led_track_edge(&s.led, before_ns, after_ns, on)
     return 0
 
@@ -91,11 +127,19 @@ cdef inline double sampler_mains_hz(const Sampler* s) noexcept nogil:
     return s.estimators.od.line.nominal_hz
 
 
+cdef inline void sampler_turned(Sampler* s, uint32_t before_us, uint32_t turn_us) noexcept nogil:
+    """A turn of the stirrer takes `turn_us`, a second ago `before_us`: where that holds still, it is the speed."""
+    if turn_us and fabs(<double>turn_us - before_us) < SPEED_STILL * turn_us:
+        s.rpm = 60e6 / turn_us
+
+
 cdef inline bint sampler_has_moved(const Sampler* s) noexcept nogil:
-    """Whether k was chosen for another rate of the converter, or another mains; mains that fades changes nothing."""
+    """Whether k was chosen for another rate of the converter, mains, stirrer or PWM; what fades changes nothing."""
     cdef double mains = sampler_mains_hz(s)
+    cdef uint32_t unlocked_mhz = stirbar_load_relaxed(s.unlocked_mhz)
     return fabs(sampler_rate_hz(s, s.master) / s.rate_chosen_hz - 1) > RATE_MOVED or (
-        mains > 0 and mains != s.mains_chosen_hz)
+        mains > 0 and mains != s.mains_chosen_hz) or fabs(s.rpm - s.rpm_chosen) > SPEED_MOVED * s.rpm > 0 or (
+        unlocked_mhz > 0 and unlocked_mhz != s.unlocked_chosen_mhz)
 
 
 cdef inline void sampler_guess_edge(Sampler* s) noexcept nogil:
@@ -165,16 +209,19 @@ cdef inline void sampler_plan_bursts(Sampler* s) noexcept nogil:
 
 
 cdef inline void sampler_choose_half_cycle(Sampler* s, int64_t now_ns) noexcept nogil:
-    """d and k for the converter's rate, the light path and the mains as they are now known; k as configured, where it
-    leaves anything to use."""
+    """d and k for the converter's rate, the light path, mains, stirrer and PWM as they are now known; k as configured,
+    where it leaves anything to use."""
     cdef const Channel* master = &s.channel[s.master]
     cdef ChopPlan plan
     cdef int k = s.config.half_cycle
-    chop_plan_init(&plan, sampler_rate_hz(s, s.master), sampler_mains_hz(s), s.config.rpm)
+    s.unlocked_chosen_mhz = stirbar_load_relaxed(s.unlocked_mhz)
+    chop_plan_init(
+        &plan, sampler_rate_hz(s, s.master), sampler_mains_hz(s), s.rpm if s.rpm > 0.0 else s.config.rpm)
     s.rate_chosen_hz = plan.rate_hz
     s.mains_chosen_hz = plan.mains_hz
+    s.rpm_chosen = plan.rpm
     plan.aperture = master.aperture_ns / master.period_ns if master.plan.pace >= PACE_HOST else 1.0
-    plan.pwm_hz = s.config.pwm_hz
+    plan.pwm_hz = 1e-3 * s.unlocked_chosen_mhz
     plan.discard = s.discard = sampler_discarded(s, s.settle_ns)
     plan.low = s.config.half_cycle_low
     plan.high = s.config.half_cycle_high
@@ -255,6 +302,9 @@ cdef inline void sampler_edge(Sampler* s) noexcept nogil:
 
     A burst begins and ends with a dark half-cycle; in a pause nothing is fed to the estimators.
     """
+    cdef bint known = not sampler_light_unknown(s)
+    if not sampler_may_light(s, s.clock.now_ns(s.clock.context)):
+        return
     if s.held:
         if s.led.on:
             sampler_light(s, 0)
@@ -270,7 +320,7 @@ cdef inline void sampler_edge(Sampler* s) noexcept nogil:
             if s.led.on:
                 sampler_light(s, 0)
             return
-    if sampler_light(s, not s.led.on) == 0:
+    if sampler_light(s, not s.led.on) == 0 and known:
         s.path_edges += 1
         sampler_learn_edge(s)
 

@@ -288,6 +288,7 @@ cdef class Loop:
         state.sampler.stirring_off = &state.actuators.stirring_off
         state.sampler.stirring_off_told = 2
         state.sampler.turn_us = &state.actuators.turn_us
+        state.sampler.unlocked_mhz = &state.actuators.unlocked_mhz
         state.actuators.stirring_off = 1
         state.actuators.hal = &state.hal
         if self.is_simulated:

@@ -8,12 +8,12 @@
 # least-squares phasors of harmonics 1..6 over a constant; the turn of the phasors from block to block gives the
 # frequency (a scalar Kalman filter that all channels feed).
 
-from libc.math cimport M_PI, atan2, fabs, floor, log, sqrt
+from libc.math cimport M_PI, atan2, cos, fabs, floor, log, sin, sqrt
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memset
 
 from stirbar.rt.cholesky cimport solve_cholesky
-from stirbar.rt.mains_run cimport HARMONICS, MainsChannel, mains_resync
+from stirbar.rt.mains_run cimport HARMONICS, MainsChannel, mains_multiples, mains_resync
 
 cdef enum:
     MAINS_UNKNOWNS = 13      # a constant, and cosine and sine of each harmonic
@@ -221,7 +221,7 @@ cdef inline void mains_update_phasors(
         rs = sine[h] - channel.level_sine[h]
         surprise += rc * rc + rs * rs
     if surprise > 3.0 * 2.0 * variance * channel.harmonics and channel.blocks > 1:
-        channel.blocks = 1
+        channel.blocks = 0  # far beyond noise: the newest block knows better than all before
     channel.blocks += 1
     gain = 1.0 / channel.blocks
     if gain < 0.25:
@@ -246,6 +246,22 @@ cdef inline void mains_update_phasors(
         channel.applied_sine[h] = rc * channel.level_sine[h]
         if rc > 0.0:
             channel.applying = h + 1
+
+
+cdef inline void mains_carry(MainsChannel* channel, double ahead_turns) noexcept nogil:
+    """Turn the phasors from the block's middle to its end: the hum is `ahead_turns` ahead of the frame there."""
+    cdef double cosine[HARMONICS]
+    cdef double sine[HARMONICS]
+    cdef double c
+    cdef int h
+    mains_multiples(cos(2.0 * M_PI * ahead_turns), sin(2.0 * M_PI * ahead_turns), HARMONICS, cosine, sine)
+    for h in range(HARMONICS):
+        c = channel.level_cosine[h]
+        channel.level_cosine[h] = c * cosine[h] + channel.level_sine[h] * sine[h]
+        channel.level_sine[h] = channel.level_sine[h] * cosine[h] - c * sine[h]
+        c = channel.applied_cosine[h]
+        channel.applied_cosine[h] = c * cosine[h] + channel.applied_sine[h] * sine[h]
+        channel.applied_sine[h] = channel.applied_sine[h] * cosine[h] - c * sine[h]
 
 
 cdef inline void mains_solve_block(MainsChannel* channel, MainsLine* line, int64_t now_ns) noexcept nogil:
@@ -285,6 +301,8 @@ cdef inline void mains_solve_block(MainsChannel* channel, MainsLine* line, int64
         return
     mains_track_frequency(channel, line, cosine, sine, variance, middle_ns)
     mains_update_phasors(channel, cosine, sine, variance, line.locked)
+    if line.locked:
+        mains_carry(channel, 1e-9 * <double>(now_ns - middle_ns) * (line.frequency_hz - channel.frequency_hz))
     for i in range(HARMONICS):
         channel.last_cosine[i] = cosine[i]
         channel.last_sine[i] = sine[i]

@@ -115,7 +115,8 @@ class OdChain:
     """The whole chain, as the sampling thread runs it: conversions in, readings out.
 
     `roles`: "signal", "reference" or "unused" for each channel. `slower`: (readings a second, window in s) of up to
-    three more rates. ValueError for what is out of bounds.
+    three more rates. `correlation`: of neighbouring conversions' noise, 0 but for a running mean. ValueError for what
+    is out of bounds.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class OdChain:
         mains_hz: float = 0.0,
         normalization: Literal["unity", "classic", "regressed"] = "unity",
         slower: Sequence[tuple[float, float]] = (),
+        correlation: float = 0.0,
     ) -> None: ...
     def clock(self, channel: int, index0: int, t0_ns: int, period_ns: float) -> None:
         """Clock model from here on: conversion `index0` ended at `t0_ns`, one each `period_ns`."""

@@ -232,7 +232,7 @@ cdef class OdChain:
     cdef od_state.OdState chain
 
     def __cinit__(self, roles, angles=(0, 0, 0, 0), double window_s=1.0, double readings_per_second=10.0,
-                  double mains_hz=0.0, normalization="unity", slower=()):
+                  double mains_hz=0.0, normalization="unity", slower=(), double correlation=0.0):
         cdef od_state.OdConfig config
         cdef int i
         if len(roles) > MAX_CHANNELS:
@@ -248,9 +248,10 @@ cdef class OdChain:
         for i in range(MAX_CHANNELS):
             config.role[i] = ROLES[roles[i]] if i < len(roles) else od_state.OD_UNUSED
             config.angle[i] = angles[i] if i < len(angles) else 0
+            config.correlation[i] = correlation
         if od_init.od_init(&self.chain, &config) != 0:
             raise ValueError("OdChain needs a signal channel, windows of 0.005..100 s, 0.01..150 readings a second, "
-                             "mains_hz 0 or 45..65")
+                             "mains_hz 0 or 45..65, correlation 0..0.9")
 
     def clock(self, int channel, uint32_t index0, int64_t t0_ns, double period_ns):
         od.od_clock(&self.chain, channel, index0, t0_ns, period_ns)

@@ -14,11 +14,11 @@ from stirbar.rt.mains_run cimport mains_run
 from stirbar.rt.od_state cimport (
     ENTRY_DARK, ENTRY_GAP, ENTRY_STEP, ENTRY_UNCHOPPED, ENTRY_WEAK, OD_BUFFER, OD_CENTRE_ENTRIES, OD_CENTRE_STRAYS,
     OD_CHOP_LIMIT_NS, OD_COARSE_FIRST, OD_COARSE_SIGMAS, OD_COARSE_STRAYS, OD_LEAST_COUNT, OD_LEAST_NOISE,
-    OD_LEAST_SHARE, OD_QUARTET, OD_RING, OD_SIGNAL, OD_STEP_SIGMAS, OD_UNCHOPPED, OdChannel, OdCoarse, OdEntry,
-    OdHalf, OdState, od_end_ns, od_newest_ns, od_next_middle_ns,
+    OD_LEAST_SHARE, OD_QUARTET, OD_RING, OD_SIGNAL, OD_STALL_NS, OD_STEP_SIGMAS, OD_UNCHOPPED, OdChannel, OdCoarse,
+    OdEntry, OdHalf, OdState, od_end_ns, od_newest_ns, od_next_middle_ns,
 )
 from stirbar.rt.robust cimport TRIM_A, TRIM_KAPPA, TUKEY_C, median_in_place
-from stirbar.rt.types cimport PHASE_OFF, PHASE_ON
+from stirbar.rt.types cimport MAX_CHANNELS, PHASE_OFF, PHASE_ON
 
 
 cdef inline void od_limit_count(OdChannel* ch) noexcept nogil:
@@ -78,10 +78,12 @@ cdef inline double od_least_scale(const OdChannel* ch, double scale) noexcept no
 
 
 cdef inline void od_spread(OdChannel* ch) noexcept nogil:
-    """Noise of single conversions: squares of neighbours' differences, trimmed, of the open half-cycle."""
+    """Noise of single conversions: squares of neighbours' differences, trimmed, of the open half-cycle. What neighbours
+    have in common is not in their difference."""
     cdef bint on = ch.phase == PHASE_ON
+    cdef double apart = 2.0 * (1.0 - ch.correlation)
     cdef double scale = od_least_scale(ch, ch.on_scale.value if on else ch.off_scale.value)
-    cdef double cut = 2.0 * TRIM_A * TRIM_A * scale * scale if scale > 0.0 else INFINITY
+    cdef double cut = apart * TRIM_A * TRIM_A * scale * scale if scale > 0.0 else INFINITY
     cdef double square = 0.0
     cdef double difference
     cdef int pairs = 0
@@ -92,7 +94,7 @@ cdef inline void od_spread(OdChannel* ch) noexcept nogil:
         if difference < cut:
             square += difference
             pairs += 1
-    square *= 0.5 / TRIM_KAPPA if scale > 0.0 else 0.5
+    square /= TRIM_KAPPA * apart if scale > 0.0 else apart
     if on:
         ch.on_square += square
         ch.on_pairs += pairs
@@ -150,6 +152,8 @@ cdef inline void od_lit_mean(const OdChannel* ch, double dark_v, OdHalf* half) n
         mean = od_tukey_step(ch.lit, n, dark_v + ch.centre_v, 1.0 / (TUKEY_C * ch.lit_scale), half)
         if half.count >= OD_LEAST_SHARE * n:
             half.mean_v = od_tukey_step(ch.lit, n, mean, inverse_cut, half)
+            if half.count < OD_LEAST_COUNT:
+                half.count = OD_LEAST_COUNT
             return
     if n < 3:
         half.mean_v = od_plain_mean(ch.lit, n)
@@ -179,7 +183,7 @@ cdef inline void od_expect(OdChannel* ch, double difference_v) noexcept nogil:
 
 
 cdef inline void od_append(OdState* s, OdChannel* ch, const OdEntry* entry, int64_t middle_ns) noexcept nogil:
-    """Keep an entry, and the spacing of the first signal channel's."""
+    """Keep an entry, and the spacing of those of the first signal channel that measures."""
     cdef OdEntry* before
     cdef double spacing
     cdef int i
@@ -188,9 +192,10 @@ cdef inline void od_append(OdState* s, OdChannel* ch, const OdEntry* entry, int6
     ch.entry[ch.cursor].tick = <uint32_t>(middle_ns >> 7)
     if ch.entries and not entry.flags & ENTRY_GAP:
         i = 0
-        while s.config.role[i] != OD_SIGNAL:
+        while i < MAX_CHANNELS and (s.config.role[i] != OD_SIGNAL or not s.channel[i].started or (
+                od_newest_ns(ch) - od_newest_ns(&s.channel[i]) > OD_STALL_NS)):
             i += 1
-        if ch == &s.channel[i]:
+        if i < MAX_CHANNELS and ch == &s.channel[i]:
             before = &ch.entry[ch.cursor - 1 if ch.cursor else OD_RING - 1]
             spacing = 128.0 * <double><uint32_t>(ch.entry[ch.cursor].tick - before.tick)
             if not s.spaced or fabs(spacing - s.spacing_ns) > 0.3 * s.spacing_ns:

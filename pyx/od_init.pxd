@@ -10,8 +10,9 @@ from libc.string cimport memset
 from stirbar.rt.culture_noise cimport culture_noise_clear
 from stirbar.rt.mains cimport mains_channel_init, mains_line_init
 from stirbar.rt.od_state cimport (
-    OD_BLOCK, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATES, OD_RATE_MAXIMUM, OD_RATE_MINIMUM, OD_REFERENCE, OD_RING,
-    OD_SIGNAL, OD_SLOW_ENTRIES, OD_WINDOWS, OD_WINDOW_MAXIMUM_S, OD_WINDOW_MINIMUM_S, OdConfig, OdRate, OdState,
+    OD_BLOCK, OD_CORRELATION_MAXIMUM, OD_DIRECT_S, OD_DIRECT_SLOW_S, OD_RATES, OD_RATE_MAXIMUM, OD_RATE_MINIMUM,
+    OD_REFERENCE, OD_RING, OD_SIGNAL, OD_SLOW_ENTRIES, OD_WINDOWS, OD_WINDOW_MAXIMUM_S, OD_WINDOW_MINIMUM_S, OdConfig,
+    OdRate, OdState,
 )
 from stirbar.rt.reference cimport reference_init
 from stirbar.rt.types cimport MAX_CHANNELS, PHASE_EDGE
@@ -54,6 +55,10 @@ cdef inline int od_init(OdState* s, const OdConfig* config) noexcept nogil:
         return -EINVAL
     if config.mains_hz != 0.0 and not 45.0 <= config.mains_hz <= 65.0:
         return -EINVAL
+    for i in range(MAX_CHANNELS):
+        if not 0.0 <= config.correlation[i] <= OD_CORRELATION_MAXIMUM:
+            return -EINVAL
+        s.channel[i].correlation = config.correlation[i]
     s.reference = -1
     mains_line_init(&s.line, config.mains_hz)
     for i in range(MAX_CHANNELS):

@@ -78,6 +78,7 @@ cdef extern from *:
     #define STIRBAR_OD_WINDOW_MAXIMUM_S 100.0
     #define STIRBAR_OD_RATE_MINIMUM 0.01
     #define STIRBAR_OD_RATE_MAXIMUM 150.0
+    #define STIRBAR_OD_CORRELATION_MAXIMUM 0.9
     #define STIRBAR_OD_REFERENCE_GAP_NS 1500000000  /* between blocks: the light was off meanwhile */
     #define STIRBAR_OD_WARM_SLOPE 1.67e-6     /* of the reference, per second: 0.01 % a minute */
     #define STIRBAR_OD_WARM_S 60.0            /* LED is taken as warm after that where there is no reference */
@@ -98,6 +99,7 @@ cdef extern from *:
     const double OD_WINDOW_MAXIMUM_S "STIRBAR_OD_WINDOW_MAXIMUM_S"
     const double OD_RATE_MINIMUM "STIRBAR_OD_RATE_MINIMUM"
     const double OD_RATE_MAXIMUM "STIRBAR_OD_RATE_MAXIMUM"
+    const double OD_CORRELATION_MAXIMUM "STIRBAR_OD_CORRELATION_MAXIMUM"
     const int64_t OD_REFERENCE_GAP_NS "STIRBAR_OD_REFERENCE_GAP_NS"
     const double OD_WARM_SLOPE "STIRBAR_OD_WARM_SLOPE"
     const double OD_WARM_S "STIRBAR_OD_WARM_S"
@@ -108,6 +110,7 @@ cdef struct OdConfig:
     int32_t rates                    # how many of them: 1..4
     double mains_hz                  # 50, 60, or 0: find out
     int32_t normalization            # OD_UNITY, OD_CLASSIC, OD_REGRESSED
+    double correlation[MAX_CHANNELS]  # of the noise of neighbouring conversions: 0..0.9; of a running mean above 0
     uint8_t role[MAX_CHANNELS]
     uint16_t angle[MAX_CHANNELS]
 
@@ -219,6 +222,7 @@ cdef struct OdChannel:
     double lit_scale                 # of single conversions about it and the dark level; 0: not known
     OdHalf off                       # the last off half-cycle
     OdHalf on                        # the on half-cycle after it
+    double correlation               # of neighbouring conversions' noise
     double volts_per_code
     double period_ns
     double on_square, off_square     # of neighbours' differences, this second

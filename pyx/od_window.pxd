@@ -2,7 +2,7 @@
 # Thread rule: pure; the sampling thread (or a replay) runs it on state that it owns.
 # Units: volts, hertz, nanoseconds.
 
-from libc.math cimport NAN, ceil, fabs, sqrt
+from libc.math cimport NAN, ceil, fabs, pow, sqrt
 from libc.stdint cimport int32_t, uint32_t
 from libc.stdlib cimport abs
 from libc.string cimport memset
@@ -162,6 +162,14 @@ cdef inline uint32_t od_entry_flags(uint32_t entry_flags) noexcept nogil:
     return flags
 
 
+cdef inline double od_mean_inflation(double correlation, double count) noexcept nogil:
+    """Variance of a mean of `count` conversions whose noise is an AR(1), over that of independent ones."""
+    cdef double apart = 1.0 - correlation
+    if correlation == 0.0 or not count > 1.0:
+        return 1.0
+    return (1.0 + correlation - 2.0 * correlation * (1.0 - pow(correlation, count)) / (count * apart)) / apart
+
+
 cdef inline void od_account(
     const OdState* s, const OdChannel* ch, double scale, const OdSums* sums, OdWindow* window
 ) noexcept nogil:
@@ -179,7 +187,8 @@ cdef inline void od_account(
         window.bandwidth_hz = NAN
         return
     if on > 0.0:
-        window.se_v = sqrt(sums.on_variance * on * on + sums.off_variance * off * off) / sums.weights
+        window.se_v = sqrt((sums.on_variance * on * on + sums.off_variance * off * off) * od_mean_inflation(
+            ch.correlation, sums.lit / <double>window.entries)) / sums.weights
     else:
         window.se_v = sqrt(sums.squares) * scale / sums.weights
     window.squares = sums.squares / (sums.weights * sums.weights)

@@ -18,7 +18,8 @@ from stirbar.rt.pilot cimport (
     pilot_read)
 from stirbar.rt.ports cimport port_event
 from stirbar.rt.sampler_state cimport (
-    Channel, Sampler, sampler_conversion, sampler_feed_float, sampler_model, sampler_number, sampler_wants_model)
+    Channel, Sampler, sampler_conversion, sampler_feed_float, sampler_light_unknown, sampler_may_light, sampler_model,
+    sampler_number, sampler_wants_model)
 from stirbar.rt.sampling_paces cimport sampler_lost, sampler_revive
 from stirbar.rt.types cimport (
     EVENT_GAIN, EVENT_HIGH_VOLTAGE, EVENT_OVER_VOLTAGE, EVENT_RATE_LOCKED, STREAM_OD1, TRACE_GAIN)
@@ -102,7 +103,8 @@ cdef inline void pilot_light(Sampler* s, int index, int64_t now_ns) noexcept nog
     if pilot_chops_next(s, index):
         s.toggled_index = channel.last_index + 1
         sampler_edge(s)
-    elif channel.pilot.state != PILOT_LOCKED and not s.held and now_ns >= pilot_next_edge_ns(&channel.pilot):
+    elif channel.pilot.state != PILOT_LOCKED and not s.held and sampler_may_light(s, now_ns) and (
+            now_ns >= pilot_next_edge_ns(&channel.pilot)):
         s.paused = 0
         sampler_light(s, not s.led.on)
 
@@ -138,7 +140,7 @@ cdef inline void pilot_seek(Sampler* s, int index, const Conversion* conversion,
             pilot_forget(&channel.pilot)
         channel.acts |= gain_look(&channel.gain, conversion.code, conversion.clipped)
         s.acting |= channel.acts
-    if s.held or s.paused:
+    if s.held or s.paused or sampler_light_unknown(s):  # it answers, but has no light to tell its clock by
         channel.heard_ns = now_ns
     elif now_ns - channel.heard_ns > PILOT_SILENCE_NS:
         sampler_lost(s, index, now_ns)
@@ -152,6 +154,8 @@ cdef inline void pilot_schedule(Sampler* s, int index) noexcept nogil:
     channel.due_ns = pilot_next_ns(&channel.pilot, lead_ns)
     if index == s.master and channel.pilot.state != PILOT_LOCKED and not s.held:
         edge_ns = pilot_next_edge_ns(&channel.pilot)
+        if not sampler_may_light(s, edge_ns):
+            edge_ns = s.light_retry_ns
         channel.due_ns = edge_ns if edge_ns < channel.due_ns else channel.due_ns
     channel.expected_ns = channel.due_ns
 

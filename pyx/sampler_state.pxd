@@ -6,7 +6,7 @@
 # sampler_number, sampler_model where a block of conversions begins, and sampler_conversion. No pace does more.
 
 from libc.math cimport NAN
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t
+from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint16_t, uint32_t
 from libc.string cimport memset
 
 from stirbar.rt.chop cimport LED_EDGES, LedEdge, LedTrack, led_track_phase
@@ -21,7 +21,7 @@ from stirbar.rt.pilot cimport Pilot, pilot_forget
 from stirbar.rt.ports cimport Port, port_event, port_reading, port_trace, trace_float, trace_int
 from stirbar.rt.sleep_policy cimport SleepPolicy
 from stirbar.rt.types cimport (
-    EVENT_SATURATED, FLAG_SENSOR_LOST, MAX_CHANNELS, PART_CLEAR, PART_DONE, PART_WORD, PHASE_EDGE, RECORD_VERSION,
+    EVENT_SATURATED, MAX_CHANNELS, PART_CLEAR, PART_DONE, PART_WORD, PHASE_EDGE, RECORD_VERSION,
     STREAM_OD1, TRACE_CLOCK, TRACE_CONVERSION, TRACE_CURVE, TRACE_GAIN, TRACE_PERIOD, Reading, TraceItem)
 
 cdef enum:
@@ -29,6 +29,7 @@ cdef enum:
     LED_GUARD_NS = 30000      # uncertainty of a conversion's limits
     SILENCE_NS = 100000000    # without a conversion for so long a channel is lost
     RETRY_NS = 1000000000     # a lost device is asked again this often
+    LIGHT_RETRY_NS = 20000000  # a change of the light that was refused is tried again after so long
 
 # Part of a calibration, made by the host before it sends COMMAND_CURVE and untouched until that is answered.
 cdef struct Staged:
@@ -43,8 +44,7 @@ cdef struct SamplingConfig:
     double full_scale_v[MAX_CHANNELS]   # 0: follows the light (gain.pxd)
     double rate_hz                      # a free-running converter makes so many conversions a second at the most
     double mains_hz                     # 0: unknown
-    double rpm                          # the stirrer's usual speed, for the choice of k; 0: none
-    double pwm_hz                       # of a PWM that is not locked to the light; 0: none
+    double rpm                          # the stirrer's speed before it turns, for the choice of k; 0: none
     double intensity_percent
     double led_duty_percent             # share of time that the LED is lit; 50: chopped all the time, less: in bursts
     double window_s                     # of a reading: a burst holds one
@@ -112,11 +112,15 @@ cdef struct Sampler:
     SleepPolicy* temperature
     const uint32_t* stirring_off        # written by the actuator thread
     const uint32_t* turn_us             # as well
+    const uint32_t* unlocked_mhz        # as well
     int (*simulate)(void* context, int parameter, double value) noexcept nogil  # NULL on hardware
     void* simulated
     Staged staged
     double rate_chosen_hz               # for which k was chosen
     double mains_chosen_hz
+    double rpm_chosen
+    uint32_t unlocked_chosen_mhz
+    double rpm                          # of the stirrer, as it turned when that last held still; 0: not yet
     int64_t settle_ns                   # of the light path, for which k was chosen
     uint32_t toggled_index              # the master's conversion at the last change of light
     int master                          # its conversions pace the light; -1: nothing measures
@@ -133,6 +137,10 @@ cdef struct Sampler:
     int path_rounds                     # short measurements, at the start of the run, that are done
     int64_t path_from_ns                # when that began, or is to begin
     int path_edges                      # of the light, since
+    int64_t unknown_from_ns             # the LED's driver refused: nobody knows its light from here
+    int64_t unknown_to_ns               # until here; INT64_MAX: still so
+    int64_t light_retry_ns              # while that is so: nothing is tried before
+    int light_lost                      # it is so for long
     int burst                           # lit half-cycles in a burst; 0: chopped all the time
     int burst_left                      # half-cycles until burst or pause ends
     int paused
@@ -256,6 +264,16 @@ cdef inline int sampler_admit(Sampler* s, int index, int64_t begin_ns, int64_t e
     return admitted
 
 
+cdef inline bint sampler_light_unknown(const Sampler* s) noexcept nogil:
+    """Whether the LED's driver has refused the last change."""
+    return s.unknown_to_ns == INT64_MAX
+
+
+cdef inline bint sampler_may_light(const Sampler* s, int64_t now_ns) noexcept nogil:
+    """Whether it is time to try a change of the light."""
+    return not sampler_light_unknown(s) or now_ns >= s.light_retry_ns
+
+
 cdef inline void sampler_conversion(
     Sampler* s, int index, uint32_t number, int64_t begin_ns, int64_t end_ns, const Conversion* conversion,
     int64_t now_ns
@@ -268,10 +286,11 @@ cdef inline void sampler_conversion(
     cdef const LedEdge* edge
     cdef TraceItem item
     cdef int64_t spent_ns
-    cdef int phase = led_track_phase(&s.led, begin_ns, end_ns)
+    cdef bint unknown = begin_ns < s.unknown_to_ns and end_ns > s.unknown_from_ns
+    cdef int phase = PHASE_EDGE if unknown else led_track_phase(&s.led, begin_ns, end_ns)
     cdef int admitted = sampler_admit(s, index, begin_ns, end_ns) if channel.ranged else GAIN_IN_FORCE
     channel.last_end_ns = end_ns
-    if s.measuring and s.led.count and admitted != GAIN_FOREIGN:
+    if s.measuring and not unknown and s.led.count and admitted != GAIN_FOREIGN:
         edge = &s.led.edge[s.led.cursor - 1 if s.led.cursor else LED_EDGES - 1]
         # the light changes with the last bit of the write, in the middle of what the call took beyond the bus time
         spent_ns = edge.to_ns - edge.from_ns - channel.plan.light_ns
@@ -289,15 +308,15 @@ cdef inline void sampler_conversion(
     channel.clipping = conversion.clipped
 
 
-cdef inline void sampler_say_lost(Sampler* s, int stream, int angle, int64_t now_ns) noexcept nogil:
-    """A reading that says that there is none."""
+cdef inline void sampler_say_none(Sampler* s, int stream, int angle, uint32_t flag, int64_t now_ns) noexcept nogil:
+    """A reading that says that there is none, and why."""
     cdef Reading reading
     memset(&reading, 0, sizeof(Reading))
     reading.monotonic_ns = now_ns
     reading.value = NAN
     reading.se_instrument = reading.se_culture = reading.window_s = reading.noise_bandwidth_hz = NAN
     reading.signal_v = reading.reference_v = reading.ambient_v = NAN
-    reading.flags = FLAG_SENSOR_LOST
+    reading.flags = flag
     reading.stream = <uint16_t>stream
     reading.angle = <uint16_t>angle
     reading.version = RECORD_VERSION

@@ -16,21 +16,23 @@ from stirbar.rt.heating cimport heat_word
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
 from stirbar.rt.light cimport (
     sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
-    sampler_tend_path)
+    sampler_tend_path, sampler_turned)
 from stirbar.rt.pilot_pace cimport sampler_pilot, sampler_tend_gain
 from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace_for, port_trace_tend, trace_int
 from stirbar.rt.reference cimport ReferenceFit
 from stirbar.rt.ring cimport stirbar_load_relaxed, stirbar_store_relaxed
 from stirbar.rt.sampler_state cimport (
-    LED_GUARD_NS, Channel, Sampler, sampler_curve, sampler_feed, sampler_feed_float,
-    sampler_say_lost)
-from stirbar.rt.sampling_paces cimport host_plan, host_tick, sampler_begin, sampler_fetch, sampler_look
+    LED_GUARD_NS, Channel, Sampler, sampler_curve, sampler_feed, sampler_feed_float, sampler_light_unknown,
+    sampler_say_none)
+from stirbar.rt.sampling_paces cimport (
+    host_plan, host_tick, sampler_begin, sampler_fetch, sampler_look, sampler_lost)
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next, sleep_until
 from stirbar.rt.types cimport (
     COMMAND_BLANK, COMMAND_CURVE, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_REFERENCE,
     COMMAND_SIMULATION,
     COMMAND_STIR_STOP, COMMAND_TEMPERATURE, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
-    EVENT_REFERENCE, EVENT_REFERENCE_ERROR, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, MAX_CHANNELS, RECORD_VERSION,
+    EVENT_REFERENCE, EVENT_REFERENCE_ERROR, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, FLAG_DARK, FLAG_SENSOR_LOST,
+    MAX_CHANNELS, RECORD_VERSION,
     STREAM_OD1, STREAM_TEMPERATURE,
     TRACE_COMMAND, TRACE_TURN, Command, Reading, TraceItem)
 
@@ -55,7 +57,7 @@ cdef inline void sampler_read_temperature(Sampler* s, int64_t now_ns) noexcept n
         if not s.temperature_lost:
             s.temperature_lost = 1
             port_event(&s.port, now_ns, EVENT_SENSOR_LOST, 0, STREAM_TEMPERATURE, 0)
-        sampler_say_lost(s, STREAM_TEMPERATURE, 0, now_ns)
+        sampler_say_none(s, STREAM_TEMPERATURE, 0, FLAG_SENSOR_LOST, now_ns)
         return
     if s.temperature_lost:
         s.temperature_lost = 0
@@ -175,9 +177,8 @@ cdef inline int sampler_plan(Sampler* s, int index) noexcept nogil:
     return 0
 
 
-cdef inline int sampler_start_channels(Sampler* s, int64_t now_ns) noexcept nogil:
-    """Plan and start every converter; 0, or minus the errno of the first that refused."""
-    cdef Channel* channel
+cdef inline int sampler_plan_channels(Sampler* s, int64_t now_ns) noexcept nogil:
+    """Plan every channel that is connected; 0, or minus the errno of the first that the board does not have."""
     cdef double fastest_hz = 0.0
     cdef int64_t bus_ns = 0
     cdef int i, status
@@ -202,29 +203,37 @@ cdef inline int sampler_start_channels(Sampler* s, int64_t now_ns) noexcept nogi
     s.light_first = bus_ns + LIGHT_SLACK_NS < 0.9e9 / fastest_hz
     s.poll_ns = <int64_t>(0.25e9 / fastest_hz)
     s.least_sleep_ns = s.poll_ns >> 1
-    for i in range(s.active_count):
-        channel = &s.channel[s.active[i]]
-        channel.lost = 0
-        status = sampler_begin(s, s.active[i], now_ns)
-        if status:
-            return status
-        if channel.plan.pace == PACE_SMOOTHED:  # spread over the period, so that the bus is shared evenly
-            channel.expected_ns = channel.due_ns = now_ns + <int64_t>(i * channel.period_ns / s.active_count)
     host_plan(s, now_ns)
     if s.grid.slots:
         s.least_sleep_ns = HOST_LEAST_SLEEP_NS
     return 0
 
 
+cdef inline void sampler_start_channels(Sampler* s, int64_t now_ns) noexcept nogil:
+    """Start every converter; one that refuses is lost from the start, and asked again as any that is lost."""
+    cdef Channel* channel
+    cdef int i
+    for i in range(s.active_count):
+        s.channel[s.active[i]].lost = 0
+    for i in range(s.active_count):
+        channel = &s.channel[s.active[i]]
+        if sampler_begin(s, s.active[i], now_ns):
+            sampler_lost(s, s.active[i], now_ns)
+        elif channel.plan.pace == PACE_SMOOTHED:  # spread over the period, so that the bus is shared evenly
+            channel.expected_ns = channel.due_ns = now_ns + <int64_t>(i * channel.period_ns / s.active_count)
+
+
 cdef inline int sampler_start(Sampler* s, double intensity_percent, int64_t now_ns) noexcept nogil:
-    """Start every converter, and the light; 0, or minus the errno of the first device that refused."""
+    """Start every converter, and the light; 0, or minus the errno of a channel that the board does not have. What does
+    not answer is tried again while the others measure."""
     cdef int status
     s.config.intensity_percent = intensity_percent
     sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_LED, intensity_percent)
     led_track_init(&s.led, LED_GUARD_NS, 0)
-    status = sampler_start_channels(s, now_ns)
+    status = sampler_plan_channels(s, now_ns)
     if status:
         return status
+    sampler_start_channels(s, now_ns)
     s.light_path.tau_ns = NAN
     s.measuring = 0
     s.search.active = 0
@@ -235,9 +244,8 @@ cdef inline int sampler_start(Sampler* s, double intensity_percent, int64_t now_
     sampler_guess_edge(s)
     sampler_choose_half_cycle(s, now_ns)
     s.toggled_index = 0
-    status = sampler_light(s, 1)
-    if status:
-        return status
+    if not s.channel[s.master].lost:
+        sampler_light(s, 1)
     s.sampling = 1
     sampler_publish_chop(s)
     s.conversions.target_ns = now_ns
@@ -309,6 +317,7 @@ cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t n
         s.stirring_off_told = stirring_off
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_STIR_STOP, stirring_off)
     if turn_us != s.turn_us_told:
+        sampler_turned(s, s.turn_us_told, turn_us)
         s.turn_us_told = turn_us
         trace_int(&item, TRACE_TURN, 0, 0, 0, 0, turn_us)
         sampler_feed(s, &item)
@@ -317,13 +326,16 @@ cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t n
 
 cdef inline void temperature_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
     """The slow devices are due: they wait for a gap between conversions, where there are any. Also once a second say
-    which photodiodes are lost."""
+    which photodiodes are lost, or have no light; and where no half-cycle ends, see that the light goes off."""
     cdef Sampler* s = <Sampler*>context
     cdef int i
     sleep_next(policy, now_ns)
     for i in range(MAX_CHANNELS):
-        if s.sampling and s.config.angle[i] > 0 and s.channel[i].lost:
-            sampler_say_lost(s, STREAM_OD1 + i, s.config.angle[i], now_ns)
+        if s.sampling and s.config.angle[i] > 0 and (s.channel[i].lost or s.light_lost):
+            sampler_say_none(
+                s, STREAM_OD1 + i, s.config.angle[i], FLAG_SENSOR_LOST if s.channel[i].lost else FLAG_DARK, now_ns)
+    if sampler_light_unknown(s) and (not s.sampling or s.channel[s.master].lost):
+        sampler_light(s, 0)
     if s.temperature_on and not s.slow_due & SLOW_TEMPERATURE:
         s.slow_due |= SLOW_TEMPERATURE
         s.slow_from_ns[0] = now_ns

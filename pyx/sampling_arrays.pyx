@@ -11,6 +11,7 @@ from libc.stdlib cimport calloc, free
 import numpy as np
 
 from stirbar.rt.clock cimport WAKE_LATE_ROOM, Clock, VirtualTime, clock_virtual
+from stirbar.rt.configure cimport running_mean_correlation
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED, AdcPlan, Conversion, Hal
 from stirbar.rt.histogram cimport Histogram
 from stirbar.rt.light_path cimport (
@@ -148,6 +149,7 @@ cdef class SamplerBench:
     cdef char* memory
     cdef uint32_t stirring_off
     cdef uint32_t turn_us
+    cdef uint32_t unlocked_mhz
     cdef uint32_t ids
 
     def __cinit__(self, *_, **__):
@@ -187,6 +189,7 @@ cdef class SamplerBench:
                 PACES[plan["pace"]], plan.get("converter", i), plan["rate_hz"], plan["conversion_hz"],
                 plan.get("read_ns", 0), plan.get("light_ns", 0), plan.get("settle_ns", 0))
             config.plan[i] = self.bus.plan[i]
+            od.correlation[i] = running_mean_correlation(&self.bus.plan[i])
             s.config.full_scale_v[i] = full_scale_v
             od.role[i] = (
                 OD_UNUSED if config.angle[i] < 0 else OD_REFERENCE if config.angle[i] == 0 else OD_SIGNAL)
@@ -231,6 +234,7 @@ cdef class SamplerBench:
         s.clock = &self.clock
         s.stirring_off = &self.stirring_off
         s.turn_us = &self.turn_us
+        s.unlocked_mhz = &self.unlocked_mhz
         s.conversions = &self.tasks[0].policy
         s.temperature = &self.tasks[2].policy
         port_init(&s.port, self.memory, READING_ROOM, TRACE_ROOM, &s.estimators, sizeof(s.estimators), 0)
@@ -259,6 +263,12 @@ cdef class SamplerBench:
     def stick(self, int channel, bint stuck):
         """Let every transfer to a converter end with the adapter's time-out of 20 ms, or no longer."""
         self.bus.stuck[channel] = stuck
+
+    def stir(self, double rpm, double unlocked_hz=0.0):
+        """What the actuator thread says from now on: the stirrer's speed, and its PWM's frequency where that is not
+        locked to the light."""
+        self.turn_us = <uint32_t>(60e6 / rpm) if rpm > 0.0 else 0
+        self.unlocked_mhz = <uint32_t>(1e3 * unlocked_hz)
 
     def run(self, double seconds):
         """Run on; returns (readings, trace, events): packed readings and trace items, and a list of (monotonic_ns,

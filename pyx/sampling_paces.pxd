@@ -105,6 +105,7 @@ cdef inline int sampler_revive(Sampler* s, int index, int64_t now_ns) noexcept n
         sampler_lost(s, index, now_ns)
         return 0
     s.channel[index].lost = 0
+    s.light_retry_ns = now_ns  # the light may have come back with it
     port_event(&s.port, now_ns, EVENT_SENSOR_BACK, 0, STREAM_OD1 + index, 0)
     if s.channel[s.master].lost:
         sampler_pass_pace(s)

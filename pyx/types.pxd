@@ -43,7 +43,7 @@ cdef enum:
 # Flags of a reading.
 cdef enum:
     FLAG_SATURATED = 1 << 0        # a conversion reached the converter's limit
-    FLAG_DARK = 1 << 1             # no light was seen, or the LED was never on
+    FLAG_DARK = 1 << 1             # no light was seen, the LED was never on, or its driver does not answer
     FLAG_BUBBLES = 1 << 2          # more than a quarter of the on conversions were rejected
     FLAG_DOSING = 1 << 3
     FLAG_AMBIENT_STEP = 1 << 4     # a step of ambient light was cut out
@@ -169,6 +169,8 @@ cdef enum:
     EVENT_OVER_VOLTAGE = 13    # argument: channel, value: volts; the light stays off
     EVENT_HIGH_VOLTAGE = 14    # argument: channel, value: volts
     EVENT_LIGHT_PATH = 16      # argument: d, value: time constant in ms
+    EVENT_LIGHT_LOST = 17      # the LED's driver does not answer
+    EVENT_LIGHT_BACK = 18
     EVENT_HEAT_LIMITED = 32    # argument: which HEAT_* reason began, by its bit; value: the heater board, degC
     EVENT_HEAT_FREED = 33      # the same, ended
 

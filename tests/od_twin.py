@@ -189,7 +189,7 @@ def lit_mean(volts: np.ndarray, dark_v: float, known: Known) -> tuple[float, flo
         mean, w = step(dark_v + known.centre_v, known.lit_scale_v)
         if w.sum() >= 0.2 * len(volts):
             mean, w = step(mean, scale)
-            return mean, w.sum(), int((w == 0).sum())
+            return mean, max(w.sum(), 0.25), int((w == 0).sum())
     mean, w = step(step(float(np.median(volts)), scale)[0], scale)
     return mean, max(w.sum(), 0.25), int((w == 0).sum())
 

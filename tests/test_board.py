@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import pathlib
+import re
+import subprocess
+import sys
+import sysconfig
 import time
 
 import numpy as np
@@ -459,6 +464,47 @@ def test_a_held_bus_is_clocked_free_through_the_registers() -> None:
     assert free_bus(registers) == -1  # memory, whose SDA never rises: given up after nine clocks
     assert registers[0] == others | 0o4400
     assert registers[10] == 1 << 2 | 1 << 3
+
+
+FREE = """
+import sys
+import numpy as np
+from stirbar.rt.board_arrays import free_bus
+page = np.memmap(sys.argv[1], np.uint32, "r+")
+page[0], page[16], page[17], page[18], page[13] = 0o7777004477, int(sys.argv[2]), 0, 0, 1 << 3
+print(free_bus(page), oct(page[0]), *page[16:19])
+"""
+
+
+@pytest.mark.parametrize("clocks", [1, 5, 9, 10])
+def test_a_chip_lets_go_of_sda_after_clocks_of_the_registers(tmp_path: pathlib.Path, clocks: int) -> None:
+    """As many clocks as it wants, nine at most, then a stop; the pins go back to the adapter either way."""
+    library, path = tmp_path / "register_page.so", tmp_path / "page"
+    compiler = (sysconfig.get_config_var("CC") or "gcc").split()[0]
+    source = pathlib.Path(__file__).parent / "register_page.c"
+    subprocess.run([compiler, "-O2", "-shared", "-fPIC", source, "-o", library], check=True)
+    path.write_bytes(bytes(4096))
+    ran = subprocess.run(
+        [sys.executable, "-c", FREE, str(path), str(clocks)],
+        env=os.environ | {"LD_PRELOAD": str(library), "STIRBAR_PAGE": str(path)},
+        capture_output=True,
+        text=True,
+    )
+    freed = clocks <= 9
+    # released at the first clock, SDA rises with it: that is no stop yet
+    assert ran.stdout.split() == [
+        "1" if freed else "-1", "0o7777004477", str(clocks), str(min(clocks, 9)), str(int(freed)),
+    ], ran.stderr  # fmt: skip
+
+
+@board("hat1.0")
+def test_a_bus_that_cannot_be_freed_as_wanted_is_said(bench: Bench, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "registers.ini"
+    path.write_text(f"[profile]\ntitle = x\nextends = {bench.profile}\n[i2c]\nrecovery = registers\n")
+    opened = Board(load_profile(str(path)))
+    opened.close()
+    assert len(opened.warnings) == 1
+    assert re.match(r"a held bus cannot be freed: /dev/gpiomem: No such file.*DeviceAllow.*recovery = none", opened.warnings[0])
 
 
 @board("eyespy")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -82,18 +84,31 @@ class Run:
         found = [event for event in self.events if event[4] == records.STREAM_IDS[source]]
         return [events.EVENTS[event[3]][0] for event in found if event[3] in events.EVENTS].count(name)
 
+    def announced(self, name: str) -> int:
+        """How often an event came, whatever it is about."""
+        return [events.EVENTS[event[3]][0] for event in self.events if event[3] in events.EVENTS].count(name)
+
     def good(self, name: str) -> np.ndarray:
         """Readings of a photodiode that see the light as it is."""
         rows = self.stream(name)
         return rows[np.abs(rows["signal_v"] / (VOLTS * FULL_CODE_SHARE) - 1) < 2e-3]
 
 
+@contextlib.contextmanager
+def running(bench: Bench, tmp_path: pathlib.Path, profile: Profile | None = None) -> Iterator[Run]:
+    """A loop that measures; at the end it is stopped, and its light is off."""
+    made = Run(bench, tmp_path, profile)
+    try:
+        yield made
+    finally:
+        made.loop.stop()
+    assert bench.led_code(*led(made.profile)) in (None, 0)
+
+
 @pytest.fixture
 def run(bench: Bench, tmp_path: pathlib.Path):
-    made = Run(bench, tmp_path)
-    yield made
-    made.loop.stop()
-    assert bench.led_code(*led(made.profile)) in (None, 0)
+    with running(bench, tmp_path) as made:
+        yield made
 
 
 @board("hat1.0", travel=True)
@@ -131,6 +146,43 @@ def test_a_converter_is_unplugged_and_put_back(run: Run, bench: Bench) -> None:
     run.until(lambda: len(run.good("od2")) >= count + 3)
 
 
+@board("xr1.5", travel=True)
+@board("hat1.0", travel=True)
+@board("hat1.1", travel=True)
+def test_a_converter_that_is_absent_at_the_start_is_lost_and_comes(bench: Bench, tmp_path: pathlib.Path) -> None:
+    """Its readings say so from the start, the others measure, and it is asked again until it is there."""
+    address, _ = sensor(load_profile(bench.profile), 2)
+    bench.unplug(address)
+    with running(bench, tmp_path) as run:
+        assert any(f"{address:#04x}" in sentence for sentence in run.loop.missing)
+        run.until(lambda: len(run.stream("od2")) >= 2)
+        assert (run.stream("od2")["flags"] & records.FLAGS["sensor_lost"]).all()
+        assert run.said("sensor_lost", "od2") == 1
+        for name in [f"od{n}" for n in run.profile.channels() if n > 2 and sensor(run.profile, n)[0] != address]:
+            run.until(lambda name=name: len(run.good(name)) >= 3)
+            if bench.where == "kernel":  # the fake's clock is the busy machine's: a silent converter's may not be found
+                assert run.said("sensor_lost", name) == 0
+        assert {event[2] for event in run.events if event[3] == events.EVENT_COMMAND_DONE} == {1, 2}
+        bench.replug(address)
+        run.until(lambda: run.said("sensor_back", "od2") == 1)
+        run.until(lambda: len(run.good("od2")) >= 3)
+
+
+@board("xr1.5", travel=True)
+@board("hat1.0", travel=True)
+def test_a_light_that_is_absent_at_the_start_is_tried_until_it_shines(bench: Bench, tmp_path: pathlib.Path) -> None:
+    profile = load_profile(bench.profile)
+    address, _ = led(profile)
+    bench.unplug(address)
+    with running(bench, tmp_path) as run:
+        errors = run.loop.counters()["bus_transfer_errors"]
+        run.until(lambda: run.loop.counters()["bus_transfer_errors"] > errors + 4)  # each is tried twice
+        assert {event[2] for event in run.events if event[3] == events.EVENT_COMMAND_DONE} == {1, 2}
+        assert len(run.good("od2")) == 0
+        bench.replug(address)
+        run.until(lambda: len(run.good("od2")) >= 3)
+
+
 @board("eyespy", travel=True)
 def test_a_bus_that_is_held_stalls_nobody_for_long(run: Run, bench: Bench) -> None:
     run.until(lambda: len(run.good("od2")) >= 2)
@@ -152,8 +204,7 @@ def test_a_bus_that_is_held_stalls_nobody_for_long(run: Run, bench: Bench) -> No
 def test_a_held_bus_that_can_be_freed_costs_one_time_out(bench: Bench, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "recovery.ini"
     path.write_text(f"[profile]\ntitle = x\nextends = {bench.profile}\n[i2c]\nrecovery = lines\n")
-    run = Run(bench, tmp_path, load_profile(str(path)))
-    try:
+    with running(bench, tmp_path, load_profile(str(path))) as run:
         run.until(lambda: len(run.good("od2")) >= 2)
         bench.stick_sda(5)
         run.until(lambda: run.loop.counters()["bus_recoveries"] == 1)
@@ -161,8 +212,6 @@ def test_a_held_bus_that_can_be_freed_costs_one_time_out(bench: Bench, tmp_path:
         run.until(lambda: len(run.good("od2")) >= count + 15)
         counters = run.loop.counters()
         assert (counters["bus_recoveries"], counters["bus_timeouts"]) == (1, 1)
-    finally:
-        run.loop.stop()
 
 
 @board("hat1.0", travel=True)
@@ -175,6 +224,41 @@ def test_a_sensor_that_stretches_for_ever_leaves_the_converters_alone(run: Run, 
     assert run.said("sensor_lost", "od2") == 0
     bench.stretch(0x4F, 0)
     run.until(lambda: run.said("sensor_back", "temperature") == 1)
+
+
+@board("hat1.0", travel=True)
+@board("model1.5", travel=True)
+def test_a_driver_of_the_light_that_is_unplugged_is_named_and_comes_back(run: Run, bench: Bench) -> None:
+    """Only the driver: the converters answer, and nothing says that they do not."""
+    address, _ = led(run.profile)
+    run.until(lambda: len(run.good("od2")) >= 2)
+    bench.unplug(address)
+    run.until(lambda: run.announced("light_lost") == 1)
+    lost_ns = run.events[-1][0]
+    run.until(lambda: (run.stream("od2")["monotonic_ns"] > lost_ns + 4_500_000_000).any())
+    rows = run.stream("od2")
+    rows = rows[rows["monotonic_ns"] > lost_ns + 1_500_000_000]  # after the last window with light
+    assert len(rows) >= 3 and np.isnan(rows["value"]).all()
+    assert (rows["flags"] == records.FLAGS["dark"]).all()
+    assert run.announced("sensor_lost") == 0
+    assert run.loop.counters()["bus_transfer_errors"] < 100  # asked again once a second
+    count = len(run.good("od2"))
+    bench.replug(address)
+    run.until(lambda: run.announced("light_back") == 1)
+    run.until(lambda: len(run.good("od2")) >= count + 3)
+    assert run.announced("light_lost") == 1
+
+
+@board("hat1.0", travel=True)
+def test_one_change_of_the_light_that_is_refused_costs_half_a_cycle(run: Run, bench: Bench) -> None:
+    run.until(lambda: len(run.good("od2")) >= 2)
+    bench.fail("i2c-1/49", 2)  # each is tried twice
+    errors = run.loop.counters()["bus_errors"]
+    run.until(lambda: run.loop.counters()["bus_errors"] > errors)
+    count = len(run.stream("od2"))
+    run.until(lambda: len(run.stream("od2")) >= count + 15)
+    assert run.announced("light_lost") == 0
+    assert not (run.stream("od2")["flags"][2:] & (records.FLAGS["unchopped"] | records.FLAGS["dark"])).any()
 
 
 @board("hat1.0", travel=True)

@@ -421,6 +421,7 @@ class Story:
         assert seconds < BACK_S + (SLOW_S if self.smoothed else 0)
         for stream in gone:
             wait_for(lambda stream=stream: unit.heard.said("sensor_back", stream, back), 2, "the event")
+        assert unit.counters()["bus_timeouts"] == 0  # who does not acknowledge costs none
 
     def the_bus_is_held(self) -> None:
         """Bounded: the worker answers and stirs meanwhile, and measures again when the bus is let go."""

@@ -557,6 +557,37 @@ def test_check_of_a_whole_board(bench, run):
         assert one["remedy"] or one["status"] not in (FAIL, WARN)
 
 
+@board("48:ads1114,49:ads1114,4a:dac43608,4f:tmp1075", ready={0x48: 27, 0x49: 22}, bus_hz=400_000)
+def test_scan_and_check_of_the_custom_example(bench, run):
+    wire_light(bench, profiles.load_profile("custom-example"))
+    bench.drive(bench.button, 1)
+    status, report = run("scan")
+    assert status == 0
+    assert {one["address"]: one["kind"] for one in report["devices"]} == {
+        0x48: "ads111x", 0x49: "ads111x", 0x4A: "dac43608", 0x4F: "tmp1075"
+    }  # fmt: skip
+    status, report = run("check", "--profile", "custom-example")
+    assert (status, [one for one in report["findings"] if one["status"] == FAIL]) == (0, [])
+    assert [one["status"] for one in report["findings"] if "ALERT/RDY" in one["what"]] == [OK, OK]
+
+
+@board("hat1.1")
+def test_how_a_held_bus_is_freed_is_found(bench, tmp_path):
+    """As the worker would: the registers where the profile or the platform wants them, and they are there."""
+
+    def found(recovery: str, label: str = "pinctrl-bcm2711") -> tuple[str, str]:
+        path = tmp_path / "recovery.ini"
+        path.write_text(f"[profile]\ntitle = x\nextends = hat1.1\n[i2c]\nrecovery = {recovery}\n")
+        one = check_lines.check_recovery(profiles.load_profile(str(path)), label)
+        return one.status, one.measured
+
+    assert found("none") == (NOTE, "not wanted by [i2c] recovery")
+    assert found("lines")[0] == OK
+    assert found("") == (NOTE, "not possible: this kernel has no /dev/gpiomem")
+    assert found("registers") == (WARN, "/dev/gpiomem: No such file or directory")
+    assert found("registers", "pinctrl-rp1")[0] == WARN and found("", "pinctrl-rp1")[0] == NOTE
+
+
 @board("hat1.1")
 def test_check_of_a_broken_board(bench, run):
     bench.unplug(0x4F)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 
 import pytest
 from stirbar.core import records
@@ -320,3 +321,13 @@ def test_history_of_one_huge_batch_keeps_nothing_but_the_end():
     history.add(1, 0, 5, b"", b"x" * 1000)
     assert history.available(1) == (5, 5)
     assert list(history.since(1, 0)) == []
+
+
+def test_a_job_that_the_loop_refuses_to_start_is_an_event_that_says_why(tmp_path):
+    twin = make_twin(tmp_path)  # its jobs are started with it
+    list(twin.run(1))
+    twin.host.jobs["stirring"].target_rpm = 5000.0  # as a damaged state might have it: above what is compiled in
+    twin.host.start_jobs()
+    said = [json.loads(payload) for _, payload in batches(list(twin.run(1)), b"event")]
+    refused = [(body["level"], body["source"], body["message"]) for body in said if body["code"] == "not_started"]
+    assert refused == [("error", "stirring", f"stirring was not started: refused by the loop: {os.strerror(errno.EDOM)}")]

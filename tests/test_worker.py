@@ -18,6 +18,7 @@ import zmq
 from running import stirbar_environment, wait_for
 from stirbar.core import records
 from stirbar.core.client import CommandRefused, Worker, WorkerUnreachable
+from stirbar.rt.od_arrays import chop_price
 
 
 def raw_request(worker: Worker, *frames: bytes) -> dict:
@@ -42,6 +43,23 @@ def test_a_second_worker_on_the_same_unit_is_refused_and_named(start_worker):
     assert second.returncode == 1
     assert f"process {running.process.pid}" in second.stderr
     assert running.client.describe()["unit"], "the first goes on"
+
+
+def test_what_chopping_costs_is_published_with_k(worker):
+    """IS-16: the price against B0, the efficiency against both bounds, and the freedom of the culture's error."""
+    published = {}
+
+    def all_there():
+        published.update({name: value for (job, name), value in worker.settings().items() if job == "od_reading"})
+        return "freedom" in published and published["light_path"] is not None
+
+    wait_for(all_there, 30, "the light path is measured")
+    price = chop_price(
+        2 * published["half_cycle"] * published["chop_frequency"], published["half_cycle"], 1.0, 50.0,
+        published["discarded"])  # fmt: skip
+    for name in ("noise_over_b0", "b1_over_b0", "b2_over_b0", "efficiency_b1", "efficiency_b2", "freedom"):
+        assert published[name] == pytest.approx(price[name], rel=1e-3), name
+    assert published["noise_over_b0"] > 2.2 and 0.9 < published["efficiency_b2"] < 1.1
 
 
 def test_sockets_are_for_owner_and_group_only(worker):
