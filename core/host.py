@@ -17,7 +17,7 @@ from stirbar.core.blanks import Blanks, BlankTaking
 from stirbar.core.calibrations import FUSION_SLOT, ActiveCalibrations
 from stirbar.core.history import History
 from stirbar.core.ini import write_atomically
-from stirbar.core.jobs import ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs, refusal
+from stirbar.core.jobs import DISCONNECTED, LOST, ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs, refusal
 from stirbar.core.led_hours import LedHours
 from stirbar.core.records import Header
 
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
     from stirbar.core.config import Config
     from stirbar.core.front_panel import Panel
+    from stirbar.core.journal import Journal
     from stirbar.rt.loop import Loop
 
     Message = tuple[bytes, bytes, bytes]
     Done = Callable[[bool, float], None]
 
 RAW_SECONDS_FOR_EVER = 1e9
+STARTED = ("od_reading", "stirring", "temperature_automation")  # jobs that start with the worker, in this order
 NO_EXPERIMENT = "$no_experiment_present"
 STATUS_PERIOD_NS = 1_000_000_000
 CLOCK_JUMP_NS = 500_000_000  # NTP slews by less than this between two looks a second apart
@@ -41,7 +43,7 @@ LOOP_ANSWER_NS = 2_000_000_000  # the loop answers within a tick; longer means t
 
 class Host:
     """See the module. `unit_id`, `run_id` and `boot_id` are 16 bytes each. `without_outputs` is why nothing can be
-    switched on; empty: it can.
+    switched on; empty: it can. `journal` keeps what runs for the run after this one.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Host:
         directory: str,
         version: str,
         without_outputs: str = "",
+        journal: Journal | None = None,
     ) -> None:
         self.loop = loop
         self.config = config
@@ -66,6 +69,7 @@ class Host:
         self.directory = directory
         self.version = version
         self.without_outputs = without_outputs
+        self.journal = journal
         self.panel: Panel | None = None  # button and LED, where the board has them
         self.history = History(int(config.get("worker.config", "history_mb")) * 1_000_000)
         self.blanks = Blanks(directory)
@@ -97,14 +101,25 @@ class Host:
     # --- what the worker process calls -------------------------------------------------------------------------------
 
     def start_jobs(self) -> None:
-        """Start what the config asks for at start."""
-        for name in ("od_reading", "stirring", "temperature_automation"):
-            if not self.config.get(f"{name}.config", "autostart"):
+        """Start what ran before, with its set-points; at a first start, or without them, what the config asks for."""
+        takes_up = self.journal is not None and self.config.get("worker.config", "resume") != "never"
+        is_first = self.journal is None or self.journal.before is None
+        for name in STARTED:
+            job = self.jobs[name]
+            kept = self.journal.job(name) if takes_up and self.journal is not None else None
+            if kept is not None:
+                job.recall(kept)
+            if not (self.config.get(f"{name}.config", "autostart") if kept is None else kept.get("running")):
                 continue
+            begin = job.start if is_first else job.resume
             try:
-                self.jobs[name].start(self._started(name))
+                begin(self._started(name))
             except CommandError as error:
                 self._say_not_started(name, error)
+
+    def _kept(self, name: str) -> dict[str, object]:
+        job = self.jobs[name]
+        return {"running": job.state not in (DISCONNECTED, LOST), **job.remember()}
 
     def _started(self, name: str) -> Done:
         """A callback that says why a job was not started, where the loop refuses it."""
@@ -137,6 +152,8 @@ class Host:
             self._watch_wall_clock()
             for job in self.jobs.values():
                 job.tend()
+            if self.journal is not None:
+                self.journal.note({name: self._kept(name) for name in STARTED})
             self.led_hours.update(self.loop.led_seconds(), now_ns)
             self.publish_setting("od_reading", "led_hours", round(self.led_hours.hours, 2), "h")
             rail_v = self.loop.rail_v()

@@ -70,6 +70,12 @@ def refusal(limit: float) -> CommandError:
     return CommandError(f"refused by the loop: {os.strerror(-int(limit))}", "value", limit)
 
 
+def allowed(value: object, low: float, high: float, otherwise: float) -> float:
+    """A number that was kept, where it is one and still within bounds."""
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    return float(value) if fits else otherwise  # type: ignore[arg-type]
+
+
 class Job:
     """One job: its state, its settings, and the loop's commands behind start, stop and set."""
 
@@ -103,6 +109,17 @@ class Job:
 
     def tend(self) -> None:
         """Once a second: what has to be renewed."""
+
+    def remember(self) -> dict[str, object]:
+        """Set-points that a run after this one takes up again."""
+        return {}
+
+    def recall(self, kept: dict[str, object]) -> None:
+        """Take up the set-points of the run before, before the start; what is no longer allowed is left out."""
+
+    def resume(self, done: Done) -> None:
+        """Start as the run before had it."""
+        self.start(done)
 
     def check_outputs(self, what: str) -> None:
         """CommandError when nothing can be switched on."""
@@ -158,6 +175,13 @@ class OdReading(Job):
         if code in (events.EVENT_HALF_CYCLE, events.EVENT_LIGHT_PATH, events.EVENT_RATE_LOCKED):
             self.publish_chop()
 
+    def remember(self) -> dict[str, object]:
+        return {"ir_led_intensity": self.intensity}
+
+    def recall(self, kept: dict[str, object]) -> None:
+        self.intensity = allowed(kept.get("ir_led_intensity"), 0.0, 100.0, self.intensity)
+        self.publish()
+
     def start(self, done: Done) -> None:
         self.become(INIT)
         self.host.send(SAMPLING, events.COMMAND_OD_START, 0, 0, self.intensity, self._then(READY, done))
@@ -201,6 +225,15 @@ class Stirring(Job):
         self.host.publish_setting(
             self.name, "duty_cycle", None if self.use_rpm else self.duty_percent, "%", settable=True
         )
+
+    def remember(self) -> dict[str, object]:
+        return {"use_rpm": self.use_rpm, "target_rpm": self.target_rpm, "duty_percent": self.duty_percent}
+
+    def recall(self, kept: dict[str, object]) -> None:
+        self.use_rpm = kept.get("use_rpm") is not False
+        self.target_rpm = allowed(kept.get("target_rpm"), RPM_FLOOR, self.rpm_maximum, self.target_rpm)
+        self.duty_percent = allowed(kept.get("duty_percent"), 0.0, self.duty_maximum, self.duty_percent)
+        self.publish()
 
     def _checked_rpm(self, value: object) -> float:
         rpm = number(value, "target_rpm", 0.0, self.rpm_maximum, "rpm")

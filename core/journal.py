@@ -36,7 +36,7 @@ UNDER_VOLTAGE = 0x10001  # now, and since the start
 class Journal:
     """`before` is what the run before left, None without one. `clock()` is (monotonic ns, wall ns)."""
 
-    __slots__ = ("_boot", "_clock", "_path", "_proven_at_ns", "_write_at_ns", "_written", "before", "held", "resumes")
+    __slots__ = ("_boot", "_clock", "_path", "_proven_at_ns", "_started_ns", "_write_at_ns", "_written", "before", "held", "resumes")
 
     def __init__(self, directory: str, boot_id: bytes, clock: Callable[[], tuple[int, int]]) -> None:
         self._path = os.path.join(directory, "journal")
@@ -44,7 +44,7 @@ class Journal:
         self._clock = clock
         self._written: Jobs | None = None
         now_ns, _ = clock()
-        self._write_at_ns = now_ns
+        self._started_ns = self._write_at_ns = now_ns
         self._proven_at_ns = now_ns + PROVEN_NS
         self.before = self._read()
         unclean = self.before is not None and not self.before["clean"]
@@ -103,7 +103,7 @@ class Journal:
         self._write_at_ns = now_ns + WRITE_PERIOD_NS
 
     def outage_s(self) -> float | None:
-        """For how long nothing ran, None where nobody knows."""
+        """For how long nothing had run when this run began, None where nobody knows (yet)."""
         if self.before is None:
             return None
         now_ns, wall_ns = self._clock()
@@ -113,6 +113,7 @@ class Journal:
             passed = wall_ns - int(str(self.before["wall_ns"]))
         else:
             return None
+        passed -= now_ns - self._started_ns
         return passed / 1e9 if passed >= 0 else None
 
     def missing(self, trusted: bool, stirred: bool) -> list[str]:

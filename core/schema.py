@@ -82,6 +82,13 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 1_000_000,
                 "What is kept for a slow subscriber before it loses some; the worker never waits for one.",
             ),
+            choice_key(
+                "resume",
+                "safe",
+                ("never", "safe", "all"),
+                "After a restart: go on with the jobs and set-points that were in force (safe: heat only by the rules of"
+                " docs/temperature.md; all: heat as well), or start what autostart says (never).",
+            ),
             real_key("batch_interval_s", 0.1, "s", 0.02, 1.0, "How often readings are sent."),
             integer_key(
                 "history_mb", 8, "MB", 1, 1024, "Memory for sent batches; bridge and recorder fill gaps from it."

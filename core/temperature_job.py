@@ -9,7 +9,9 @@ Synchronization: none; belongs to the host thread.
 from __future__ import annotations
 
 from stirbar.core import events
-from stirbar.core.jobs import ACTUATORS, DISCONNECTED, INIT, READY, SAMPLING, CommandError, Job, number
+from stirbar.core.journal import GIVE_UP_NS
+from stirbar.core.jobs import ACTUATORS, DISCONNECTED, INIT, READY, SAMPLING, CommandError, Job, allowed, number
+from stirbar.core.records import STREAM_IDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 SECTION = "temperature_automation.config"
 RECORD, THERMOSTAT, OPEN_LOOP = "only_record_temperature", "thermostat", "open_loop"
 TARGET_MINIMUM_DEGC = 0.1
+STIRRED_RPM = 30.0
+FRESH_NS = 3_000_000_000  # of a reading of the stirrer
 
 
 def _ignore(ok: bool, limit: float) -> None:
@@ -41,6 +45,7 @@ class TemperatureAutomation(Job):
         self.duty_maximum_percent = float(config.get(SECTION, "heater_duty_maximum_percent"))
         self.duty_percent = 0.0
         self.limited: list[str] = []
+        self.waits_ns = 0  # since when heat waits to be resumed; 0: it does not
 
     @property
     def heats(self) -> bool:
@@ -106,6 +111,8 @@ class TemperatureAutomation(Job):
                 self.automation, self.target_degc, self.duty_percent = before
                 raise
 
+        self._decided()
+
         def answered(ok: bool, limit: float) -> None:
             if not ok:
                 self.automation, self.target_degc, self.duty_percent = before
@@ -117,6 +124,12 @@ class TemperatureAutomation(Job):
         else:
             answered(True, 0.0)
 
+    def _decided(self) -> None:
+        """A person has said what the heater is to do: nothing waits any more, and nothing is held back."""
+        self.waits_ns = 0
+        if self.host.journal is not None:
+            self.host.journal.held = False
+
     def _acknowledge(self, done: Done) -> None:
         """A person has seen that the heater board was too hot: it may heat again, once it has cooled."""
 
@@ -127,7 +140,43 @@ class TemperatureAutomation(Job):
 
         self.host.send(ACTUATORS, events.COMMAND_HEAT_UNLOCK, 0, 0, 0.0, answered)
 
+    def remember(self) -> dict[str, object]:
+        heats = THERMOSTAT if self.waits_ns else self.automation
+        return {"automation_name": heats, "target_degc": self.target_degc}
+
+    def recall(self, kept: dict[str, object]) -> None:
+        if kept.get("automation_name") in (RECORD, THERMOSTAT):
+            self.automation = str(kept["automation_name"])
+        self.target_degc = allowed(kept.get("target_degc"), TARGET_MINIMUM_DEGC, self.target_maximum_degc, self.target_degc)
+        self.publish()
+
+    def resume(self, done: Done) -> None:
+        """Read at once; heat when nothing speaks against it any more (core/journal.py)."""
+        if self.automation == THERMOSTAT and self.host.config.get("worker.config", "resume") != "all":
+            self.automation = RECORD
+            self.waits_ns = self.host.loop.now_ns()
+            self.publish()
+        self.start(done)
+
+    def _resume_heat(self) -> None:
+        """Once a second while heat waits."""
+        journal, now_ns = self.host.journal, self.host.loop.now_ns()
+        rpm = self.host.latest.get(STREAM_IDS["rpm"])
+        stirred = rpm is not None and rpm["value"] > STIRRED_RPM and now_ns - rpm["monotonic_ns"] < FRESH_NS
+        missing = journal.missing(self.host.loop.heat_trusted(), stirred) if journal is not None else []
+        if not missing:
+            self.waits_ns = 0
+            self.host.event("notice", self.name, f"heat resumed: {self.target_degc:g} °C", code="heat_resumed")
+            self.set("automation_name", THERMOSTAT, _ignore)
+        elif now_ns - self.waits_ns > GIVE_UP_NS:
+            self.waits_ns = 0
+            reasons = "; ".join(missing)
+            text = f"heat was not resumed: {reasons}. Set target_temperature to heat to {self.target_degc:g} °C"
+            self.host.event("error", self.name, text, code="heat_not_resumed")
+
     def tend(self) -> None:
+        if self.waits_ns and self.state == READY:
+            self._resume_heat()
         if self.heats:
             self.host.send(ACTUATORS, events.COMMAND_HEAT_RENEW, 0, 0, 0.0, _ignore)
 

@@ -17,6 +17,7 @@ from stirbar.core import identity, paths, profiles, sockets
 from stirbar.core.commands import Commands
 from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options
 from stirbar.core.host import Host
+from stirbar.core.journal import Journal
 from stirbar.core.version import VERSION
 from stirbar.core.vitals import Vitals
 from stirbar.rt.loop import HardwareError, Loop
@@ -139,6 +140,7 @@ class WorkerProcess:
             directory=directory,
             version=VERSION,
             without_outputs=without,
+            journal=Journal(directory, identity.boot_id(), lambda: self.loop.clock_triple()[1:]),
         )
         self._open_panel(config)
         self.commands = Commands(self.host)
@@ -229,6 +231,8 @@ class WorkerProcess:
         if self.guard is not None:
             self.guard.close()
         self._publish()
+        if self.host.journal is not None:
+            self.host.journal.close()
         if self.host.panel is not None:
             self.host.panel.close()
         self.telemetry.close()

@@ -22,6 +22,7 @@ from stirbar.rt.guard_link cimport (
     GUARD_DESCRIPTORS, GUARD_TEXT, stirbar_guard_connect, stirbar_page_map, stirbar_page_unmap)
 from stirbar.rt.hal cimport Hal
 from stirbar.rt.hardware cimport Hardware, hardware_hal
+from stirbar.rt.heat_trust cimport DISTRUST_NONE
 from stirbar.rt.heating cimport HeatConfig, heat_init
 from stirbar.rt.histogram cimport HISTOGRAM_BINS, Histogram, histogram_edge_ns
 from stirbar.rt.od_init cimport od_init
@@ -628,6 +629,10 @@ cdef class Loop:
     def heat_limited(self):
         """Why the heater has less than was asked for: the bits of heat_protect.pxd, as far as they were told."""
         return self.state.actuators.heat_reasons
+
+    def heat_trusted(self):
+        """Whether the heater's sensor is believed (heat_trust.pxd)."""
+        return self.state.actuators.controllers.heat.trust.distrust == DISTRUST_NONE
 
     def led_seconds(self):
         """For how long the OD LED was lit since the start, as seconds at full intensity."""
