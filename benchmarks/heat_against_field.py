@@ -1,7 +1,7 @@
 """Holding 37 degC: ours beside the field's way, which switches the heater off for more than half of the time to look.
 
-Both on the same simulated vials (tests/heat_plant.py: 24 units whose coupling, losses, heater, volume and room differ as
-units do). The field's loop, as its documentation and source have it: cycles of 200 s, in each the heater off for 21
+Both on the same simulated vials (tests/heat_plant.py: 24 units whose coupling, losses, heater, volume and room differ
+as units do). The field's loop, as its documentation and source have it: cycles of 200 s, in each the heater off for 21
 samples 5 s apart; then a PD controller changes the duty (2.6 and 4.6 %/K, at most 25 %). Its inference of the liquid
 from the cooling board is a regression on its own hardware; here it is given the liquid's true temperature instead, so
 that its error is what its control costs, at best. The same measured once more with ours given the truth.
@@ -75,16 +75,24 @@ def measure(quick: bool) -> tuple[list[Row], dict[str, Any]]:
         reached = sum(abs(float(np.mean(liquid[last])) - TARGET_DEGC) < 1.5 for liquid in runs)
         spread = f"worst {max(settling):.0f} min; {reached} of {len(runs)} vials come near {TARGET_DEGC:g} °C"
         rows += [
-            Row(f"until it stays within {NEAR_DEGC} °C, {name}, median", float(np.median(settling)), "min", note=spread),
-            Row(f"ripple of the liquid in the last hour, {name}", float(np.mean(ripple)), "°C", note="standard deviation"),
+            Row(
+                f"until it stays within {NEAR_DEGC} °C, {name}, median", float(np.median(settling)), "min", note=spread
+            ),
+            Row(
+                f"ripple of the liquid in the last hour, {name}",
+                float(np.mean(ripple)),
+                "°C",
+                note="standard deviation",
+            ),
             Row(f"highest less lowest in that hour, {name}", float(np.mean(swing)), "°C"),
             Row(f"overshoot, {name}, worst", max(over), "°C"),
         ]
     errors = np.array([float(np.mean(table[last, 3] - table[last, 2])) for table in tables])
+    warmer = [float(np.mean(table[last, 1] - table[last, 2])) for table in tables]
     claimed = np.array([float(np.mean(table[last, 4])) for table in tables])
     rows += [
         Row("error of our estimate of the liquid, rms over units", float(np.sqrt(np.mean(errors**2))), "°C",
-            note=f"largest {np.max(np.abs(errors)):.2f} °C; the board alone is {np.mean([t[last, 1].mean() - t[last, 2].mean() for t in tables]):.1f} °C warmer than the liquid"),
+            note=f"largest {np.max(np.abs(errors)):.2f} °C; the board alone is {np.mean(warmer):.1f} °C warmer"),
         Row("the same over the standard error that it says", float(np.sqrt(np.mean((errors / claimed) ** 2))), "",
             note="1: the standard error is right"),
     ]  # fmt: skip

@@ -17,7 +17,18 @@ from stirbar.core.blanks import Blanks, BlankTaking
 from stirbar.core.calibrations import FUSION_SLOT, ActiveCalibrations
 from stirbar.core.history import History
 from stirbar.core.ini import write_atomically
-from stirbar.core.jobs import DISCONNECTED, LOST, ACTUATORS, RPM_CEILING, RPM_FLOOR, SAMPLING, CommandError, Job, make_jobs, refusal
+from stirbar.core.jobs import (
+    ACTUATORS,
+    DISCONNECTED,
+    LOST,
+    RPM_CEILING,
+    RPM_FLOOR,
+    SAMPLING,
+    CommandError,
+    Job,
+    make_jobs,
+    refusal,
+)
 from stirbar.core.led_hours import LedHours
 from stirbar.core.records import Header
 

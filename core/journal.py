@@ -1,7 +1,7 @@
 """What a worker was doing, on disk, so that it can go on after a crash or a power cut; and the rules for the heater.
 
-`<data_directory>/journal` is one JSON object, replaced whole: which jobs ran, with what set-points, when the worker last
-lived, whether it ended in good order, and how often it came back without an hour of running in between.
+`<data_directory>/journal` is one JSON object, replaced whole: which jobs ran, with what set-points, when the worker
+last lived, whether it ended in good order, and how often it came back without an hour of running in between.
 
 A Pi does not know for how long it was off, and a heater that browns out the supply makes an endless loop of reboots
 (IS-11): so heat is resumed only while `missing` names nothing.
@@ -36,7 +36,18 @@ UNDER_VOLTAGE = 0x10001  # now, and since the start
 class Journal:
     """`before` is what the run before left, None without one. `clock()` is (monotonic ns, wall ns)."""
 
-    __slots__ = ("_boot", "_clock", "_path", "_proven_at_ns", "_started_ns", "_write_at_ns", "_written", "before", "held", "resumes")
+    __slots__ = (
+        "_boot",
+        "_clock",
+        "_path",
+        "_proven_at_ns",
+        "_started_ns",
+        "_write_at_ns",
+        "_written",
+        "before",
+        "held",
+        "resumes",
+    )
 
     def __init__(self, directory: str, boot_id: bytes, clock: Callable[[], tuple[int, int]]) -> None:
         self._path = os.path.join(directory, "journal")

@@ -86,8 +86,8 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "resume",
                 "safe",
                 ("never", "safe", "all"),
-                "After a restart: go on with the jobs and set-points that were in force (safe: heat only by the rules of"
-                " docs/temperature.md; all: heat as well), or start what autostart says (never).",
+                "After a restart: go on with the jobs and set-points that were in force (safe: heat only by the rules"
+                " of docs/temperature.md; all: heat as well), or start what autostart says (never).",
             ),
             real_key("batch_interval_s", 0.1, "s", 0.02, 1.0, "How often readings are sent."),
             integer_key(

@@ -9,12 +9,14 @@ Synchronization: none; belongs to the host thread.
 from __future__ import annotations
 
 from stirbar.core import events
-from stirbar.core.journal import GIVE_UP_NS
 from stirbar.core.jobs import ACTUATORS, DISCONNECTED, INIT, READY, SAMPLING, CommandError, Job, allowed, number
+from stirbar.core.journal import GIVE_UP_NS
 from stirbar.core.records import STREAM_IDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from stirbar.core.config import Config
     from stirbar.core.host import Host
     from stirbar.core.jobs import Done
@@ -28,6 +30,10 @@ FRESH_NS = 3_000_000_000  # of a reading of the stirrer
 
 def _ignore(ok: bool, limit: float) -> None:
     """For the lease: when it is refused, the heater is off already and an event has said why."""
+
+
+def _is_turning(rpm: dict[str, Any], now_ns: int) -> bool:
+    return bool(rpm["value"] > STIRRED_RPM and now_ns - rpm["monotonic_ns"] < FRESH_NS)
 
 
 class TemperatureAutomation(Job):
@@ -147,7 +153,9 @@ class TemperatureAutomation(Job):
     def recall(self, kept: dict[str, object]) -> None:
         if kept.get("automation_name") in (RECORD, THERMOSTAT):
             self.automation = str(kept["automation_name"])
-        self.target_degc = allowed(kept.get("target_degc"), TARGET_MINIMUM_DEGC, self.target_maximum_degc, self.target_degc)
+        self.target_degc = allowed(
+            kept.get("target_degc"), TARGET_MINIMUM_DEGC, self.target_maximum_degc, self.target_degc
+        )
         self.publish()
 
     def resume(self, done: Done) -> None:
@@ -162,7 +170,7 @@ class TemperatureAutomation(Job):
         """Once a second while heat waits."""
         journal, now_ns = self.host.journal, self.host.loop.now_ns()
         rpm = self.host.latest.get(STREAM_IDS["rpm"])
-        stirred = rpm is not None and rpm["value"] > STIRRED_RPM and now_ns - rpm["monotonic_ns"] < FRESH_NS
+        stirred = rpm is not None and _is_turning(rpm, now_ns)
         missing = journal.missing(self.host.loop.heat_trusted(), stirred) if journal is not None else []
         if not missing:
             self.waits_ns = 0

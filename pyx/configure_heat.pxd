@@ -12,7 +12,7 @@ cdef enum:
 
 
 cdef inline int configure_heat(HeatConfig* heat, config) except -1:
-    """The vial's limits and heat (Config.vial), lowered by the config; whether they make sense is heat_init's to say."""
+    """The vial's limits and heat (Config.vial), lowered by the config; heat_init says whether they make sense."""
     section = "temperature_automation.config"
     vial = config.vial()
     memset(heat, 0, sizeof(HeatConfig))

@@ -2,7 +2,7 @@
 # Thread rule: pure functions on one flat struct; the actuator thread owns it. No clock, no I/O, no allocation.
 # Units: degrees Celsius, nanoseconds of the loop's clock, joules; duty 0..1.
 #
-# Each tick: the duty that is asked for goes in, the duty that may be written comes out, and a bit for each reason why it
+# Each tick: the duty that is asked for goes in, what may be written of it comes out, and a bit for each reason why it
 # is less. A reason that comes or goes is an event.
 
 from libc.stdint cimport int32_t, int64_t, uint32_t

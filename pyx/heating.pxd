@@ -19,7 +19,8 @@ from stirbar.rt.liquid cimport (
     LiquidConfig, LiquidState, liquid_degc, liquid_init, liquid_measure, liquid_predict, liquid_se_degc,
     liquid_start)
 from stirbar.rt.thermostat cimport (
-    THERMOSTAT_HOLDS, ThermostatConfig, ThermostatState, thermostat_duty, thermostat_init, thermostat_reading, thermostat_stop, thermostat_target)
+    THERMOSTAT_HOLDS, ThermostatConfig, ThermostatState, thermostat_duty, thermostat_init, thermostat_reading,
+    thermostat_stop, thermostat_target)
 from stirbar.rt.types cimport (
     FLAG_SENSOR_LOST, FLAG_UNOBSERVED, RECORD_VERSION, STREAM_LIQUID, Reading)
 

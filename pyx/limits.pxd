@@ -1,4 +1,4 @@
-# Why compiled: what no profile, no config and no command can exceed; every controller's output passes here (protect.pxd).
+# Why compiled: what no profile, no config and no command can exceed; what every controller's output is held to.
 # Thread rule: Limits are filled before the loop runs, and read-only from then on.
 # Units: percent of duty, degrees Celsius, seconds, millilitres, joules.
 #

@@ -28,8 +28,8 @@ cdef extern from *:
 cdef class Replay:
     """The estimators of one of the loop's threads, fed by hand.
 
-    `edges` chooses the actuator thread's (rpm, liquid), else the sampling thread's (OD). They start as a run does, by the
-    config, or from a snapshot by `restore`.
+    `edges` chooses the actuator thread's (rpm, liquid), else the sampling thread's (OD). They start as a run does, by
+    the config, or from a snapshot by `restore`.
 
     Synchronization: none; one thread at a time.
     """

@@ -12,7 +12,8 @@ from stirbar.rt.hal cimport PACE_READY, AdcPlan, Conversion, Hal
 from stirbar.rt.optics cimport scatter_v
 from stirbar.rt.rng cimport Rng, Ziggurat, rng_normal, rng_seed, rng_uniform, ziggurat_init
 from stirbar.rt.sim cimport (
-    Sim, SimConfig, sim_adc_read, sim_hal, sim_heater_write, sim_init, sim_led_write, sim_parameter_owner, sim_pump, sim_set)
+    Sim, SimConfig, sim_adc_read, sim_hal, sim_heater_write, sim_init, sim_led_write, sim_parameter_owner, sim_pump,
+    sim_set)
 from stirbar.rt.sim_parameters cimport *
 
 CONVERSION_DTYPE = np.dtype([

@@ -21,7 +21,14 @@ def limits(**changes: float) -> dict[str, float]:
     model = vial("pioreactor_20ml_1.0")
     values = {name: model[name] for name in ("reduce_degc", "disable_degc", "shutdown_degc", "blind_duty_percent",
                                              "energy_maximum_j")}  # fmt: skip
-    return {"duty_maximum_percent": 100.0, "target_maximum_degc": 60.0, "blind_s": 60.0, "lease_s": 5.0, **values, **changes}
+    return {
+        "duty_maximum_percent": 100.0,
+        "target_maximum_degc": 60.0,
+        "blind_s": 60.0,
+        "lease_s": 5.0,
+        **values,
+        **changes,
+    }
 
 
 def heat_of_a_vial() -> dict[str, float]:
@@ -31,7 +38,7 @@ def heat_of_a_vial() -> dict[str, float]:
 
 
 class Plant:
-    """Board and liquid, two nodes, in steps of 0.1 s; `spread` 1 draws a unit that differs as units do, 0 the model's own.
+    """Board and liquid, two nodes, in steps of 0.1 s; `spread` 1 draws a unit that differs as units do, 0 the model.
 
     Synchronization: none.
     """
@@ -68,11 +75,13 @@ class Plant:
 
 
 class Run:
-    """A heater on a plant, a reading and a tick a second. `rows` is (s, board, liquid, estimate, standard error, duty)."""
+    """A heater on a plant, a reading and a tick a second; `rows`: s, board, liquid, estimate, standard error, duty."""
 
     def __init__(self, plant: Plant, target_degc: float = 37.0, **changes: float) -> None:
         self.plant = plant
-        self.heater = Heater(vial=heat_of_a_vial(), limits=limits(**changes), control=CONTROL, volume_ml=plant.volume_ml)
+        self.heater = Heater(
+            vial=heat_of_a_vial(), limits=limits(**changes), control=CONTROL, volume_ml=plant.volume_ml
+        )
         self.target_degc = target_degc
         self.duty_percent = 0.0
         self.second = 0

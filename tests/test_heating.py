@@ -67,7 +67,9 @@ def test_the_target_is_reached_without_overshoot_and_held():
 
 def test_a_ramp_moves_the_target_at_its_pace():
     plant = Plant(0, spread=0.0, air_degc=25.0)
-    heater = Heater(vial=heat_of_a_vial(), limits=limits(), control={**CONTROL, "ramp_degc_per_min": 0.5}, volume_ml=14.0)
+    heater = Heater(
+        vial=heat_of_a_vial(), limits=limits(), control={**CONTROL, "ramp_degc_per_min": 0.5}, volume_ml=14.0
+    )
     duty, liquid = 0.0, []
     for second in range(1, 1801):
         heater.reading(plant.run(duty), second * SECOND)

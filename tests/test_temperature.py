@@ -140,7 +140,9 @@ def test_a_recording_repeats_the_liquids_temperature(tmp_path):
     recorder = made.twin.record(path)
     made.run(120)
     recorder.close()
-    again = [reading for reading in replay(path, made.twin.host.config) if reading["stream"] == records.STREAM_IDS["liquid"]]
+    again = [
+        reading for reading in replay(path, made.twin.host.config) if reading["stream"] == records.STREAM_IDS["liquid"]
+    ]
     assert len(again) > 100
     live = {reading["monotonic_ns"]: reading for reading in made.readings["liquid"]}
     for reading in again:
