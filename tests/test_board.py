@@ -504,7 +504,9 @@ def test_a_bus_that_cannot_be_freed_as_wanted_is_said(bench: Bench, tmp_path: pa
     opened = Board(load_profile(str(path)))
     opened.close()
     assert len(opened.warnings) == 1
-    assert re.match(r"a held bus cannot be freed: /dev/gpiomem: No such file.*DeviceAllow.*recovery = none", opened.warnings[0])
+    assert re.match(
+        r"a held bus cannot be freed: /dev/gpiomem: No such file.*DeviceAllow.*recovery = none", opened.warnings[0]
+    )
 
 
 @board("eyespy")

@@ -449,7 +449,8 @@ def test_units_run_commands_that_exist_with_what_the_loop_needs() -> None:
             assert "Wants=stirbar-guard.service" in text
             # the devices that the compiled part opens by name, of those that the policy closes
             assert {"/dev/gpiomem rw", "/dev/cpu_dma_latency rw", "char-i2c rw", "char-gpiochip rw"} == set(
-                re.findall(r"^DeviceAllow=(.+)$", text, re.MULTILINE))
+                re.findall(r"^DeviceAllow=(.+)$", text, re.MULTILINE)
+            )
         elif name == "guard":
             assert rtprio and int(rtprio[1]) > highest and "LimitMEMLOCK=infinity" in text
             assert "OOMScoreAdjust=-1000" in text and "Before=stirbar-worker.service" in text
