@@ -89,9 +89,7 @@ def check_recovery(profile: Profile, label: str) -> Finding:
     except OSError as error:
         if how is None and isinstance(error, FileNotFoundError):
             return Finding(NOTE, what, f"not possible: this kernel has no {REGISTERS}")
-        return Finding(
-            WARN, what, f"{REGISTERS}: {error.strerror}", "can be opened", "add this user to the group gpio"
-        )
+        return Finding(WARN, what, f"{REGISTERS}: {error.strerror}", "can be opened", "add this user to the group gpio")
     return Finding(OK, what, f"by the GPIO registers ({REGISTERS}), pins 2 and 3")
 
 

@@ -87,8 +87,8 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "light_lost",
         "error",
         "od_reading",
-        "the LED's driver does not answer: there is no optical density, it is asked again every second; check its plug, "
-        "then run `stirbar hardware check`",
+        "the LED's driver does not answer: there is no optical density, it is asked again every second; check "
+        "its plug, then run `stirbar hardware check`",
     ),
     18: ("light_back", "notice", "od_reading", "the LED's driver answers again"),
     EVENT_REFERENCE_ERROR: (
