@@ -3,20 +3,26 @@
 #   sampling thread's alone.
 # Units: nanoseconds of CLOCK_MONOTONIC, volts, percent 0..100, degrees Celsius.
 
-from libc.errno cimport EBUSY, EINVAL, EIO, ENODEV
+from libc.errno cimport EAGAIN, EBUSY, EINVAL, EIO, ENODEV
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t
 
 from stirbar.rt.ads111x cimport (
-    ADS_SINGLE, ADS_SLOWEST, ADS_WAKE_NS, Ads111x, ads111x_convert, ads111x_gain, ads111x_gain_bits, ads111x_rate_bits,
+    ADS_SINGLE, Ads111x, ads111x_convert, ads111x_gain, ads111x_gain_bits, ads111x_rate_bits,
     ads111x_read_ready, ads111x_read_silent, ads111x_read_single, ads111x_set_single, ads111x_start_free)
-from stirbar.rt.clock cimport CLOCK_MONOTONIC, read_clock_ns, real_sleep_until_ns
+from stirbar.rt.clock cimport CLOCK_MONOTONIC, read_clock_ns
 from stirbar.rt.dac43608 cimport Dac43608, dac43608_check, dac43608_off, dac43608_on
 from stirbar.rt.hal cimport (
     PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED, AdcPlan, Conversion, Hal, HalCounters)
 from stirbar.rt.i2c_bus cimport I2cBus, I2cDevice, i2c_wire_ns
-from stirbar.rt.rp2040 cimport Rp2040, rp2040_light, rp2040_read, rp2040_start, rp2040_volts_per_raw
-from stirbar.rt.tmp1075 cimport Tmp1075, tmp1075_read
+from stirbar.rt.rp2040 cimport Rp2040, rp2040_light, rp2040_read, rp2040_read_once, rp2040_start, rp2040_volts_per_raw
+from stirbar.rt.tmp1075 cimport Tmp1075, tmp1075_check, tmp1075_read
 from stirbar.rt.types cimport MAX_CHANNELS
+
+cdef extern from *:
+    """
+    #define STIRBAR_SENSE_V 4.096   /* full scale at which rail and version sense are measured */
+    """
+    const double SENSE_V "STIRBAR_SENSE_V"
 
 cdef enum:
     CHIP_NONE = 0
@@ -25,7 +31,6 @@ cdef enum:
     CHIP_DAC43608 = 3
     CHIP_TMP1075 = 4
     DARK_RETRY_NS = 50000000   # a light that could not be switched off is tried again so often
-    LED_CHECK_S = 10           # the LED driver's power-down bits are read back so often
 
 # An input of some converter.
 cdef struct Source:
@@ -58,7 +63,6 @@ cdef struct Board:
     int light                  # code that the LED has; 0 dark; -1 unknown: a write has failed
     int dark_owed              # it was to be dark and is not known to be
     int64_t dark_retry_ns
-    int64_t led_checked_ns
 
 
 # --- LED -------------------------------------------------------------------------------------------------------------
@@ -221,59 +225,73 @@ cdef inline int board_adc_read(void* context, int channel, int64_t now_ns, Conve
 # --- slow things -----------------------------------------------------------------------------------------------------
 
 cdef inline int board_temperature_read(void* context, int64_t now_ns, double* celsius) noexcept nogil:
-    """Reads the heater board's sensor; also sees now and then that the LED driver holds what was written to it."""
     cdef Board* board = <Board*>context
     board_tend(board, now_ns)
-    if board.led_chip == CHIP_DAC43608 and now_ns - board.led_checked_ns >= <int64_t>LED_CHECK_S * 1000000000:
-        board.led_checked_ns = now_ns
-        if dac43608_check(&board.dac):
-            board_light(board, 0 if board.light < 0 else board.light, now_ns)
-    if not board.has_temperature:
-        return -ENODEV
-    return tmp1075_read(&board.tmp, now_ns, celsius)
+    return tmp1075_read(&board.tmp, celsius) if board.has_temperature else -ENODEV
 
 
-cdef inline int board_sense(Board* board, const Source* source, int64_t now_ns, double* volts) noexcept nogil:
-    """Voltage at an input that no photodiode uses; -EBUSY while its converter is at work for one.
+cdef inline int board_temperature_check(void* context, int64_t now_ns) noexcept nogil:
+    cdef Board* board = <Board*>context
+    return tmp1075_check(&board.tmp) if board.has_temperature and board.tmp.started else 0
 
-    A converter that converts when told to is waited for: 1.3 ms at 860/s.
-    """
+
+cdef inline int board_led_check(void* context, int64_t now_ns) noexcept nogil:
+    """A driver that does not hold what was written to it gets the light anew."""
+    cdef Board* board = <Board*>context
+    cdef int status = 0
+    if board.led_chip == CHIP_DAC43608:
+        status = dac43608_check(&board.dac)
+    return board_light(board, 0 if board.light < 0 else board.light, now_ns) if status else 0
+
+
+cdef inline int board_sense_begin(Board* board, const Source* source) noexcept nogil:
+    """Begin to measure an input that no photodiode uses: 0, or minus an errno; -EBUSY: its converter runs free."""
     cdef Ads111x* chip
-    cdef Conversion conversion
-    cdef int32_t raw = 0
-    cdef int64_t latched_ns = 0
     cdef int status
     if source.chip == CHIP_NONE:
         return -ENODEV
     if source.chip == CHIP_RP2040:
-        status = rp2040_start(&board.mcu) if board.mcu.scale == 0 else 0
-        if status == 0:
-            status = rp2040_read(&board.mcu, source.input, &raw, &latched_ns)
+        return rp2040_start(&board.mcu) if board.mcu.scale == 0 else 0
+    chip = &board.ads[source.converter]
+    if chip.known and not chip.config & ADS_SINGLE:
+        return -EBUSY
+    status = 0 if chip.known else ads111x_set_single(chip, SENSE_V, 860.0)
+    return status if status else ads111x_convert(chip, SENSE_V, source.input)
+
+
+cdef inline int board_sense_fetch(Board* board, const Source* source, int64_t now_ns, double* volts) noexcept nogil:
+    """Voltage of what was begun; -EAGAIN: not there yet, -EBUSY: the converter has begun something else since."""
+    cdef Ads111x* chip
+    cdef Conversion conversion
+    cdef int32_t raw = 0
+    cdef int status
+    if source.chip == CHIP_NONE:
+        return -ENODEV
+    if source.chip == CHIP_RP2040:
+        status = rp2040_read_once(&board.mcu, source.input, &raw)
         if status != 1:
-            return status if status else -EIO
+            return status if status else -EAGAIN
         volts[0] = raw * rp2040_volts_per_raw(&board.mcu)
         return 0
     chip = &board.ads[source.converter]
-    conversion.code = 0
-    if chip.began_ns or (chip.known and not chip.config & ADS_SINGLE):
+    if chip.began_ns == 0:
         return -EBUSY
-    status = 0 if chip.known else ads111x_set_single(chip, 4.096, 860.0)
-    if status == 0:
-        status = ads111x_convert(chip, 4.096, source.input)
-    if status:
-        return status
-    real_sleep_until_ns(NULL, chip.began_ns + <int64_t>(ADS_SLOWEST * 1e9 / chip.conversion_hz) + ADS_WAKE_NS)
-    status = ads111x_read_single(chip, read_clock_ns(CLOCK_MONOTONIC), &conversion)
-    chip.began_ns = 0
+    conversion.code = 0
+    status = ads111x_read_single(chip, now_ns, &conversion)
     if status != 1:
-        return status if status else -EIO
-    volts[0] = conversion.code * (4.096 / 32768.0)
+        return status if status else -EAGAIN
+    volts[0] = conversion.code * (SENSE_V / 32768.0)
     return 0
+
+
+cdef inline int board_rail_convert(void* context, int64_t now_ns) noexcept nogil:
+    cdef Board* board = <Board*>context
+    return board_sense_begin(board, &board.rail)
 
 
 cdef inline int board_rail_read(void* context, int64_t now_ns, double* volts) noexcept nogil:
     cdef Board* board = <Board*>context
-    cdef int status = board_sense(board, &board.rail, now_ns, volts)
+    cdef int status = board_sense_fetch(board, &board.rail, now_ns, volts)
     if status == 0:
         volts[0] /= board.rail_divider
     return status
@@ -289,4 +307,7 @@ cdef inline void board_hal(Board* board, Hal* hal) noexcept nogil:
     hal.adc_read = board_adc_read
     hal.led_write = board_led_write
     hal.temperature_read = board_temperature_read
+    hal.temperature_check = board_temperature_check
+    hal.led_check = board_led_check
+    hal.rail_convert = board_rail_convert
     hal.rail_read = board_rail_read

@@ -3,6 +3,7 @@
 # Units: nanoseconds of CLOCK_MONOTONIC, volts, percent of LED intensity, degrees Celsius; channels are 1..4.
 """A real board's converters, LED and sensors for NumPy users; never loaded by a worker."""
 
+from libc.errno cimport EAGAIN, EBUSY
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from stirbar.rt.ads111x cimport ReadyTrack, ready_track_init, ready_track_push
 from stirbar.rt.board cimport (
-    Board as CBoard, board_dark, board_hal, board_sense)
+    CHIP_ADS, Board as CBoard, Source, board_dark, board_hal, board_sense_begin, board_sense_fetch)
 from stirbar.rt.clock cimport CLOCK_MONOTONIC, read_clock_ns, real_sleep_until_ns
 from stirbar.rt.configure_board cimport close_board, forget_board, open_board
 from stirbar.rt.gpio_lines cimport (
@@ -139,15 +140,30 @@ cdef class Board:
 
     def rail(self):
         """Volts of the PWM rail. Raises OSError."""
+        return self._sense(&self.board.rail) / self.board.rail_divider
+
+    cdef double _sense(self, const Source* source) except *:
+        """Begin, wait and fetch; while the converter works for a photodiode that comes first."""
         cdef double volts = 0
-        check(self.hal.rail_read(self.hal.context, read_clock_ns(CLOCK_MONOTONIC), &volts))
-        return volts
+        cdef int status
+        if source.chip == CHIP_ADS and self.board.ads[source.converter].began_ns:
+            check(-EBUSY)
+        check(board_sense_begin(&self.board, source))
+        while True:
+            status = board_sense_fetch(&self.board, source, read_clock_ns(CLOCK_MONOTONIC), &volts)
+            if status != -EAGAIN:
+                check(status)
+                return volts
+            real_sleep_until_ns(NULL, read_clock_ns(CLOCK_MONOTONIC) + 100000)
+
+    def check_chips(self):
+        """What is written to temperature sensor and LED driver is there, or written anew. Raises OSError."""
+        check(self.hal.temperature_check(self.hal.context, read_clock_ns(CLOCK_MONOTONIC)))
+        check(self.hal.led_check(self.hal.context, read_clock_ns(CLOCK_MONOTONIC)))
 
     def version_volts(self):
         """Volts at the input that tells the HAT's version. Raises OSError."""
-        cdef double volts = 0
-        check(board_sense(&self.board, &self.board.version, read_clock_ns(CLOCK_MONOTONIC), &volts))
-        return volts
+        return self._sense(&self.board.version)
 
     def firmware(self):
         """(major, minor) of the microcontroller's firmware; (0, 0) where there is none."""

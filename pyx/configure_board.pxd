@@ -9,7 +9,6 @@ from libc.string cimport memset
 from stirbar.rt.ads111x cimport ads111x_config, ads111x_init, ads111x_set_single
 from stirbar.rt.board cimport (
     CHIP_ADS, CHIP_DAC43608, CHIP_NONE, CHIP_RP2040, Board, BoardChannel, Source, board_dark)
-from stirbar.rt.clock cimport CLOCK_MONOTONIC, read_clock_ns
 from stirbar.rt.configure_outputs cimport configure_outputs
 from stirbar.rt.dac43608 cimport dac43608_init, dac43608_power
 from stirbar.rt.gpio_lines cimport (
@@ -257,6 +256,17 @@ cdef inline int configure_channel(Board* board, int index, profile) except -1:
     return 0
 
 
+cdef inline void lend_rail(Board* board) noexcept:
+    """Mark the photodiodes whose converter, begun conversion by conversion, measures the rail as well."""
+    cdef BoardChannel* c
+    cdef int i
+    for i in range(MAX_CHANNELS):
+        c = &board.channel[i]
+        c.plan.lends_rail = (
+            c.source.chip == CHIP_ADS and c.plan.pace == PACE_HOST and board.rail.chip == CHIP_ADS
+            and c.source.converter == board.rail.converter)
+
+
 cdef inline int configure_led(Board* board, profile) except -1:
     chip = profile.get("led", "chip")
     if chip is None:
@@ -327,7 +337,7 @@ cdef inline list look_for_chips(Board* board, profile):
         found.append((f"RP2040 at {board.mcu.device.address:#04x} (microcontroller; is its firmware loaded?)", status))
     if board.has_temperature:
         board.bus.down_until_ns = 0
-        status = tmp1075_start(&board.tmp, read_clock_ns(CLOCK_MONOTONIC))
+        status = tmp1075_start(&board.tmp)
         found.append((f"TMP1075 at {board.tmp.device.address:#04x} (heater board's sensor)", status))
     return found
 
@@ -350,6 +360,7 @@ cdef inline list open_board(Board* board, profile):
             configure_channel(board, i, profile)
         configure_source(board, &board.rail, profile, "rail")
         configure_source(board, &board.version, profile, "version_sense")
+        lend_rail(board)
         board.rail_divider = profile.get("rail", "divider") or 1.0
         if profile.get("temperature", "chip") is not None:
             board.has_temperature = 1

@@ -18,6 +18,7 @@ cdef enum:                 # AdcPlan.pace: who says when a conversion ends
 cdef struct AdcPlan:
     int32_t pace
     int32_t converter      # channels with equal numbers share one converter and take turns (PACE_HOST)
+    int32_t lends_rail     # PACE_HOST: its converter measures the PWM rail as well, where a conversion is left out
     double rate_hz         # distinct conversions a second of this channel that are planned, nominal
     double conversion_hz   # the chip's own rate: 1 / conversion_hz is how long it integrates
     int64_t read_ns        # bus time of adc_read
@@ -59,7 +60,12 @@ cdef struct Hal:
     # set the OD LED; the light changes before this returns; 0 is the driver's power-down, truly dark
     int (*led_write)(void* context, double intensity_percent, int64_t now_ns) noexcept nogil
     int (*temperature_read)(void* context, int64_t now_ns, double* celsius) noexcept nogil
-    # voltage of the PWM rail
+    # see that the chip holds what was written to it, and write it anew where it does not
+    int (*temperature_check)(void* context, int64_t now_ns) noexcept nogil
+    int (*led_check)(void* context, int64_t now_ns) noexcept nogil
+    # voltage of the PWM rail: begin to measure it, then fetch it. -EAGAIN: not there yet; -EBUSY: its converter is at
+    # work for a photodiode
+    int (*rail_convert)(void* context, int64_t now_ns) noexcept nogil
     int (*rail_read)(void* context, int64_t now_ns, double* volts) noexcept nogil
     # --- actuator thread: GPIO and PWM ---
     # fetch tachometer edges in order; returns how many, at most room

@@ -210,6 +210,7 @@ cdef class Loop:
         cdef OdConfig od
         s.master = configure_sampling(&s.config, config, self.profile)
         s.rail_v = NAN
+        s.rail_lender = -1
         configure_od(&od, config)
         configure_slow_light(&od, self.profile)
         if od_init(&s.estimators.od, &od):

@@ -37,6 +37,7 @@ cdef struct Rp2040:
     int32_t scale              # of a 12-bit count; 0: the firmware's version is not known
     int32_t maximum            # that an input's answer can be
     int32_t[4] last            # answer of each input; -1: none
+    int32_t[4] doubted         # that rp2040_read_once has to confirm; -1: none
     int garbage                # impossible answers in a row
     uint8_t version_major
     uint8_t version_minor
@@ -49,6 +50,7 @@ cdef inline void rp2040_init(Rp2040* chip, I2cBus* bus, int address) noexcept no
     chip.garbage = 0
     for i in range(MCU_INPUTS):
         chip.last[i] = -1
+        chip.doubted[i] = -1
 
 
 cdef inline int rp2040_ask(Rp2040* chip, int register, int32_t* raw) noexcept nogil:
@@ -119,31 +121,67 @@ cdef inline int rp2040_look(Rp2040* chip, int input, int32_t* raw, int64_t* latc
     return status
 
 
+cdef inline bint rp2040_doubts(const Rp2040* chip, int input, int32_t answer) noexcept nogil:
+    """Whether an answer is to be confirmed by a second look."""
+    cdef int32_t last = chip.last[input]
+    return last < 0 or answer > chip.maximum or distance(answer, last) > MCU_JUMP
+
+
+cdef inline int rp2040_confirm(Rp2040* chip, int input, int32_t first, int32_t again) noexcept nogil:
+    """What a second look says: 1 it is believed, 0 neither is; -EIO: too often in a row."""
+    cdef int verdict = rp2040_judge(chip.last[input], first, again, chip.maximum)
+    chip.device.bus.counters.garbage += verdict != ANSWER_STEP
+    if verdict != ANSWER_LOST:
+        return 1
+    chip.last[input] = -1
+    chip.garbage += 1
+    if chip.garbage < MCU_GARBAGE_LIMIT:
+        return 0
+    chip.garbage = 0
+    chip.scale = 0
+    return -EIO
+
+
 cdef inline int rp2040_read(Rp2040* chip, int input, int32_t* raw, int64_t* latched_ns) noexcept nogil:
     """An input's answer: 1; 0 where none can be believed; or minus an errno."""
     cdef int32_t first = -1
-    cdef int32_t last = chip.last[input]
-    cdef int status, verdict
+    cdef int status
     if chip.scale == 0:
         return -EIO
     status = rp2040_look(chip, input, &first, latched_ns)
     if status:
         return status
     raw[0] = first
-    if last < 0 or first > chip.maximum or distance(first, last) > MCU_JUMP:
+    if rp2040_doubts(chip, input, first):
         status = rp2040_look(chip, input, raw, latched_ns)
         if status:
             return status
-        verdict = rp2040_judge(last, first, raw[0], chip.maximum)
-        chip.device.bus.counters.garbage += verdict != ANSWER_STEP
-        if verdict == ANSWER_LOST:
-            chip.last[input] = -1
-            chip.garbage += 1
-            if chip.garbage < MCU_GARBAGE_LIMIT:
-                return 0
-            chip.garbage = 0
-            chip.scale = 0
-            return -EIO
+        status = rp2040_confirm(chip, input, first, raw[0])
+        if status != 1:
+            return status
+    chip.garbage = 0
+    chip.last[input] = raw[0]
+    return 1
+
+
+cdef inline int rp2040_read_once(Rp2040* chip, int input, int32_t* raw) noexcept nogil:
+    """As rp2040_read, one transfer at a time: 0 where the next call has to confirm it."""
+    cdef int32_t first = chip.doubted[input]
+    cdef int64_t latched_ns = 0
+    cdef int status
+    if chip.scale == 0:
+        return -EIO
+    status = rp2040_look(chip, input, raw, &latched_ns)
+    if status:
+        return status
+    chip.doubted[input] = -1
+    if first >= 0:
+        status = rp2040_confirm(chip, input, first, raw[0])
+        if status != 1:
+            return status
+    elif rp2040_doubts(chip, input, raw[0]):
+        chip.doubted[input] = raw[0]
+        return 0
     chip.garbage = 0
     chip.last[input] = raw[0]
     return 1

@@ -31,6 +31,15 @@ cdef enum:
     RETRY_NS = 1000000000     # a lost device is asked again this often
     LIGHT_RETRY_NS = 20000000  # a change of the light that was refused is tried again after so long
 
+# What has a clock of its own and waits for a gap between conversions.
+cdef enum:
+    SLOW_TEMPERATURE = 0
+    SLOW_RAIL = 1             # to be begun
+    SLOW_RAIL_READ = 2        # was begun
+    SLOW_TEMPERATURE_CHECK = 3
+    SLOW_LED_CHECK = 4
+    SLOW_DEVICES = 5
+
 # Part of a calibration, made by the host before it sends COMMAND_CURVE and untouched until that is answered.
 cdef struct Staged:
     const int64_t* word
@@ -72,7 +81,7 @@ cdef struct Channel:
     int64_t expected_ns                 # asking before would only keep the bus busy
     int64_t due_ns                      # when it is to be asked at the latest
     int slot                            # PACE_HOST: its place in a turn
-    int begun                           # PACE_HOST: its conversion is under way
+    int begun                           # PACE_HOST: its conversion is under way, or (HOST_LENT) that of the rail
     uint32_t started                    # last_index is valid
     uint32_t modelled                   # the estimators have a clock model
     uint32_t lost
@@ -148,9 +157,11 @@ cdef struct Sampler:
     double lit_ns                       # at full intensity, the rest below a second
     uint32_t led_seconds                # the same, whole seconds; read by the host
     uint32_t chop_period_ns             # read by the actuator thread; 0: not chopped
-    uint32_t slow_due                   # SLOW_*: what waits for a gap on the bus
-    int64_t slow_from_ns[2]             # since when
-    int64_t slow_bus_ns[2]              # how long it takes, as measured
+    uint32_t slow_due                   # bits: what waits for a gap on the bus
+    int64_t slow_from_ns[SLOW_DEVICES]  # since when
+    int64_t slow_bus_ns[SLOW_DEVICES]   # how long it takes, as measured
+    uint32_t slow_seconds               # ticks of its clock
+    int rail_lender                     # PACE_HOST: channel that leaves a conversion out for the rail; -1: none
     uint32_t slow_forced                # taken without a gap
     double rail_v                       # NAN: not known
     int rail_absent

@@ -5,7 +5,7 @@
 # Its three tasks: conversions (how each pace works: sampling_paces.pxd; the light: light.pxd; what they share:
 # sampler_state.pxd), housekeeping, and the clock of the slow devices, which are read in the gaps between conversions.
 
-from libc.errno cimport EBUSY, EINVAL, ENODEV
+from libc.errno cimport EAGAIN, EBUSY, EINVAL, ENODEV
 from libc.math cimport NAN
 from libc.stdint cimport INT64_MAX, int64_t, uint32_t
 from libc.string cimport memset
@@ -17,13 +17,14 @@ from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
 from stirbar.rt.light cimport (
     sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
     sampler_tend_path, sampler_turned)
-from stirbar.rt.pilot_pace cimport sampler_pilot, sampler_tend_gain
+from stirbar.rt.pilot cimport PILOT_LOCKED
+from stirbar.rt.pilot_pace cimport pilot_chops_next, sampler_pilot, sampler_tend_gain
 from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace_for, port_trace_tend, trace_int
 from stirbar.rt.reference cimport ReferenceFit
 from stirbar.rt.ring cimport stirbar_load_relaxed, stirbar_store_relaxed
 from stirbar.rt.sampler_state cimport (
-    LED_GUARD_NS, Channel, Sampler, sampler_curve, sampler_feed, sampler_feed_float, sampler_light_unknown,
-    sampler_say_none)
+    LED_GUARD_NS, SLOW_DEVICES, SLOW_LED_CHECK, SLOW_RAIL, SLOW_RAIL_READ, SLOW_TEMPERATURE, SLOW_TEMPERATURE_CHECK,
+    Channel, Sampler, sampler_curve, sampler_feed, sampler_feed_float, sampler_light_unknown, sampler_say_none)
 from stirbar.rt.sampling_paces cimport (
     host_plan, host_tick, sampler_begin, sampler_fetch, sampler_look, sampler_lost)
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next, sleep_until
@@ -36,14 +37,19 @@ from stirbar.rt.types cimport (
     STREAM_OD1, STREAM_TEMPERATURE,
     TRACE_COMMAND, TRACE_TURN, Command, Reading, TraceItem)
 
-cdef enum:                        # bits of slow_due, in the order of slow_from_ns and slow_bus_ns
-    SLOW_TEMPERATURE = 1
-    SLOW_RAIL = 2
-    SLOW_DEVICES = 2
+cdef enum:
     SLOW_LATEST_NS = 1000000000   # so long a slow device waits for a gap
+    CHECK_S = 10                  # what was written to sensor and LED driver is read back so often
+    RAIL_LENT_S = 10              # the rail is measured so often where that costs a conversion; else each second
     TMP1075_LSB_MICRODEGC = 62500
     HOST_LEAST_SLEEP_NS = 20000
     LIGHT_SLACK_NS = 150000       # for a thread that wakes late
+
+cdef extern from *:
+    """
+    #define STIRBAR_PILOT_WAITS 0.4   /* of a period: so long a silent converter's register can be read later */
+    """
+    const double PILOT_WAITS "STIRBAR_PILOT_WAITS"
 
 
 # --- slow devices ---
@@ -75,28 +81,52 @@ cdef inline void sampler_read_temperature(Sampler* s, int64_t now_ns) noexcept n
     port_reading(&s.port, &reading)
 
 
+cdef inline void sampler_slow_due(Sampler* s, int device, int64_t now_ns) noexcept nogil:
+    """A slow device is to be read."""
+    if not s.slow_due >> device & 1:
+        s.slow_due |= <uint32_t>1 << device
+        s.slow_from_ns[device] = now_ns
+
+
+cdef inline void sampler_begin_rail(Sampler* s, int64_t now_ns) noexcept nogil:
+    """Begin to measure the voltage of the PWM rail, where the board has a converter for it that is free."""
+    cdef int status = s.hal.rail_convert(s.hal.context, now_ns)
+    s.rail_absent = status == -ENODEV
+    if status == 0:
+        sampler_slow_due(s, SLOW_RAIL_READ, now_ns)
+    elif status != -EBUSY:
+        s.bus_errors += status != -ENODEV
+        s.rail_v = NAN
+
+
 cdef inline void sampler_read_rail(Sampler* s, int64_t now_ns) noexcept nogil:
-    """Read the voltage of the PWM rail, where the board has a converter for it; one at work is asked the next time."""
+    """Fetch it; what is not there yet is asked for in the next gap."""
     cdef double volts = 0
     cdef int status = s.hal.rail_read(s.hal.context, now_ns, &volts)
-    if status == -EBUSY:
-        return
-    s.rail_absent = status == -ENODEV
-    s.bus_errors += status != 0 and status != -ENODEV
-    s.rail_v = NAN if status else volts
+    if status == -EAGAIN:
+        s.slow_due |= <uint32_t>1 << SLOW_RAIL_READ
+    elif status != -EBUSY:
+        s.bus_errors += status != 0
+        s.rail_v = NAN if status else volts
 
 
 cdef inline void sampler_read_slow(Sampler* s, int device) noexcept nogil:
-    """Read a slow device, and learn how long it holds the bus: its longest time, forgotten by 1/64 a read."""
+    """Read a slow device, and learn how long it holds the bus: its longest time, forgotten by 1/8 a read."""
     cdef int64_t before_ns = s.clock.now_ns(s.clock.context)
     cdef int64_t took_ns
-    s.slow_due &= ~<uint32_t>(1 << device)
-    if device == 0:
+    s.slow_due &= ~(<uint32_t>1 << device)
+    if device == SLOW_TEMPERATURE:
         sampler_read_temperature(s, before_ns)
-    else:
+    elif device == SLOW_RAIL:
+        sampler_begin_rail(s, before_ns)
+    elif device == SLOW_RAIL_READ:
         sampler_read_rail(s, before_ns)
+    elif device == SLOW_TEMPERATURE_CHECK:
+        s.bus_errors += s.hal.temperature_check(s.hal.context, before_ns) != 0
+    else:
+        s.bus_errors += s.hal.led_check(s.hal.context, before_ns) != 0
     took_ns = s.clock.now_ns(s.clock.context) - before_ns
-    s.slow_bus_ns[device] -= s.slow_bus_ns[device] >> 6
+    s.slow_bus_ns[device] -= s.slow_bus_ns[device] >> 3
     if took_ns > s.slow_bus_ns[device]:
         s.slow_bus_ns[device] = took_ns
 
@@ -107,7 +137,7 @@ cdef inline void sampler_tend_slow(Sampler* s, int64_t due_ns) noexcept nogil:
     cdef int64_t now_ns
     cdef int device
     for device in range(SLOW_DEVICES):
-        if not s.slow_due & (1 << device):
+        if not s.slow_due >> device & 1 or (device == SLOW_RAIL and s.rail_lender >= 0):
             continue
         now_ns = s.clock.now_ns(s.clock.context)
         if now_ns + s.slow_bus_ns[device] <= due_ns:
@@ -119,6 +149,39 @@ cdef inline void sampler_tend_slow(Sampler* s, int64_t due_ns) noexcept nogil:
 
 
 # --- conversions ---
+
+cdef inline int64_t sampler_latest_ns(const Sampler* s, int index) noexcept nogil:
+    """When a channel has to be read at the latest, so that no conversion and no change of the light is late."""
+    cdef const Channel* channel = &s.channel[index]
+    if channel.plan.pace == PACE_PILOT and channel.pilot.state == PILOT_LOCKED and not pilot_chops_next(s, index):
+        return channel.due_ns + <int64_t>(PILOT_WAITS * channel.period_ns)
+    return channel.due_ns
+
+
+cdef inline int64_t sampler_free_until_ns(const Sampler* s) noexcept nogil:
+    """Until when the bus can be had: then one channel after the other can still be read in time."""
+    cdef int64_t latest_ns, other_ns
+    cdef int64_t free_ns = INT64_MAX
+    cdef uint32_t left = 0
+    cdef int i, last
+    for i in range(s.active_count):
+        left |= <uint32_t>(s.channel[s.active[i]].plan.pace != PACE_HOST) << s.active[i]
+    while left:  # from the last to the first
+        last = -1
+        latest_ns = 0
+        for i in range(MAX_CHANNELS):
+            if left >> i & 1:
+                other_ns = sampler_latest_ns(s, i)
+                if last < 0 or other_ns > latest_ns:
+                    last = i
+                    latest_ns = other_ns
+        left &= ~(<uint32_t>1 << last)
+        free_ns -= s.channel[last].plan.read_ns
+        if pilot_chops_next(s, last):
+            free_ns -= s.channel[last].plan.light_ns
+        free_ns = latest_ns if latest_ns < free_ns else free_ns
+    return s.grid.next_ns if s.grid.next_ns < free_ns else free_ns
+
 
 cdef inline void sampling_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
     """Fetch what the converters have finished, keep the light in step, and wake for the next one."""
@@ -150,7 +213,7 @@ cdef inline void sampling_tick(void* context, SleepPolicy* policy, int64_t now_n
     sampler_tend_gain(s)
     sampler_tend_path(s, now_ns)
     if s.slow_due:
-        sampler_tend_slow(s, earliest_ns)
+        sampler_tend_slow(s, sampler_free_until_ns(s))
     # a converter that is long overdue must not turn the thread into a spin
     sleep_until(policy, earliest_ns, now_ns + s.least_sleep_ns)
 
@@ -197,6 +260,7 @@ cdef inline int sampler_plan_channels(Sampler* s, int64_t now_ns) noexcept nogil
         bus_ns += s.channel[i].plan.read_ns
         if s.channel[i].plan.conversion_hz > fastest_hz:
             fastest_hz = s.channel[i].plan.conversion_hz
+    s.slow_due &= ~(<uint32_t>1 << SLOW_RAIL_READ)  # its converter begins anew
     for i in range(SLOW_DEVICES):  # before it was ever measured: a read with its pointer
         s.slow_bus_ns[i] = 2 * s.channel[s.active[0]].plan.read_ns
     bus_ns += s.channel[s.master].plan.light_ns
@@ -336,14 +400,17 @@ cdef inline void temperature_tick(void* context, SleepPolicy* policy, int64_t no
                 s, STREAM_OD1 + i, s.config.angle[i], FLAG_SENSOR_LOST if s.channel[i].lost else FLAG_DARK, now_ns)
     if sampler_light_unknown(s) and (not s.sampling or s.channel[s.master].lost):
         sampler_light(s, 0)
-    if s.temperature_on and not s.slow_due & SLOW_TEMPERATURE:
-        s.slow_due |= SLOW_TEMPERATURE
-        s.slow_from_ns[0] = now_ns
-    if not s.rail_absent and not s.slow_due & SLOW_RAIL:
-        s.slow_due |= SLOW_RAIL
-        s.slow_from_ns[1] = now_ns
+    s.slow_seconds += 1
+    if s.temperature_on:
+        sampler_slow_due(s, SLOW_TEMPERATURE, now_ns)
+    if not s.rail_absent and (s.rail_lender < 0 or not s.sampling or s.slow_seconds % RAIL_LENT_S == 2):
+        sampler_slow_due(s, SLOW_RAIL, now_ns)
+    if s.slow_seconds % CHECK_S == 4:
+        sampler_slow_due(s, SLOW_TEMPERATURE_CHECK, now_ns)
+    if s.slow_seconds % CHECK_S == 6:
+        sampler_slow_due(s, SLOW_LED_CHECK, now_ns)
     if s.sampling:
         return
-    for i in range(SLOW_DEVICES):
-        if s.slow_due & (1 << i):
+    for i in range(SLOW_DEVICES - 1, -1, -1):  # the rail is fetched a second after it was begun
+        if s.slow_due >> i & 1:
             sampler_read_slow(s, i)

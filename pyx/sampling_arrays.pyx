@@ -4,7 +4,7 @@
 """The sampler on a bench: virtual time in which each transfer takes its time on the bus, and is written down."""
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.errno cimport ETIMEDOUT
+from libc.errno cimport EAGAIN, ETIMEDOUT
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
@@ -29,7 +29,7 @@ from stirbar.rt.tasks cimport Task, drive
 from stirbar.rt.types cimport MAX_CHANNELS, Command, Event, Reading, TraceItem
 
 PACES = {"ready": PACE_READY, "pilot": PACE_PILOT, "host": PACE_HOST, "smoothed": PACE_SMOOTHED}
-KINDS = ("read", "convert", "start", "gain", "light", "temperature", "rail")
+KINDS = ("read", "convert", "start", "gain", "light", "temperature", "rail", "check")
 TRANSFER_DTYPE = np.dtype([("begin_ns", "<i8"), ("end_ns", "<i8"), ("kind", "<i4"), ("channel", "<i4")])
 
 cdef enum:
@@ -40,6 +40,8 @@ cdef enum:
     LIGHT = 4
     TEMPERATURE = 5
     RAIL = 6
+    CHECK = 7
+    RAIL_CONVERTS_NS = 1300000
     TRACE_ROOM = 65536
     TASKS = 3
     TIMEOUT_NS = 20000000
@@ -56,6 +58,8 @@ cdef struct Bus:
     Hal vial
     AdcPlan plan[MAX_CHANNELS]
     int64_t slow_ns
+    int64_t check_ns
+    int64_t rail_ready_ns
     uint8_t stuck[MAX_CHANNELS]      # a transfer to it ends with the adapter's time-out
     Transfer* log
     int64_t count
@@ -121,9 +125,24 @@ cdef int bus_temperature_read(void* context, int64_t now_ns, double* celsius) no
     return bus.vial.temperature_read(bus.vial.context, now_ns, celsius)
 
 
+cdef int bus_check(void* context, int64_t now_ns) noexcept nogil:
+    bus_take(<Bus*>context, CHECK, -1, (<Bus*>context).check_ns)
+    return 0
+
+
+cdef int bus_rail_convert(void* context, int64_t now_ns) noexcept nogil:
+    """Where the photodiodes' converter does it, as one of their conversions; else nothing has to be begun."""
+    cdef Bus* bus = <Bus*>context
+    if bus.plan[0].lends_rail:
+        bus.rail_ready_ns = bus_take(bus, RAIL, -1, bus.plan[0].light_ns) + RAIL_CONVERTS_NS
+    return 0
+
+
 cdef int bus_rail_read(void* context, int64_t now_ns, double* volts) noexcept nogil:
     cdef Bus* bus = <Bus*>context
-    bus_take(bus, RAIL, -1, bus.slow_ns)
+    if bus.time.now_ns < bus.rail_ready_ns:
+        return -EAGAIN
+    bus_take(bus, RAIL, -1, bus.plan[0].read_ns if bus.plan[0].lends_rail else bus.slow_ns)
     volts[0] = 5.0
     return 0
 
@@ -168,7 +187,7 @@ cdef class SamplerBench:
 
     def __init__(self, plans, angles, parameters, *, seed=1, late_ns=None, double mains_hz=50.0, double rpm=0.0,
                  int half_cycle=0, int low=4, int high=9, double full_scale_v=1.024, double led_duty=50.0,
-                 double window_s=1.0, double readings_per_second=10.0, int64_t slow_ns=470000):
+                 double window_s=1.0, double readings_per_second=10.0, int64_t slow_ns=470000, int64_t check_ns=0):
         cdef SimConfig config
         cdef OdConfig od
         cdef Sampler* s = self.sampler
@@ -186,7 +205,8 @@ cdef class SamplerBench:
             config.angle[i] = s.config.angle[i] = angles[i] if i < len(angles) else -1
             plan = plans[i] if i < len(plans) else plans[0]
             self.bus.plan[i] = AdcPlan(
-                PACES[plan["pace"]], plan.get("converter", i), plan["rate_hz"], plan["conversion_hz"],
+                PACES[plan["pace"]], plan.get("converter", i), plan.get("lends_rail", 0), plan["rate_hz"],
+                plan["conversion_hz"],
                 plan.get("read_ns", 0), plan.get("light_ns", 0), plan.get("settle_ns", 0))
             config.plan[i] = self.bus.plan[i]
             od.correlation[i] = running_mean_correlation(&self.bus.plan[i])
@@ -214,6 +234,7 @@ cdef class SamplerBench:
         if od_init(&s.estimators.od, &od):
             raise ValueError("the estimators refuse this window or rate")
         self.bus.slow_ns = slow_ns
+        self.bus.check_ns = check_ns
         self._wire()
 
     def _wire(self):
@@ -229,6 +250,9 @@ cdef class SamplerBench:
         self.hal.adc_read = bus_adc_read
         self.hal.led_write = bus_led_write
         self.hal.temperature_read = bus_temperature_read
+        self.hal.temperature_check = bus_check
+        self.hal.led_check = bus_check
+        self.hal.rail_convert = bus_rail_convert
         self.hal.rail_read = bus_rail_read
         s.hal = &self.hal
         s.clock = &self.clock

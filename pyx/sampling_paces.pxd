@@ -6,6 +6,8 @@
 # PACE_HOST       we begin each conversion, on a grid of our own; channels of one converter take turns (IS-21)
 # PACE_SMOOTHED   a microcontroller's running mean, looked at on a grid of our own (IS-24)
 
+from libc.errno cimport EAGAIN
+from libc.math cimport NAN
 from libc.stdint cimport INT64_MAX, int32_t, int64_t, uint32_t
 
 from stirbar.rt.converter_clock cimport (
@@ -16,13 +18,16 @@ from stirbar.rt.light cimport (
     EDGE_AFTER, READ_AFTER, sampler_choose_half_cycle, sampler_edge, sampler_half_cycle, sampler_has_moved,
     sampler_light, sampler_publish_chop)
 from stirbar.rt.pilot cimport pilot_init
-from stirbar.rt.ports cimport port_event
+from stirbar.rt.ports cimport port_event, trace_int
 from stirbar.rt.sampler_state cimport (
-    RETRY_NS, SILENCE_NS, Channel, HostGrid, Sampler, host_begin_ns, sampler_conversion, sampler_feed_float,
-    sampler_model, sampler_number, sampler_wants_model)
-from stirbar.rt.types cimport EVENT_RATE_LOCKED, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, STREAM_OD1, TRACE_GAIN
+    RETRY_NS, SILENCE_NS, SLOW_RAIL, Channel, HostGrid, Sampler, host_begin_ns, sampler_conversion, sampler_feed,
+    sampler_feed_float, sampler_model, sampler_number, sampler_wants_model)
+from stirbar.rt.types cimport (
+    EVENT_RATE_LOCKED, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, PHASE_EDGE, STREAM_OD1, TRACE_CONVERSION, TRACE_GAIN,
+    TraceItem)
 
 cdef enum:
+    HOST_LENT = 2            # Channel.begun
     HOST_ASKS = 4            # for a conversion that should be there
     HOST_POLL_NS = 100000    # between them
 
@@ -65,6 +70,8 @@ cdef inline void sampler_lost(Sampler* s, int index, int64_t now_ns) noexcept no
     cdef Channel* channel = &s.channel[index]
     channel.expected_ns = channel.due_ns = now_ns + RETRY_NS
     channel.begun = 0
+    if index == s.rail_lender:
+        s.rail_v = NAN
     s.seeking &= ~(<uint32_t>1 << index)
     if not channel.lost:
         channel.lost = 1
@@ -217,7 +224,8 @@ cdef inline int host_convert(Sampler* s, int64_t now_ns) noexcept nogil:
     """Begin a conversion of each converter that has a channel in this slot; returns how many were begun."""
     cdef Channel* channel
     cdef int begun = 0
-    cdef int i, index
+    cdef int64_t begin_ns
+    cdef int i, index, lent, status
     for i in range(s.active_count):
         index = s.active[i]
         channel = &s.channel[index]
@@ -225,11 +233,18 @@ cdef inline int host_convert(Sampler* s, int64_t now_ns) noexcept nogil:
             continue
         if channel.lost and (now_ns < channel.expected_ns or not sampler_revive(s, index, now_ns)):
             continue
-        if s.hal.adc_convert(s.hal.context, index, s.clock.now_ns(s.clock.context)):
+        lent = index == s.rail_lender and channel.modelled and s.slow_due >> SLOW_RAIL & 1
+        begin_ns = s.clock.now_ns(s.clock.context)
+        if lent:
+            s.slow_due &= ~(<uint32_t>1 << SLOW_RAIL)
+            status = s.hal.rail_convert(s.hal.context, begin_ns)
+        else:
+            status = s.hal.adc_convert(s.hal.context, index, begin_ns)
+        if status:
             s.bus_errors += 1
             sampler_lost(s, index, now_ns)
             continue
-        channel.begun = 1
+        channel.begun = HOST_LENT if lent else 1
         begun += 1
     return begun
 
@@ -249,18 +264,41 @@ cdef inline void host_conversion(
         conversion.begin_ns + <int64_t>(HOST_SLOWEST * channel.aperture_ns), conversion, now_ns)
 
 
+cdef inline int host_rail(Sampler* s, int index) noexcept nogil:
+    """Fetch the rail's voltage: as adc_read. To the estimators the conversion that was left out for it is one that is
+    not used, as those at an edge of the light."""
+    cdef Channel* channel = &s.channel[index]
+    cdef TraceItem item
+    cdef double volts = NAN
+    cdef int status = s.hal.rail_read(s.hal.context, s.clock.now_ns(s.clock.context), &volts)
+    if status == -EAGAIN:
+        return 0
+    s.rail_v = volts
+    if status:
+        return status
+    channel.last_index = s.grid.turn + channel.index_offset
+    if not s.paused:
+        trace_int(&item, TRACE_CONVERSION, index, PHASE_EDGE, 0, channel.last_index, 0)
+        sampler_feed(s, &item)
+    return 1
+
+
 cdef inline int host_read(Sampler* s, int64_t now_ns) noexcept nogil:
     """Fetch what was begun in this slot; returns how many conversions are not there yet."""
     cdef Conversion conversion
     cdef Channel* channel
     cdef int waiting = 0
-    cdef int i, index, status
+    cdef int i, index, lent, status
     for i in range(s.active_count):
         index = s.active[i]
         channel = &s.channel[index]
         if not channel.begun or channel.slot != s.grid.slot:
             continue
-        status = s.hal.adc_read(s.hal.context, index, s.clock.now_ns(s.clock.context), &conversion)
+        lent = channel.begun == HOST_LENT
+        if lent:
+            status = host_rail(s, index)
+        else:
+            status = s.hal.adc_read(s.hal.context, index, s.clock.now_ns(s.clock.context), &conversion)
         if status == 0:
             waiting += 1
             continue
@@ -268,8 +306,8 @@ cdef inline int host_read(Sampler* s, int64_t now_ns) noexcept nogil:
         if status < 0:
             s.bus_errors += 1
             sampler_lost(s, index, now_ns)
-            continue
-        host_conversion(s, index, &conversion, now_ns)
+        elif not lent:
+            host_conversion(s, index, &conversion, now_ns)
     return waiting
 
 
@@ -343,6 +381,7 @@ cdef inline void host_plan(Sampler* s, int64_t now_ns) noexcept nogil:
     cdef int i, converter
     for i in range(8):
         taken[i] = 0
+    s.rail_lender = -1
     grid.slots = 0
     grid.slot = 0
     grid.turn = 0
@@ -353,6 +392,8 @@ cdef inline void host_plan(Sampler* s, int64_t now_ns) noexcept nogil:
         channel = &s.channel[s.active[i]]
         if channel.plan.pace != PACE_HOST:
             continue
+        if channel.plan.lends_rail:
+            s.rail_lender = s.active[i]
         converter = channel.plan.converter & 7
         channel.slot = taken[converter]
         taken[converter] += 1

@@ -244,6 +244,15 @@ cdef inline int sim_adc_convert(void* context, int channel, int64_t now_ns) noex
     return 0
 
 
+cdef inline int sim_check(void* context, int64_t now_ns) noexcept nogil:
+    """Its chips never lose what was written to them."""
+    return 0
+
+
+cdef inline int sim_rail_convert(void* context, int64_t now_ns) noexcept nogil:
+    return -ENODEV
+
+
 cdef inline int sim_rail_read(void* context, int64_t now_ns, double* volts) noexcept nogil:
     return -ENODEV
 
@@ -446,6 +455,9 @@ cdef inline void sim_hal(Sim* sim, Hal* hal) noexcept nogil:
     hal.adc_read = sim_adc_read
     hal.led_write = sim_led_write
     hal.temperature_read = sim_temperature_read
+    hal.temperature_check = sim_check
+    hal.led_check = sim_check
+    hal.rail_convert = sim_rail_convert
     hal.rail_read = sim_rail_read
     hal.edges_read = sim_edges_read
     hal.stirrer_write = sim_stirrer_write

@@ -151,7 +151,7 @@ cdef class SimulatedVial:
         config.seed = <uint64_t>seed
         for i in range(4):
             config.angle[i] = angles[i]
-            config.plan[i] = AdcPlan(PACE_READY, i, 860.0, 860.0, 0, 0, 0)
+            config.plan[i] = AdcPlan(PACE_READY, i, 0, 860.0, 860.0, 0, 0, 0)
         for i in range(PARAM_COUNT):
             config.parameter[i] = parameters[i]
         _check(sim_init(&self.sim, &config, start_ns))

@@ -1,11 +1,11 @@
 # Why compiled: the heater's sensor shares the photodiodes' bus, so their thread reads it.
 # Thread rule: the sampling thread.
-# Units: degrees Celsius, nanoseconds of CLOCK_MONOTONIC.
+# Units: degrees Celsius.
 #
-# TI SBOS854. The pointer stays at the temperature: a read is 29 bits.
+# TI SBOS854. The pointer stays at the temperature: a read is 29 bits, 49 after a check of the configuration.
 
 from libc.errno cimport EIO
-from libc.stdint cimport int16_t, int64_t, uint16_t
+from libc.stdint cimport int16_t, uint16_t
 
 from stirbar.rt.i2c_bus cimport I2cBus, I2cDevice, device_init, device_read16, device_write16
 
@@ -22,35 +22,31 @@ cdef enum:
     TMP_SLOW = 0x6000          # config: a conversion each 220 ms; it warms itself less than with one each 27.5 ms
     TMP_CONFIG_BITS = 0x7f00   # those that hold what was written
     TMP_IDENTITY = 0x7500
-    TMP_CHECK_S = 10           # its configuration is read back so often
     TMP_LOWEST_DEGC = -55
     TMP_HIGHEST_DEGC = 128
 
 cdef struct Tmp1075:
     I2cDevice device
     int started
-    int64_t checked_ns
 
 
 cdef inline void tmp1075_init(Tmp1075* chip, I2cBus* bus, int address) noexcept nogil:
     device_init(&chip.device, bus, address)
     chip.started = 0
-    chip.checked_ns = 0
 
 
-cdef inline int tmp1075_check(Tmp1075* chip, int64_t now_ns) noexcept nogil:
+cdef inline int tmp1075_check(Tmp1075* chip) noexcept nogil:
     """Whether it is a TMP1075 that measures: 0, or minus an errno; -EIO: it holds another configuration."""
     cdef uint16_t value = 0
     cdef int status = device_read16(&chip.device, TMP_CONFIG, &value)
     if status == 0 and (value & TMP_CONFIG_BITS) != TMP_SLOW:
         chip.device.bus.counters.garbage += 1
         status = -EIO
-    chip.checked_ns = now_ns
     chip.started = status == 0
     return status
 
 
-cdef inline int tmp1075_start(Tmp1075* chip, int64_t now_ns) noexcept nogil:
+cdef inline int tmp1075_start(Tmp1075* chip) noexcept nogil:
     cdef uint16_t value = 0
     cdef int status = device_read16(&chip.device, TMP_DEVICE_ID, &value)
     if status == 0 and value != TMP_IDENTITY:
@@ -58,20 +54,18 @@ cdef inline int tmp1075_start(Tmp1075* chip, int64_t now_ns) noexcept nogil:
         status = -EIO
     if status == 0:
         status = device_write16(&chip.device, TMP_CONFIG, TMP_SLOW)
-    return status if status else tmp1075_check(chip, now_ns)
+    return status if status else tmp1075_check(chip)
 
 
-cdef inline int tmp1075_read(Tmp1075* chip, int64_t now_ns, double* celsius) noexcept nogil:
-    """0, or minus an errno; -EIO: an answer that cannot be, or a chip that has lost its configuration."""
+cdef inline int tmp1075_read(Tmp1075* chip, double* celsius) noexcept nogil:
+    """0, or minus an errno; -EIO: an answer that cannot be. A chip that was found without its configuration is set up
+    again."""
     cdef uint16_t value = 0
     cdef int status = 0
     if not chip.started:
-        status = tmp1075_start(chip, now_ns)
+        status = tmp1075_start(chip)
     if status == 0:
         status = device_read16(&chip.device, TMP_TEMPERATURE, &value)
-    # after the temperature, for which the pointer stands right (78 bits on the wire, not 98)
-    if status == 0 and now_ns - chip.checked_ns >= <int64_t>TMP_CHECK_S * 1000000000:
-        status = tmp1075_check(chip, now_ns)
     if status:
         chip.started = 0
         return status

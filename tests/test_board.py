@@ -392,6 +392,20 @@ def test_the_heater_boards_sensor(opened, bench: Bench) -> None:
     assert bench.register(0x4F, 1) == 0x6000  # it was configured again
 
 
+@board("hat1.0")
+def test_a_sensor_that_lost_its_power_is_found_out_and_set_up_again(opened, bench: Bench) -> None:
+    opened.check_chips()
+    bench.unplug(0x4F)
+    bench.replug(0x4F)
+    assert bench.register(0x4F, 1) != 0x6000
+    with raises(errno.EIO):
+        opened.check_chips()
+    assert opened.temperature() == 25.0
+    assert bench.register(0x4F, 1) == 0x6000
+    opened.check_chips()
+    assert opened.counters()["garbage"] == 1
+
+
 # --- a bad bus -------------------------------------------------------------------------------------------------------
 
 
@@ -504,9 +518,8 @@ def test_a_bus_that_cannot_be_freed_as_wanted_is_said(bench: Bench, tmp_path: pa
     opened = Board(load_profile(str(path)))
     opened.close()
     assert len(opened.warnings) == 1
-    assert re.match(
-        r"a held bus cannot be freed: /dev/gpiomem: No such file.*DeviceAllow.*recovery = none", opened.warnings[0]
-    )
+    said = r"a held bus cannot be freed: /dev/gpiomem: No such file.*DeviceAllow.*recovery = none"
+    assert re.match(said, opened.warnings[0])
 
 
 @board("eyespy")

@@ -127,6 +127,38 @@ def test_every_board_measures(run: Run, bench: Bench) -> None:
     assert counters["bus_transfers"] > 100 and counters["bus_busy_ms"] > 10
 
 
+@board("48:ads1114,49:ads1114,4a:dac43608,4f:tmp1075", ready={0x48: 27, 0x49: 22}, bus_hz=400_000, travel=True)
+def test_the_custom_example_measures(bench: Bench, tmp_path: pathlib.Path) -> None:
+    bench.set_celsius(0x4F, 37.0)
+    with running(bench, tmp_path, load_profile("custom-example")) as run:
+        run.until(lambda: len(run.good("od2")) >= 3 and len(run.stream("temperature")) >= 2)
+        assert run.loop.missing == [] and run.stream("temperature")["value"][-1] == 37.0
+        counters = run.loop.counters()
+        assert counters["bus_transfer_errors"] == counters["garbage"] == counters["ready_lost"] == 0
+
+
+@board("hat1.0", travel=True)
+@board("hat1.1", travel=True)
+@board("hat1.2", travel=True)
+@board("model1.5", travel=True)
+@board("xr1.5", travel=True)
+@board("eyespy", travel=True)
+def test_slow_devices_cost_no_conversion(run: Run, bench: Bench) -> None:
+    """Sensor and rail, and what is read back every ten seconds; a minute where sleeping takes no time."""
+    rail = (0x48, 3) if 0x2C not in bench.chips else (0x2C, 1)
+    bench.set_volts(*rail, 0.134 * 12.0)
+    run.until(lambda: len(run.good("od2")) >= 3)
+    begun = time.monotonic()
+    run.until(lambda: time.monotonic() - begun > (60 if bench.where == "kernel" else 3), 90)
+    counters = run.loop.counters()
+    print({name: counters[name] for name in ("conversions", "missed_conversions", "slow_reads_forced", "bus_busy_ms")})
+    assert run.loop.rail_v() == pytest.approx(12.0, rel=0.02)
+    assert counters["bus_transfer_errors"] == counters["garbage"] == 0
+    if bench.where == "kernel":  # the fake's clock is the busy machine's
+        assert counters["slow_reads_forced"] == counters["missed_conversions"] == 0
+        assert len(run.stream("temperature")) >= 59
+
+
 @board("eyespy", travel=True)
 @board("hat1.0", travel=True)
 @board("hat1.1", travel=True)
@@ -241,7 +273,8 @@ def test_a_driver_of_the_light_that_is_unplugged_is_named_and_comes_back(run: Ru
     assert len(rows) >= 3 and np.isnan(rows["value"]).all()
     assert (rows["flags"] == records.FLAGS["dark"]).all()
     assert run.announced("sensor_lost") == 0
-    assert run.loop.counters()["bus_transfer_errors"] < 100  # asked again once a second
+    # asked again once a second; a darkness that is owed, each 50 ms
+    assert run.loop.counters()["bus_transfer_errors"] < 400
     count = len(run.good("od2"))
     bench.replug(address)
     run.until(lambda: run.announced("light_back") == 1)

@@ -330,6 +330,5 @@ def test_a_job_that_the_loop_refuses_to_start_is_an_event_that_says_why(tmp_path
     twin.host.start_jobs()
     said = [json.loads(payload) for _, payload in batches(list(twin.run(1)), b"event")]
     refused = [(body["level"], body["source"], body["message"]) for body in said if body["code"] == "not_started"]
-    assert refused == [
-        ("error", "stirring", f"stirring was not started: refused by the loop: {os.strerror(errno.EDOM)}")
-    ]
+    why = f"stirring was not started: refused by the loop: {os.strerror(errno.EDOM)}"
+    assert refused == [("error", "stirring", why)]
