@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from stirbar.core.config import Config
     from stirbar.core.front_panel import Panel
+    from stirbar.core.vitals import Vitals
     from stirbar.rt.loop import Loop
 
     Message = tuple[bytes, bytes, bytes]
@@ -67,6 +68,7 @@ class Host:
         self.version = version
         self.without_outputs = without_outputs
         self.panel: Panel | None = None  # button and LED, where the board has them
+        self.vitals: Vitals | None = None  # of the computer; a twin looks at none
         self.history = History(int(config.get("worker.config", "history_mb")) * 1_000_000)
         self.blanks = Blanks(directory)
         self.led_hours = LedHours(directory, loop.now_ns())
