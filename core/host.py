@@ -69,6 +69,9 @@ class Host:
         self.without_outputs = without_outputs
         self.panel: Panel | None = None  # button and LED, where the board has them
         self.vitals: Vitals | None = None  # of the computer; a twin looks at none
+        self.reported_faults: dict[
+            int, int
+        ] = {}  # error code: until when, ns; what others know and the board's LED shows
         self.history = History(int(config.get("worker.config", "history_mb")) * 1_000_000)
         self.blanks = Blanks(directory)
         self.led_hours = LedHours(directory, loop.now_ns())

@@ -1,7 +1,7 @@
 """The job `monitor`: how the unit itself is, its self-checks, and the error codes that its board's LED blinks.
 
 Error codes are the field's: 3 disk almost full, 4 stirring failed, 5 too much light, 6 heater board too hot, 7 supply.
-Those of network, broker and page (1, 2, 8) are not known to a worker, which needs none of them.
+1 and 2, network and broker, are the bridge's to report; 8, the leader's page, is nobody's here.
 
 Synchronization: none; belongs to the host thread.
 """
@@ -166,7 +166,9 @@ class Monitor(Job):
                 self._asleep.discard(code)
                 if code == TOO_MUCH_LIGHT:
                     self.host.event("notice", job, "the light is on again", code="over_voltage_over")
-        faults = frozenset(codes | self._asleep)
+        now_ns = self.host.loop.now_ns()
+        reported = {code for code, until_ns in self.host.reported_faults.items() if now_ns < until_ns}
+        faults = frozenset(codes | self._asleep | reported)
         if self.host.panel is not None:
             self.host.panel.faults = faults
         if faults != self.faults:

@@ -7,6 +7,7 @@ import pathlib
 
 import pytest
 from stirbar.core import check_system, events
+from stirbar.core.commands import Commands
 from stirbar.core.config import load_config, parse_overrides
 from stirbar.core.front_panel import IDENTIFY_NS, fault_level, identify_level
 from stirbar.core.monitor_job import FIRST_CHECK_NS, VITALS_PERIOD_NS, Monitor, make_checks
@@ -197,6 +198,32 @@ def test_too_much_light_is_code_5_until_the_light_is_on_again(tmp_path):
     assert monitor_of(twin).faults == {5}
     twin.host.jobs["od_reading"].start(lambda ok, limit: None)
     assert ("notice", "over_voltage_over", "the light is on again") in said(twin, 2)
+    assert monitor_of(twin).faults == set()
+
+
+def test_codes_that_the_bridge_reports_lapse(tmp_path):
+    twin = make_twin(tmp_path)
+    commands, answers = Commands(twin.host), []
+
+    def ask(**fields):
+        commands.handle({"id": 1, "command": "fault", **fields}, lambda answer, _: answers.append(answer))
+        list(twin.run(1.1))
+        return answers.pop()
+
+    assert ask(code=2, seconds=10)["result"] == {"code": 2, "seconds": 10.0}
+    assert twin.host.settings["monitor", "error_codes"]["value"] == [2]
+    list(twin.run(11))
+    assert monitor_of(twin).faults == set()
+    ask(code=1, seconds=300)
+    assert monitor_of(twin).faults == {1}
+    ask(code=1, seconds=0)
+    assert monitor_of(twin).faults == set()
+    for wrong, field in (
+        ({"code": 3, "seconds": 1}, "code"),
+        ({"code": 1}, "seconds"),
+        ({"code": 1, "seconds": 301}, "seconds"),
+    ):
+        assert ask(**wrong)["error"]["field"] == field
     assert monitor_of(twin).faults == set()
 
 
