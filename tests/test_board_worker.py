@@ -122,3 +122,19 @@ def test_a_worker_on_every_board(worker: BoardWorker, bench: Bench) -> None:
     assert worker.close() == 0, worker.said()
     assert bench.led_code(*led(worker.profile)) in (None, 0)
     assert bench.level(MOTOR) == 0
+
+
+@board("hat1.0", plant=True, travel=True)
+def test_the_boards_led_tells_an_error_code(worker: BoardWorker, bench: Bench) -> None:
+    """Without anybody to send it: the worker drives the line itself."""
+    worker.client.command("fault", code=2, seconds=60)
+
+    def codes() -> list[int]:
+        found = worker.client.command("settings", job="monitor")["settings"]
+        return next(one["value"] for one in found if one["setting"] == "error_codes")
+
+    wait_for(lambda: 2 in codes(), 10, "the code among the settings")
+    for level in (1, 0, 1):
+        wait_for(lambda level=level: bench.level(bench.led) == level, 10, f"the LED at {level}")
+    assert worker.close() == 0, worker.said()
+    assert bench.level(bench.led) == 0
