@@ -19,6 +19,7 @@ import zmq
 from stirbar.bridge import remote, topics
 from stirbar.bridge.dialect import LOST, MONITOR, Dialect
 from stirbar.bridge.intake import Intake
+from stirbar.bridge.offline import OfflineSign
 from stirbar.bridge.sender import Sender
 from stirbar.bridge.session import Broker, Session, reply_properties
 from stirbar.bridge.spool import Spool
@@ -141,6 +142,7 @@ class Relay:
             self._on_message,
             self.sender.on_puback,
         )
+        self._offline_sign = OfflineSign(self._link)
         self._describe = b""
         self._state_said = b""
         self._dead_runs: list[bytes] = []
@@ -202,6 +204,7 @@ class Relay:
         self.session.step(now)
         self._link.expire(now)
         self._watch_worker(now)
+        self._offline_sign.step(self.session.online, now)
         self.intake.step(now)
         if now >= self._flush_at:
             self._flush_at = max(self._flush_at + self.settings.block_interval_s, now)

@@ -31,6 +31,15 @@ CSV_COLUMNS = (
     "flags", "unit_id", "run_id", "sequence", "wall_ns", "monotonic_ns",
 )  # fmt: skip
 
+_EVENT_SELECT = (
+    "SELECT event.id, wall_ns, unit.unit_id, unit.name, level, source, code, message, object, acknowledged_ns, "
+    "acknowledged_by FROM event LEFT JOIN unit ON unit.id = event.unit"
+)
+_OPEN = "acknowledged_ns IS NULL AND level IN ('warning', 'error')"  # as the index event_open has it
+# which event says that a fault is over, beside the one whose code ends in _over
+ENDS = {"sensor_lost": "sensor_back", "stir_stall": "stir_running", "stir_fault": "stir_running"}
+OF_A_STREAM = ("sensor_lost",)  # whose message, and that of its end, begins with the stream
+
 
 class Connection(sqlite3.Connection):
     """A connection that can be weakly referenced, so that those of ended threads do not pile up."""
@@ -256,16 +265,36 @@ class SqliteReader(Store):
             where.append("event.wall_ns < ?")
             values.append(round(before * 1e6) * 1000)
         rows = self._rows(
-            "SELECT event.id, wall_ns, unit.unit_id, unit.name, level, source, code, message, object FROM event "
-            f"LEFT JOIN unit ON unit.id = event.unit WHERE {' AND '.join(where)} "
-            "ORDER BY event.wall_ns DESC, event.id DESC LIMIT ?",
+            f"{_EVENT_SELECT} WHERE {' AND '.join(where)} ORDER BY event.wall_ns DESC, event.id DESC LIMIT ?",
             [*values, limit],
         )
-        names = ("id", "t", "unit_id", "unit", "level", "source", "code", "message", "value")
-        return [
-            dict(zip(names, (number, wall_ns // 1000 / 1e6, *rest, _value(text)), strict=True))
-            for number, wall_ns, *rest, text in rows
-        ]
+        return [_event(row) for row in rows]
+
+    def alerts(self, unit_id: bytes | None = None, limit: int = 100) -> dict[str, Any]:
+        where = f"{_OPEN} AND (?1 IS NULL OR event.unit = (SELECT id FROM unit WHERE unit_id = ?1))"
+        ((count, newest),) = self._rows(f"SELECT count(*), max(id) FROM event WHERE {where}", (unit_id,))
+        rows = self._rows(
+            f"{_EVENT_SELECT} WHERE {where} ORDER BY event.wall_ns DESC, event.id DESC LIMIT ?2", (unit_id, limit)
+        )
+        return {"count": count, "newest": newest, "alerts": [{**_event(row), "over": self._over(row)} for row in rows]}
+
+    def _over(self, row: tuple[Any, ...]) -> float | None:
+        """When an alert ended: by the event that says so, or with the worker's run."""
+        number, code, message = row[0], row[6], row[7]
+        ((end_ns,),) = self._rows(
+            "SELECT min(other.wall_ns) FROM event JOIN event AS other ON other.unit = event.unit "
+            "AND other.wall_ns >= event.wall_ns AND other.id > event.id "
+            "WHERE event.id = ?1 AND other.code IN (?2, ?3) AND (?4 = '' OR other.message LIKE ?4 || ' %')",
+            (number, f"{code}_over", ENDS.get(code), message.split(" ")[0] if code in OF_A_STREAM else ""),
+        )
+        if end_ns is None:
+            ((end_ns,),) = self._rows(
+                "SELECT min(later.first_seen_ns) FROM event JOIN series ON series.id = event.series "
+                "JOIN run ON run.id = series.run JOIN run AS later ON later.unit = run.unit AND later.id > run.id "
+                "WHERE event.id = ?",
+                (number,),
+            )
+        return None if end_ns is None else float(end_ns // 1000 / 1e6)
 
     def gaps(self, unit_id: bytes | None = None, limit: int = 100) -> list[dict[str, Any]]:
         rows = self._rows(
@@ -325,6 +354,20 @@ def _mean(low: float, high: float, total: float | None, count: int) -> float:
     if total is None or not math.isfinite(total):
         return low / 2 + high / 2
     return total / count
+
+
+def _event(row: tuple[Any, ...]) -> dict[str, Any]:
+    """A row of `_EVENT_SELECT` as it is given out."""
+    number, wall_ns, *rest, text, acknowledged_ns, acknowledged_by = row
+    names = ("unit_id", "unit", "level", "source", "code", "message")
+    return {
+        "id": number,
+        "t": wall_ns // 1000 / 1e6,
+        **dict(zip(names, rest, strict=True)),
+        "value": _value(text),
+        "acknowledged_at": None if acknowledged_ns is None else acknowledged_ns // 1000 / 1e6,
+        "acknowledged_by": acknowledged_by,
+    }
 
 
 def _value(text: str) -> Any:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     Buckets = dict[tuple[int, int], Bucket]  # (series, number of the bucket)
 
 _READING_INSERT = "INSERT OR IGNORE INTO reading VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
-_EVENT_INSERT = "INSERT INTO event VALUES (?,?,?,?,?,?,?,?,?,?)"
+_EVENT_INSERT = """
+    INSERT INTO event (id, wall_ns, unit, series, sequence, level, source, code, message, object)
+    VALUES (?,?,?,?,?,?,?,?,?,?)"""
 _GAP_INSERT = "INSERT INTO gap (run, stream, first_sequence, count, reason, wall_ns) VALUES (?,?,?,?,?,?)"
 _COVERAGE_UPSERT = """
     INSERT INTO coverage VALUES (?,?,?,?)

@@ -418,7 +418,20 @@ class SqliteStore(SqliteReader):
                         "INSERT INTO assignment (unit, experiment, from_ns) VALUES (?,?,?)", (unit, wanted, now_ns)
                     )
 
-    # Events of the leader, counters, the end
+    # Events, counters, the end
+
+    def acknowledge(self, first: int, last: int, unit_id: bytes | None, by: str) -> list[str | None]:
+        where = "id BETWEEN ?1 AND ?2 AND level IN ('warning', 'error')"
+        if first == last and not self._rows(f"SELECT 1 FROM event WHERE {where}", (first, last)):
+            raise StoreError(f"event {first} is no warning and no error, or not here")
+        where += " AND acknowledged_ns IS NULL AND (?3 IS NULL OR unit = (SELECT id FROM unit WHERE unit_id = ?3))"
+        with self._lock, self._transaction("FULL"):
+            rows = self._writer.execute(
+                f"UPDATE event SET acknowledged_ns = ?4, acknowledged_by = ?5 WHERE {where} "
+                "RETURNING (SELECT name FROM unit WHERE unit.id = event.unit)",
+                (first, last, unit_id, time.time_ns(), blocks.plain(by)),
+            ).fetchall()
+        return [name for (name,) in rows]
 
     def add_event(self, unit_id: bytes | None, level: str, source: str, code: str, message: str) -> dict[str, Any]:
         wall_ns = time.time_ns()
@@ -428,7 +441,8 @@ class SqliteStore(SqliteReader):
             row = self._event_row(wall_ns, unit, None, None, event)
             self._pending.events.append(row)
             self._pending.size += 200
-        return {"id": row[0], "t": wall_ns // 1000 / 1e6, "unit_id": unit_id, **event}
+        acknowledged = {"acknowledged_at": None, "acknowledged_by": None}
+        return {"id": row[0], "t": wall_ns // 1000 / 1e6, "unit_id": unit_id, **event, **acknowledged}
 
     def counters(self) -> dict[str, Any]:
         with self._lock:

@@ -113,9 +113,26 @@ class Store:
     def events(
         self, unit_id: bytes | None = None, limit: int = 100, before: float | None = None
     ) -> list[dict[str, Any]]:
-        """Newest first: `id`, `t`, `unit_id`, `unit` (None: the leader), `level`, `source`, `code`, `message`, `value`.
+        """Newest first: `id`, `t`, `unit_id`, `unit` (None: the leader), `level`, `source`, `code`, `message`, `value`,
+        and `acknowledged_at`, `acknowledged_by` (None: not acknowledged).
 
         `before` (a `t`) is exclusive.
+        """
+        raise NotImplementedError
+
+    def alerts(self, unit_id: bytes | None = None, limit: int = 100) -> dict[str, Any]:
+        """Warnings and errors that nobody has acknowledged: `count` of all, the `newest` of their ids, and `alerts`.
+
+        `alerts` are the newest as `events` gives them, each with `over`: when it ended by itself, None while it lasts
+        or where nobody says.
+        """
+        raise NotImplementedError
+
+    def acknowledge(self, first: int, last: int, unit_id: bytes | None, by: str) -> list[str | None]:
+        """Acknowledge the alerts with ids from `first` to `last`, of a unit or of all, for ever.
+
+        Returns the names of the units that they were of, one for each alert. Raises StoreError for a single id that is
+        none of a warning or error.
         """
         raise NotImplementedError
 

@@ -10,6 +10,7 @@ import resource
 
 from stirbar.core.check_report import FAIL, NOTE, OK, SKIP, WARN, Finding, judge
 from stirbar.core.detection import read_tree
+from stirbar.core.vitals import UNDER_VOLTAGE_BEFORE, UNDER_VOLTAGE_NOW, read_text, throttle_flags
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 CONFIG_TXT = "/boot/firmware/config.txt"
 RT_RUNTIME = "/proc/sys/kernel/sched_rt_runtime_us"
-THROTTLED = "/sys/devices/platform/soc/soc:firmware/get_throttled"
-UNDER_VOLTAGE_NOW, UNDER_VOLTAGE_BEFORE = 1 << 0, 1 << 16
 # What decides whether a line keeps its level when the program that drove it ends; Y: it does.
 PERSISTENCE = (
     "/sys/module/pinctrl_rp1/parameters/persist_gpio_outputs",
@@ -29,14 +28,6 @@ PERSISTENCE = (
 )
 LOCKED_BYTES = 64 << 20
 LIMITS_REMEDY = "start the worker by its systemd unit, or write `@stirbar - {} {}` into /etc/security/limits.d"
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
 
 
 def _groups() -> Iterator[Finding]:
@@ -88,7 +79,7 @@ def _real_time(config: Config) -> Iterator[Finding]:
         LIMITS_REMEDY.format("memlock", "unlimited"),
         WARN,
     )
-    runtime = _read(RT_RUNTIME)
+    runtime = read_text(RT_RUNTIME)
     if runtime:
         yield judge(
             runtime != "-1",
@@ -100,11 +91,10 @@ def _real_time(config: Config) -> Iterator[Finding]:
 
 
 def _power() -> Iterator[Finding]:
-    text = _read(THROTTLED)
-    if not text:
+    flags = throttle_flags()
+    if flags is None:
         yield Finding(SKIP, "supply voltage", "the firmware's flags are not here (no Raspberry Pi?)")
         return
-    flags = int(text, 16)
     state = "under-voltage now" if flags & UNDER_VOLTAGE_NOW else "under-voltage since the start"
     low = flags & (UNDER_VOLTAGE_NOW | UNDER_VOLTAGE_BEFORE)
     yield judge(
@@ -119,7 +109,7 @@ def _power() -> Iterator[Finding]:
 
 def _release() -> Iterator[Finding]:
     for path in PERSISTENCE:
-        value = _read(path)
+        value = read_text(path)
         if value:
             yield judge(
                 value in ("N", "0"),

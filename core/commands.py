@@ -29,6 +29,8 @@ REMEMBERED_IDS = 256
 ASKING = ("describe", "status", "settings", "config", "resend")
 RAW_SECONDS_MAXIMUM = 3600.0
 BLANK_SECONDS_MAXIMUM = 600.0
+REPORTED_CODES = (1, 2)  # no network, no broker: the field's error codes that only others can know
+FAULT_SECONDS_MAXIMUM = 300.0
 RESEND_BYTES_MAXIMUM = 4_000_000
 EXPERIMENT_NAME_BYTES = 128
 # These characters would make an experiment's name unusable as an MQTT level or in a path.
@@ -264,6 +266,12 @@ class Commands:
 
     def do_identify(self, request: Request, reply: Reply) -> None:
         reply(_success(request, {"seconds": self.host.identify()}), [])
+
+    def do_fault(self, request: Request, reply: Reply) -> None:
+        code = int(number(request.get("code"), "code", min(REPORTED_CODES), max(REPORTED_CODES), ""))
+        seconds = number(request.get("seconds"), "seconds", 0.0, FAULT_SECONDS_MAXIMUM, "s")
+        self.host.reported_faults[code] = self.host.loop.now_ns() + int(seconds * 1e9)
+        reply(_success(request, {"code": code, "seconds": seconds}), [])
 
     def do_simulate(self, request: Request, reply: Reply) -> None:
         if not self.host.loop.simulated():

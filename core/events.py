@@ -29,6 +29,7 @@ EVENT_COMMAND_REFUSED = 2
 EVENT_STIR_FAULT = 5
 EVENT_RATE_LOCKED = 7
 EVENT_HALF_CYCLE = 8
+EVENT_OVER_VOLTAGE = 13
 EVENT_LIGHT_PATH = 16
 EVENT_REFERENCE_ERROR, EVENT_REFERENCE = 20, 21
 EVENT_HEAT_LIMITED, EVENT_HEAT_FREED = 32, 33
@@ -88,7 +89,7 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "photodiode {argument} is at the converter's limit: lower the LED's intensity or raise adc_full_scale_v",
     ),
     12: ("gain", "info", "od_reading", "photodiode {argument} is measured at a full scale of {value:.3f} V"),
-    13: (
+    EVENT_OVER_VOLTAGE: (
         "over_voltage",
         "error",
         "od_reading",

@@ -1,4 +1,4 @@
-"""Button and LED of a board: presses as events, and a blink that says which unit it is.
+"""Button and LED of a board: presses as events; blinks that say which unit it is, and what is wrong with it.
 
 The worker claims both lines from the kernel: a press makes a descriptor readable, and nothing wakes between presses.
 lgpio, which `stirbar hardware check` takes where it is installed, would cost the worker 1.1 MB and 50 wake-ups/s.
@@ -14,13 +14,40 @@ from stirbar.core.gpio_lines import FALLING, INPUT, OUTPUT, PULL_UP, RISING, Lin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any
 
     from stirbar.core.profiles import Profile
 
 BLINK_NS = 250_000_000  # half a period
-IDENTIFY_NS = 5_000_000_000
+PAUSE_NS = 500_000_000  # after blinks that belong together
+FAULT_LONG_NS = 2_000_000_000
+FAULT_PAUSE_NS = 1_000_000_000
+IDENTIFY_NS = 4 * (4 * BLINK_NS + PAUSE_NS)
 DEBOUNCE_NS = 20_000_000
+
+
+def fault_level(codes: Collection[int], now_ns: int) -> bool:
+    """Whether the LED is on at a time while these error codes last: one after the other, smallest first, for ever.
+
+    A code is the field's: on for 2 s, then as many blinks of 0.25 s as its number, each after 0.25 s of darkness.
+    """
+    if not codes:
+        return False
+    turns = [FAULT_LONG_NS + 2 * code * BLINK_NS + FAULT_PAUSE_NS for code in sorted(codes)]
+    at_ns = now_ns % sum(turns)
+    for code, turn_ns in zip(sorted(codes), turns, strict=True):
+        if at_ns < turn_ns:
+            blinking = FAULT_LONG_NS <= at_ns < FAULT_LONG_NS + 2 * code * BLINK_NS
+            return at_ns < FAULT_LONG_NS or (blinking and (at_ns - FAULT_LONG_NS) // BLINK_NS % 2 == 1)
+        at_ns -= turn_ns
+    return False
+
+
+def identify_level(since_ns: int) -> bool:
+    """Whether the LED is on so long after it was asked which unit this is: four times two blinks of 0.25 s."""
+    at_ns = since_ns % (4 * BLINK_NS + PAUSE_NS)
+    return 0 <= since_ns < IDENTIFY_NS and at_ns < 4 * BLINK_NS and at_ns // BLINK_NS % 2 == 0
 
 
 class LgpioLine:
@@ -75,10 +102,11 @@ class Panel:
     """Button and LED as the worker's host thread has them.
 
     `button_descriptor` is readable when the button was pressed or let go (-1: no button); `pressed` is its state.
-    The LED is on while the button is pressed, and blinks after `identify`. Raises LineError.
+    The LED is on while the button is pressed, blinks after `identify`, else tells the error codes in `faults`. Raises
+    LineError.
     """
 
-    __slots__ = ("_button", "_changed_ns", "_led", "_until_ns", "pressed")
+    __slots__ = ("_button", "_changed_ns", "_identify_ns", "_led", "faults", "pressed")
 
     def __init__(self, chip: str, button: int | None, led: int | None) -> None:
         self._led = Line(chip, led, OUTPUT, "stirbar-panel") if led is not None else None
@@ -90,7 +118,8 @@ class Panel:
             if self._led is not None:
                 self._led.close()
             raise
-        self._until_ns = 0
+        self._identify_ns: int | None = None
+        self.faults: frozenset[int] = frozenset()
         self._changed_ns = 0
         self.pressed = False
 
@@ -104,7 +133,7 @@ class Panel:
 
     def identify(self, now_ns: int) -> float:
         """Blink from now on; `step` does it. Returns for how many seconds."""
-        self._until_ns = now_ns + IDENTIFY_NS
+        self._identify_ns = now_ns
         return IDENTIFY_NS / 1e9
 
     def step(self, now_ns: int) -> list[bool]:
@@ -114,9 +143,16 @@ class Panel:
         """
         changes = self._changes()
         if self._led is not None:
-            blinking = now_ns < self._until_ns and (self._until_ns - now_ns) // BLINK_NS % 2 == 1
-            self._led.set(int(self.pressed or blinking))
+            self._led.set(int(self.pressed or self._blinks(now_ns)))
         return changes
+
+    def _blinks(self, now_ns: int) -> bool:
+        if self._identify_ns is not None:
+            since_ns = now_ns - self._identify_ns
+            if since_ns < IDENTIFY_NS:
+                return identify_level(since_ns)
+            self._identify_ns = None
+        return fault_level(self.faults, now_ns)
 
     def _changes(self) -> list[bool]:
         found: list[bool] = []

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from stirbar.core.config import Config
     from stirbar.core.front_panel import Panel
     from stirbar.core.journal import Journal
+    from stirbar.core.vitals import Vitals
     from stirbar.rt.loop import Loop
 
     Message = tuple[bytes, bytes, bytes]
@@ -82,6 +83,9 @@ class Host:
         self.without_outputs = without_outputs
         self.journal = journal
         self.panel: Panel | None = None  # button and LED, where the board has them
+        self.vitals: Vitals | None = None  # of the computer; a twin looks at none
+        # error code: until when, ns; what others know and the board's LED shows
+        self.reported_faults: dict[int, int] = {}
         self.history = History(int(config.get("worker.config", "history_mb")) * 1_000_000)
         self.blanks = Blanks(directory)
         self.led_hours = LedHours(directory, loop.now_ns())

@@ -174,6 +174,8 @@ class OdReading(Job):
     def on_event(self, code: int, value: float) -> None:
         if code in (events.EVENT_HALF_CYCLE, events.EVENT_LIGHT_PATH, events.EVENT_RATE_LOCKED):
             self.publish_chop()
+        elif code == events.EVENT_OVER_VOLTAGE and self.state == READY:
+            self.become(SLEEPING)
 
     def remember(self) -> dict[str, object]:
         return {"ir_led_intensity": self.intensity}
@@ -286,18 +288,9 @@ class Stirring(Job):
             self.become(SLEEPING)
 
 
-class Monitor(Job):
-    """Reports on the unit itself; runs as long as the worker does."""
-
-    name = "monitor"
-
-    def publish(self) -> None:
-        self.host.publish_setting(self.name, "versions", {"app": self.host.version})
-        self.become(READY)
-
-
 def make_jobs(host: Host, config: Config) -> dict[str, Job]:
     """The jobs of a worker by name."""
+    from stirbar.core.monitor_job import Monitor
     from stirbar.core.temperature_job import TemperatureAutomation
 
     return {kind.name: kind(host, config) for kind in (OdReading, Stirring, TemperatureAutomation, Monitor)}

@@ -12,7 +12,6 @@ IGNORED: tuple[tuple[str, str, str], ...] = (
     ("leds", "*", "the hardware profile says which line is the OD LED"),
     ("leds_reverse", "*", "derived by Pioreactor from [leds]"),
     ("monitor.config", "enable_button", "the button is not read"),
-    ("monitor.config", "self_check_interval_hours", "faults are counted and reported when they happen"),
     ("stirring.config", "duration_between_updates_seconds", "the speed is controlled on each edge of the tachometer"),
     (
         "stirring.config",

@@ -274,6 +274,20 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         ),
     ),
     (
+        "monitor.config",
+        "What the worker looks after on its own unit.",
+        (
+            real_key(
+                "self_check_interval_hours",
+                12.0,
+                "h",
+                0.0,
+                8760.0,
+                "Time between checks of disk, processor, supply and heater board; 0: only at the start.",
+            ),
+        ),
+    ),
+    (
         "bioreactor",
         "The liquid in the vial.",
         (real_key("initial_volume_ml", 15.0, "mL", 1.0, 100.0, "What is in the vial when the worker starts."),),

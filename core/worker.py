@@ -34,7 +34,6 @@ STEP_OFFSET_NS = 12_000_000
 # While the loop owes an answer to a command, the host looks again this soon.
 WAITING_STEP_NS = 3_000_000
 REQUESTS_PER_STEP = 64
-VITALS_PERIOD_NS = 60_000_000_000
 DETERMINISM_PAGE = "docs/determinism.md"
 
 
@@ -142,10 +141,9 @@ class WorkerProcess:
             without_outputs=without,
             journal=Journal(directory, identity.boot_id(), lambda: self.loop.clock_triple()[1:]),
         )
+        self.host.vitals = Vitals(directory)
         self._open_panel(config)
         self.commands = Commands(self.host)
-        self.vitals = Vitals(directory)
-        self._vitals_at_ns = self.loop.now_ns()
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         remote = not self.address.startswith("ipc://")
         self.gate = sockets.Gate(self.context, sockets.key_directory(directory)) if remote else None
@@ -196,10 +194,6 @@ class WorkerProcess:
             self.close()
 
     def _publish(self) -> None:
-        now_ns = self.loop.now_ns()
-        if now_ns >= self._vitals_at_ns:
-            self._vitals_at_ns = now_ns + VITALS_PERIOD_NS
-            self.host.publish_setting("monitor", "computer_statistics", self.vitals.read())
         for message in self.host.step():
             self.telemetry.send_multipart(message, copy=True)
 

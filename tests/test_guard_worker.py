@@ -182,6 +182,18 @@ def test_without_a_guard_it_measures_and_says_why_it_does_not_stir(bench, start)
         shutil.rmtree(directory, ignore_errors=True)
 
 
+@on_board
+def test_the_boards_led_tells_an_error_code(bench, guard, start):
+    """Without anybody to send it: the worker drives the line itself."""
+    worker = start(guard.directory)
+    worker.client.command("fault", code=2, seconds=60)
+    wait_for(lambda: 2 in worker.client.settings()["monitor", "error_codes"], 10, "the code among the settings")
+    for level in (1, 0, 1):
+        wait_for(lambda level=level: bench.level(bench.led) == level, 10, f"the LED at {level}")
+    assert worker.stop(check=False) is None
+    assert bench.level(bench.led) == 0
+
+
 # --- heat ------------------------------------------------------------------------------------------------------------
 
 

@@ -456,11 +456,16 @@ def test_presses_and_the_blinking_led(bench):
     assert bench.level(bench.led) == 0
     panel.identify(now)
     levels = []
-    for tick in range(24):
-        panel.step(now + tick * IDENTIFY_NS // 20)
+    for tick in range(28):
+        panel.step(now + tick * IDENTIFY_NS // 24)
         levels.append(bench.level(bench.led))
-    assert levels[:20].count(1) == 10
-    assert levels[20:] == [0, 0, 0, 0]
+    assert levels == 4 * [1, 0, 1, 0, 0, 0] + [0, 0, 0, 0]
+    panel.faults = frozenset({2})
+    levels = []
+    for tick in range(4 * 4):
+        panel.step(4_000_000_000 * 1000 + tick * 250_000_000)  # a fault of code 2 takes 4 s
+        levels.append(bench.level(bench.led))
+    assert levels == [1] * 8 + [0, 1, 0, 1] + [0] * 4
     panel.identify(now)
     panel.close()
     assert bench.level(bench.led) == 0
@@ -504,13 +509,13 @@ def test_a_worker_publishes_the_button_and_identifies_itself(bench, tmp_path, re
     await_press(panel)
     list(twin.run(0.3))
     assert twin.host.settings["monitor", "button_down"]["value"] is False
-    assert identify()["result"] == {"seconds": 5.0}
+    assert identify()["result"] == {"seconds": 6.0}
     levels = set()
     for _ in range(8):
         list(twin.run(0.1))
         levels.add(bench.level(bench.led))
     assert levels == {0, 1}
-    list(twin.run(5))
+    list(twin.run(6))
     assert bench.level(bench.led) == 0
 
 

@@ -540,7 +540,8 @@ def test_the_wheel_has_what_runs_and_nothing_else(built: dict[str, pathlib.Path]
     assert modules == {path.stem for path in ROOT.glob("pyx/*.pyx")}
     package = {
         "stirbar/__init__.py", "stirbar/py.typed", "stirbar/core/config.example.ini", "stirbar/core/worker.py",
-        "stirbar/bridge/command.py", "stirbar/bridge/migrations/0001_first.sql", "stirbar/web/demo.py",
+        "stirbar/bridge/command.py", "stirbar/bridge/migrations/0001_first.sql",
+        "stirbar/bridge/migrations/0002_acknowledged.sql", "stirbar/web/demo.py",
         "stirbar/rt/guard/stirbar-guard",
         *(f"stirbar/rt/{path.name}" for path in [*ROOT.glob("pyx/*.pxd"), *ROOT.glob("pyx/*.pyi")]),
         *(f"stirbar/core/deploy/{path.name}" for path in (ROOT / "core" / "deploy").iterdir()),

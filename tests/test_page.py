@@ -323,6 +323,50 @@ def test_a_disturbance_is_switched_on(page: Page) -> None:
     _until("it is back", lambda: "✓ in force" in page.text(answer))
 
 
+def _ask_unit(page: Page, unit: str, **body: Any) -> Any:
+    """A command to a unit, by the page's own way to the API."""
+    script = """const [path, body, done] = arguments;
+        import("/static/api.js").then((api) => api.post(path, body)).then(done, (error) => done(String(error)));"""
+    return page.driver.execute_async_script(script, f"/api/units/{unit}/command", body)
+
+
+def _alerts(page: Page, code: str) -> list[str]:
+    script = "return [...document.querySelectorAll(arguments[0])].map((line) => line.innerText)"
+    return list(page.driver.execute_script(script, f"#alerts li[data-code={code}]"))
+
+
+def test_a_fault_stays_until_it_is_acknowledged(page: Page) -> None:
+    """A stirrer is held: the banner comes by itself, says when it is over, stays over a reload, and goes for all."""
+    unit = _first_unit(page)
+    assert _ask_unit(page, unit, command="simulate", set={"fan_stalled": 1})["ok"]
+    (line, *_) = _until("the banner names the stall", lambda: _alerts(page, "stir_stall"))
+    assert unit in line and "stalled" in line and "Acknowledge" in line
+    assert _ask_unit(page, unit, command="simulate", set={"fan_stalled": 0})["ok"]
+    _ask_unit(page, unit, command="set", job="stirring", setting="target_rpm", value=TARGET_RPM)
+    _until("the banner says that it is over", lambda: "over since" in " ".join(_alerts(page, "stir_stall")))
+    page.open(f"/units/{unit}")
+    _until("it is on the unit's page after a reload", lambda: _alerts(page, "stir_stall"))
+    page.driver.switch_to.new_window("tab")
+    page.driver.get(page.base + "/")
+    second = page.driver.current_window_handle
+    (first,) = [handle for handle in page.driver.window_handles if handle != second]
+    _until("it is on the overview, too", lambda: _alerts(page, "stir_stall"))
+    if where := os.environ.get("STIRBAR_SCREENSHOT"):
+        page.driver.save_screenshot(where)
+    page.driver.switch_to.window(first)
+    count = len(page.all("#alerts li[data-id]"))
+    page.click("#alerts .rest button" if count > 1 else "#alerts button")
+    _until("the banner is gone", lambda: not page.one("#alerts").is_displayed())
+    page.driver.switch_to.window(second)
+    _until("it is gone from the other tab", lambda: not _alerts(page, "stir_stall"))
+    page.collect()
+    page.driver.close()
+    page.driver.switch_to.window(first)
+    page.open("/")
+    _until("the overview is there again", lambda: _cards(page))
+    assert not _alerts(page, "stir_stall")
+
+
 def test_an_experiment_is_made_and_downloaded(page: Page) -> None:
     unit = _first_unit(page)
     page.open("/experiments")

@@ -19,7 +19,7 @@ from bridge_doubles import EVENT, UNIT_ID, WALL_NS, LeaderDouble, WorkerDouble, 
 from mosquitto import Mosquitto, start_mosquitto
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
-from stirbar.bridge import topics
+from stirbar.bridge import offline, topics
 from stirbar.bridge.log import Log
 from stirbar.bridge.relay import Relay, Settings
 from stirbar.bridge.session import Broker
@@ -154,6 +154,25 @@ def test_broker_killed_and_restarted(place: Path, broker: Mosquitto, leader: Lea
     exact(leader, worker)
     assert bridge.relay.session.connects == 2
     assert bridge.relay.counters()["gaps"] == 0
+    bridge.stop()
+    worker.end()
+
+
+def test_the_worker_hears_that_there_is_no_broker(
+    place: Path, broker: Mosquitto, leader: LeaderDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(offline, "OFFLINE_S", 0.2)
+    worker = WorkerDouble(f"ipc://{place}/w", RUN_A)
+    bridge = Bridge(place, broker.port)
+    met(leader, worker)
+
+    def reported() -> list[float]:
+        return [request["seconds"] for request in worker.requests if request["command"] == "fault"]
+
+    broker.kill()
+    wait_for(lambda: reported() == [offline.LEASE_S], 5, "the fault")
+    broker.restart()
+    wait_for(lambda: reported() == [offline.LEASE_S, 0.0], 5, "its end")
     bridge.stop()
     worker.end()
 

@@ -81,10 +81,10 @@ def add_routes(app: Bottle, site: Site) -> None:
         ("GET", "/api/health", health),
     )
     for method, path, function in routes:
-        app.route(path, method, _guarded(site, function))
+        app.route(path, method, guarded(site, function))
 
 
-def _guarded(site: Site, function: Callable[..., Any]) -> Callable[..., Any]:
+def guarded(site: Site, function: Callable[..., Any]) -> Callable[..., Any]:
     """The route's function with the site, and with the store's refusals turned into answers."""
 
     @functools.wraps(function)
@@ -127,7 +127,7 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def _number(name: str, default: float | None, low: float, high: float) -> float:
+def number_of(name: str, default: float | None, low: float, high: float) -> float:
     """A number of the query; refuses what is none, missing without a default, or out of bounds."""
     text = request.query.get(name)
     if text in (None, ""):
@@ -178,7 +178,7 @@ def _units_now(site: Site) -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda entry: (str(entry.get("unit")), entry["unit_id"]))
 
 
-def _find(site: Site, name: str) -> dict[str, Any]:
+def find_unit(site: Site, name: str) -> dict[str, Any]:
     """The unit of this name (or of this unit_id, for two that share a name)."""
     entries = _units_now(site)
     found = [entry for entry in entries if entry["unit_id"] == name] or [
@@ -235,7 +235,7 @@ def units(site: Site) -> HTTPResponse:
 
 def unit_details(site: Site, unit: str) -> HTTPResponse:
     """One unit, with its status, counters and lateness."""
-    entry = _find(site, unit)
+    entry = find_unit(site, unit)
     about, status = entry.get("describe") or {}, entry.get("status") or {}
     details = {key: about.get(key) for key in ("run_id", "boot_id", "build_id", "normalisation", "limits")}
     details |= {key: status.get(key) for key in ("counters", "lateness", "uptime_s", "sequences")}
@@ -264,7 +264,7 @@ def command(site: Site, unit: str) -> HTTPResponse:
         if field not in ("command", "id", *COMMANDS[name]):
             takes = ", ".join(COMMANDS[name]) or "no fields"
             refuse(400, f"the command '{name}' has no field '{field}'", field, f"it takes {takes}")
-    entry = _find(site, unit)
+    entry = find_unit(site, unit)
     return answer(_ask(site, entry, fields))
 
 
@@ -292,7 +292,7 @@ def _ask(site: Site, entry: dict[str, Any], fields: dict[str, Any]) -> dict[str,
 
 def simulation(site: Site, unit: str) -> HTTPResponse:
     """The parameters of a simulated unit, with the values in force."""
-    entry = _find(site, unit)
+    entry = find_unit(site, unit)
     if not (entry.get("describe") or {}).get("simulated"):
         refuse(409, f"the unit '{entry.get('unit')}' is not simulated", "unit", "start its worker with --simulate")
     reply = _ask(site, entry, {"command": "describe"})
@@ -320,8 +320,8 @@ def simulation(site: Site, unit: str) -> HTTPResponse:
 
 def raw(site: Site, unit: str) -> HTTPResponse:
     """The last seconds of raw conversions with their spectrum; the unit is asked for them when none are coming."""
-    seconds = _number("seconds", 2.0, 0.1, MAXIMUM_RAW_S)
-    entry = _find(site, unit)
+    seconds = number_of("seconds", 2.0, 0.1, MAXIMUM_RAW_S)
+    entry = find_unit(site, unit)
     unit_id = bytes.fromhex(entry["unit_id"])
     status = entry.get("status") or {}
     deadline = time.monotonic()
@@ -348,9 +348,9 @@ def readings(site: Site) -> HTTPResponse:
     """Binned readings for a chart."""
     stream = _stream(required=True)
     now = time.time()
-    end = _number("to", now, 0.0, 1e11)
-    start = _number("from", end - 3600.0, 0.0, 1e11)
-    points = int(_number("points", DEFAULT_POINTS, 1, MAXIMUM_POINTS))
+    end = number_of("to", now, 0.0, 1e11)
+    start = number_of("from", end - 3600.0, 0.0, 1e11)
+    points = int(number_of("points", DEFAULT_POINTS, 1, MAXIMUM_POINTS))
     if start >= end:
         refuse(400, f"'from' ({start:g}) is not before 'to' ({end:g})", "from", "give Unix seconds, the earlier first")
     unit, experiment = _text("unit"), _text("experiment")
@@ -358,7 +358,7 @@ def readings(site: Site) -> HTTPResponse:
         refuse(400, "give either 'unit' or 'experiment'", "unit", "one of the two says whose readings are asked for")
     ids = None
     if unit:
-        ids = [bytes.fromhex(_find(site, unit)["unit_id"])]
+        ids = [bytes.fromhex(find_unit(site, unit)["unit_id"])]
     else:
         _experiment(site, experiment)
     lines = site.store.series(stream, start, end, points, unit_ids=ids, experiment=experiment or None)
@@ -412,7 +412,7 @@ def create_experiment(site: Site) -> HTTPResponse:
 def assign(site: Site, experiment: str, unit: str) -> HTTPResponse:
     """From now on the unit's readings belong to this experiment."""
     _experiment(site, experiment)
-    entry = _find(site, unit)
+    entry = find_unit(site, unit)
     unit_id = bytes.fromhex(entry["unit_id"])
     if unit_id not in [stored["unit_id"] for stored in site.store.units()]:
         site.store.upsert_unit(unit_id, entry["unit"], entry.get("describe") or {})  # it has reported just now
@@ -423,7 +423,7 @@ def assign(site: Site, experiment: str, unit: str) -> HTTPResponse:
 def unassign(site: Site, experiment: str, unit: str) -> HTTPResponse:
     """From now on the unit's readings belong to no experiment."""
     _experiment(site, experiment)
-    entry = _find(site, unit)
+    entry = find_unit(site, unit)
     if entry.get("experiment") != experiment:
         refuse(
             409, f"the unit '{unit}' is not in the experiment '{experiment}'", "unit", "GET /api/units says where it is"
@@ -458,10 +458,10 @@ def _csv(rows: Iterator[list[str]]) -> Iterator[bytes]:
 
 def events(site: Site) -> HTTPResponse:
     """The log of events, newest first."""
-    limit = int(_number("limit", 100, 1, MAXIMUM_EVENTS))
-    before = _number("before", math.inf, 0.0, math.inf)
+    limit = int(number_of("limit", 100, 1, MAXIMUM_EVENTS))
+    before = number_of("before", math.inf, 0.0, math.inf)
     unit = _text("unit")
-    unit_id = bytes.fromhex(_find(site, unit)["unit_id"]) if unit else None
+    unit_id = bytes.fromhex(find_unit(site, unit)["unit_id"]) if unit else None
     found = site.store.events(unit_id, limit, None if math.isinf(before) else before)
     return answer([{**event, "unit_id": event["unit_id"].hex() if event["unit_id"] else None} for event in found])
 

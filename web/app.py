@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file, template
-from stirbar.web import api
+from stirbar.web import alerts, api
 from stirbar.web.auth import USER, Links, Password, RateLimit, Session, Sessions, secure
 from stirbar.web.live import Live
 from stirbar.web.wire import answer, refuse
@@ -93,6 +93,7 @@ def make_app(site: Site) -> Callable[..., Iterable[bytes]]:
     app.route("/api/logout", "POST", functools.partial(_logout, site))
     app.route("/api/session", "GET", functools.partial(_session, site))
     api.add_routes(app, site)
+    alerts.add_routes(app, site)
     return secure(app)
 
 

@@ -1,5 +1,6 @@
 // Purpose: the overview: a card for each unit and the charts of an experiment, or of all units.
 
+import { showAlerts } from "./alerts.js";
 import { get, readings, serverNow } from "./api.js";
 import { Card } from "./card.js";
 import { ChartPanel } from "./charts.js";
@@ -76,6 +77,7 @@ async function scopes() {
 page(async () => {
   panel = new ChartPanel($("#charts"));
   onChange(update);
+  showAlerts();
   await load();
   place.setAttribute("aria-busy", "false");
   empty();

@@ -1,5 +1,6 @@
 // Purpose: the page of one unit: what it measures now, and the parts below (charts, controls, scope, loop, simulation).
 
+import { showAlerts } from "./alerts.js";
 import { serverNow } from "./api.js";
 import { errorOf, showFlags, STATES, targetOf } from "./card.js";
 import { ChartPanel } from "./charts.js";
@@ -97,6 +98,7 @@ function draw() {
 }
 
 page(async () => {
+  showAlerts(name);
   await load(name);
   const unit = units.get(name);
   draw();

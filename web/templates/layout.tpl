@@ -34,6 +34,9 @@
 % end
   </header>
   <p id="notice" class="alert" role="alert" hidden></p>
+% if page in ("overview", "unit"):
+  <ul id="alerts" class="alerts" aria-live="polite" aria-label="Warnings and errors that nobody has acknowledged" hidden></ul>
+% end
   <noscript><p class="alert">This page shows live measurements and needs JavaScript. Every figure on it is also in the HTTP API.</p></noscript>
   <main id="main" tabindex="-1">
 {{!base}}
