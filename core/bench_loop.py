@@ -49,6 +49,10 @@ class Tuned:
             return self.values[section, key]
         return self.config.get(section, key)
 
+    def vial(self) -> dict[str, float]:
+        found: dict[str, float] = self.config.vial()
+        return found
+
     def items(self) -> Iterator[tuple[str, str, Any]]:
         for section, key, value in self.config.items():
             yield section, key, self.values.get((section, key), value)

@@ -127,17 +127,18 @@ POINTED_AT = {
         "board_rail_read",
     },
     "hardware": {
-        "hardware_edges_read", "hardware_stirrer_write", "hardware_pulse", "hardware_stirrer_period",
+        "hardware_edges_read", "hardware_stirrer_write", "hardware_heater_write", "hardware_pulse",
+        "hardware_stirrer_period",
     },
     "clock": {"real_now_ns", "real_sleep_until_ns", "virtual_now_ns", "virtual_sleep_until_ns"},
     "sim": {
         "sim_adc_plan", "sim_adc_start", "sim_adc_gain", "sim_adc_convert", "sim_adc_read", "sim_led_write",
         "sim_temperature_read", "sim_check", "sim_rail_convert", "sim_rail_read", "sim_edges_read",
-        "sim_stirrer_write", "sim_stirrer_period",
+        "sim_stirrer_write", "sim_heater_write", "sim_stirrer_period",
     },
 }  # fmt: skip
 # these turn objects into structs, before the threads live
-HOST_ONLY = {"configure.pxd", "configure_board.pxd", "configure_outputs.pxd", "stage.pxd"}
+HOST_ONLY = {"configure.pxd", "configure_board.pxd", "configure_heat.pxd", "configure_outputs.pxd", "stage.pxd"}
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_the_loop_reaches_no_python_and_only_harmless_c(loop_in_c: Compiled) -> 
     outside = {name.lstrip("*") for name in reached if name not in loop_in_c.defined} - {"__indirect_call"}
     assert outside <= C_LIBRARY, outside - C_LIBRARY
     inside = {plain(name) for name in reached}
-    assert {"drive", "ring_push", "histogram_add", "estimators_apply", "stirring_apply", "port_snapshot"} <= inside
+    assert {"drive", "ring_push", "histogram_add", "estimators_apply", "controllers_apply", "heat_protect"} <= inside
     assert len(reached) > 150  # the graph is not an empty one
 
 
@@ -363,7 +364,8 @@ def test_commands_and_events_have_one_number_each() -> None:
     named_here = {name[6:]: value for name, value in vars(events).items() if name.startswith("EVENT_")}
     assert named_here.items() <= numbers.items()
     told = {code: name for code, (name, *_) in events.EVENTS.items()}
-    answers = {"COMMAND_DONE", "COMMAND_REFUSED"}
+    # named by their argument: test_heating.py
+    answers = {"COMMAND_DONE", "COMMAND_REFUSED", "HEAT_LIMITED", "HEAT_FREED"}
     assert told == {number: name.lower() for name, number in numbers.items() if name not in answers}
 
 
