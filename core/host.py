@@ -19,8 +19,8 @@ from stirbar.core.history import History
 from stirbar.core.ini import write_atomically
 from stirbar.core.jobs import (
     ACTUATORS,
-    DISCONNECTED,
-    LOST,
+    INIT,
+    READY,
     RPM_CEILING,
     RPM_FLOOR,
     SAMPLING,
@@ -134,7 +134,7 @@ class Host:
 
     def _kept(self, name: str) -> dict[str, object]:
         job = self.jobs[name]
-        return {"running": job.state not in (DISCONNECTED, LOST), **job.remember()}
+        return {"running": job.state in (INIT, READY), **job.remember()}
 
     def _started(self, name: str) -> Done:
         """A callback that says why a job was not started, where the loop refuses it."""

@@ -74,7 +74,7 @@ def test_golden_payloads() -> None:
             0,
             True,
         ),
-        ("pioreactor/vial1/exp/temperature_automation/heater_duty_cycle", b"0.1", 0, True),
+        ("pioreactor/vial1/exp/temperature_automation/heater_duty_cycle", b"0.3", 0, True),
         (
             "pioreactor/vial1/exp/od_reading/ods",
             b'{"timestamp":"2025-06-15T15:06:40.223Z","ods":{"2":' + od + b"}}",

@@ -234,3 +234,18 @@ def test_set_points_that_are_no_longer_allowed_are_left_out(unit: Unit) -> None:
     unit.run(5)
     assert unit.value("stirring", "target_rpm") == 500.0
     assert unit.twin.host.jobs["temperature_automation"].target_degc == 30.0
+
+
+def test_what_had_failed_is_not_tried_again(unit: Unit) -> None:
+    """A stirrer that was given up sleeps until a person looks at it."""
+    answers: list[dict] = []
+    Commands(unit.twin.host).handle(
+        {"command": "simulate", "set": {"fan_stalled": 1}}, lambda answer, _: answers.append(answer)
+    )
+    unit.run(60)
+    assert answers[0]["ok"], answers
+    assert unit.twin.host.jobs["stirring"].state == "sleeping"
+    unit.crash()
+    unit.start()
+    unit.run(5)
+    assert unit.twin.host.jobs["stirring"].state == "disconnected"
