@@ -55,7 +55,7 @@ COMMANDS = {
 }
 # `python -m benchmarks.<name>`: optical density against physics and against the field's method; the run that gives the
 # rows draws the figures of docs/instrument.md too
-OPTICAL_DENSITY = (
+INSTRUMENT = (
     "od_against_field",
     "od_efficiency",
     "od_errors",
@@ -67,6 +67,7 @@ OPTICAL_DENSITY = (
     "od_temperature",
     "od_cost",
     "od_bus",
+    "heat_against_field",
 )
 KERNELS = ("bench_ring", "bench_od", "bench_tick", "bench_codec")
 HEADER = "| command | what | figure | budget | met | remark |\n|---|---|---|---|---|---|\n"
@@ -177,7 +178,7 @@ def main() -> int:
         if not arguments.only or command.split()[0] in arguments.only:
             print(f"stirbar bench {command}", file=sys.stderr, flush=True)
             lines += system_rows(command)
-    for name in OPTICAL_DENSITY:
+    for name in INSTRUMENT:
         if not arguments.only or name in arguments.only:
             print(f"python -m benchmarks.{name}", file=sys.stderr, flush=True)
             lines += od_rows(name, arguments.quick)

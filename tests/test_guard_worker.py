@@ -117,6 +117,8 @@ def test_the_stirrers_pwm_is_in_step_with_the_light(bench, guard, start):
     def cycles() -> float | None:
         """Cycles of the PWM to a half-cycle of the light."""
         rises = rises_of(bench, LINES["stirring"], 1.0)
+        if len(rises) < 3:
+            return None
         chop_hz = worker.client.settings()["od_reading", "chop_frequency"]
         ratio = 0.5 / chop_hz / float(np.median(np.diff(rises)))
         return ratio if abs(ratio - round(ratio)) < tolerance * round(ratio) else None

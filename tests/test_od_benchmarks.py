@@ -129,7 +129,7 @@ def test_rejection_is_measured_where_the_figure_is_marked():
         assert set(od_rejection.frequencies(quick)) >= set(od_rejection.MARKED_HZ)
 
 
-@pytest.mark.parametrize("name", [name for name in run.OPTICAL_DENSITY if name not in BY_PARTS])
+@pytest.mark.parametrize("name", [name for name in run.INSTRUMENT if name not in BY_PARTS])
 def test_each_runs_and_gives_rows(name):
     rows, _ = importlib.import_module(f"benchmarks.{name}").measure(quick=True)
     assert rows and len({row.what for row in rows}) == len(rows)
