@@ -63,7 +63,7 @@ _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, s
         OWNER_SAMPLING,
         (
             ("time_acceleration", "", 1, 0, 1000,
-             "speed of culture and thermal physics; light, converter and fan stay at 1", "choice"),
+             "speed of the culture; heat, light, converter and fan stay at 1", "choice"),
             ("biomass_od", "OD600", 0.05, 0, 100,
              "biomass; setting it replaces the culture's present value", "a usual inoculum"),
             ("substrate_g_per_l", "g/L", 8, 0, 200,

@@ -6,7 +6,8 @@ from libc.math cimport fabs
 from libc.stdint cimport int64_t, uint32_t
 
 from stirbar.rt.controllers cimport TICK_NO_GUARD, Controllers, controllers_apply
-from stirbar.rt.heat_protect cimport HEAT_REASONS, HEAT_SPOKEN_WHILE_OFF
+from stirbar.rt.heat_protect cimport HEAT_BLIND, HEAT_REASONS, HEAT_SPOKEN_WHILE_OFF, HEAT_UNSTIRRED
+from stirbar.rt.heat_trust cimport DISTRUST_NEW
 from stirbar.rt.hal cimport Hal
 from stirbar.rt.ports cimport (
     Port, port_command, port_event, port_reading, port_trace, port_trace_for, port_trace_tend, trace_float, trace_int)
@@ -21,6 +22,7 @@ from stirbar.rt.types cimport (
 cdef enum:
     EDGES_PER_TICK = 64
     GUARD_SILENT_NS = 1000000000  # a guard that has not beaten for longer is gone: no heat, no pump
+    UNSTIRRED_GRACE_S = 15       # from the first tick on
     PAUSE_NS = 2000000000    # after so long without a tick the guard may have switched the outputs off
     LOCK_PARTS = 5000        # the stirrer's PWM is locked anew when the chop period moved by 1/5000 (200 ppm)
 
@@ -43,6 +45,7 @@ cdef struct Actuators:
     const uint32_t* board_word      # the heater board's temperature, written by the sampling thread (heating.pxd)
     uint32_t board_word_seen
     uint32_t heat_reasons    # that the host was told
+    int64_t begun_ns         # the first tick; 0: none yet
     uint32_t bus_errors
     uint32_t stirring_off    # read by the sampling thread
     uint32_t unlocked_mhz    # of the stirrer's PWM where it cannot be locked to the light, read as well; 0: it is
@@ -130,6 +133,10 @@ cdef inline void actuators_say_heat(Actuators* a, int64_t now_ns) noexcept nogil
     cdef int bit
     if not a.controllers.heat.control.on:
         reasons &= HEAT_SPOKEN_WHILE_OFF
+    if a.controllers.heat.trust.distrust == DISTRUST_NEW:
+        reasons &= ~<uint32_t>HEAT_BLIND      # a sensor that has yet to prove itself is no fault,
+    if now_ns - a.begun_ns < <int64_t>UNSTIRRED_GRACE_S * 1000000000:
+        reasons &= ~<uint32_t>HEAT_UNSTIRRED  # nor a stirrer that is only starting
     changed = reasons ^ a.heat_reasons
     a.heat_reasons = reasons
     for bit in range(HEAT_REASONS):
@@ -208,6 +215,8 @@ cdef inline void actuators_tick(void* context, SleepPolicy* policy, int64_t now_
     cdef Command command
     cdef TraceItem item
     cdef int i, count
+    if a.begun_ns == 0:
+        a.begun_ns = now_ns
     actuators_beat(a, now_ns)
     actuators_lock(a, now_ns)
     port_trace_tend(&a.port, now_ns)

@@ -163,10 +163,9 @@ cdef inline void sim_slow_step(Sim* sim) noexcept nogil:
     cdef int parts = <int>ceil(biological_s / 60.0)
     cdef int _part
     sim_exchange_liquid(sim, &inflow_ml)
+    thermal_step(&sim.thermal, p, duty, sim.culture.volume_ml, inflow_ml, seconds)
     for _part in range(parts):
-        thermal_step(&sim.thermal, p, duty, sim.culture.volume_ml, inflow_ml, biological_s / parts)
         culture_grow(&sim.culture, p, sim.thermal.liquid_degc, biological_s / parts)
-        inflow_ml = 0.0
     led_step(&sim.led, p, sim.thermal.board_degc, sim.slow_end_s, seconds)
     mains_step(&sim.mains, p, &sim.slow_rng, &sim.ziggurat, seconds)
     sim.slow_s = sim.slow_end_s

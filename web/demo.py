@@ -381,7 +381,7 @@ def _announce(demo: Demo, arguments: argparse.Namespace) -> None:
     link = link_address(demo.address, Links(demo.leader_directory).issue())
     units = f"{len(demo.units)} unit{'s' if len(demo.units) > 1 else ''}"
     until = f" for {arguments.seconds:g} s" if arguments.seconds is not None else "; Ctrl-C ends it"
-    say(f"{units} running, time of culture and heat {TIME_ACCELERATION} times faster{until}")
+    say(f"{units} running, time of the culture {TIME_ACCELERATION} times faster{until}")
     say(f"open the page by this link (once, within 10 minutes): {link}")
     desktop = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if desktop and not arguments.no_browser:
