@@ -183,10 +183,13 @@ class TemperatureAutomation(Job):
             self.host.event("error", self.name, text, code="heat_not_resumed")
 
     def tend(self) -> None:
-        if self.waits_ns and self.state == READY:
-            self._resume_heat()
-        if self.heats:
-            self.host.send(ACTUATORS, events.COMMAND_HEAT_RENEW, 0, 0, 0.0, _ignore)
+        try:
+            if self.waits_ns and self.state == READY:
+                self._resume_heat()
+            if self.heats:
+                self.host.send(ACTUATORS, events.COMMAND_HEAT_RENEW, 0, 0, 0.0, _ignore)
+        except CommandError:
+            pass  # the loop takes no commands: its lease lapses, and says so
 
     def on_event(self, code: int, value: float) -> None:
         bits = self.host.loop.heat_limited()

@@ -8,6 +8,7 @@ import pytest
 from stirbar.core import records
 from stirbar.core.commands import Commands
 from stirbar.core.config import ConfigError, load_config, parse_overrides
+from stirbar.core.jobs import CommandError
 from stirbar.core.recording import replay
 from stirbar.core.twin import Twin
 
@@ -162,3 +163,16 @@ def test_a_recording_repeats_the_liquids_temperature(tmp_path):
 def test_limits_out_of_order_are_refused_at_start(settings, says):
     with pytest.raises(ConfigError, match=says):
         load_config(overrides=parse_overrides(["unit.simulate=1", *settings]))
+
+
+def test_a_loop_that_takes_no_commands_does_not_end_the_host(warm, monkeypatch):
+    monkeypatch.setattr(type(warm.twin.host), "send", _full)
+    warm.run(10)
+    monkeypatch.undo()
+    assert "heat_no_lease" in warm.codes()
+    warm.run(90)
+    assert warm.duty > 10.0
+
+
+def _full(*_: object) -> None:
+    raise CommandError("the loop's command queue is full")
