@@ -20,6 +20,8 @@ const RANGES = [
 const SHOWN_BINS = 300;
 const FETCHED_POINTS = 900; // more than the bins shown, so that no bin is empty for want of alignment
 
+const OTHERS = ["rpm", "temperature", "liquid"]; // streams beside optical density that have a chart
+
 export class ChartPanel {
   constructor(root) {
     this.root = root;
@@ -89,7 +91,7 @@ export class ChartPanel {
   }
 
   #streams() {
-    const found = new Set(["rpm", "temperature", "liquid"]);
+    const found = new Set(OTHERS);
     // an experiment of the past may have no member now: its readings can be of any unit's channels
     const names = this.scope.experiment ? [...units.keys()] : this.#members();
     for (const name of names) {
@@ -101,8 +103,8 @@ export class ChartPanel {
   #quantity(stream, angle) {
     if (stream === "rpm") return { key: "rpm", title: "Stirring", unit: "rpm", decimals: 1, least: 10 };
     if (stream === "temperature")
-      return { key: "temperature", title: "Heater board", unit: "°C", decimals: 2, least: 0.5 };
-    if (stream === "liquid") return { key: "liquid", title: "Temperature", unit: "°C", decimals: 2, least: 0.5 };
+      return { key: "temperature of the board", title: "Heater board", unit: "°C", decimals: 2, least: 0.5 };
+    if (stream === "liquid") return { key: "temperature", title: "Temperature", unit: "°C", decimals: 2, least: 0.5 };
     const title = `Optical density, ${angle}°`;
     const key = `od ${String(angle).padStart(3, "0")}`;
     return { key, title, unit: "AU", note: "normalised scatter unless calibrated", decimals: 4, least: 0.002 };
@@ -180,7 +182,9 @@ export class ChartPanel {
     const stream = streamName(message.stream);
     const channel = units.get(message.unit)?.channels.find((one) => one.stream === stream);
     if (!this.#members().includes(message.unit)) return;
-    if (/^od\d$/.test(stream) && !(Number(channel?.angle ?? message.angle) > 0)) return;
+    // slower rates, several angles fused and the stir bar's modulation have no chart
+    const measures = /^od\d$/.test(stream) && Number(channel?.angle ?? message.angle) > 0;
+    if (!measures && !OTHERS.includes(stream)) return;
     const t = message.t ?? message.wall_ns / 1e9;
     const chart = this.#chart(stream, this.#angle(message.unit, stream, message.angle || undefined));
     if (t > chart.lastOf(message.unit)) chart.add(message.unit, indexOf(message.unit, units.keys()), t, message);

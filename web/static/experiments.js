@@ -17,7 +17,7 @@ function streams(names) {
     for (const one of units.has(name) ? odChannels(units.get(name)) : [])
       found.set(one.stream, `${one.stream} (${one.angle}°)`);
   }
-  return [...found, ["rpm", "rpm"], ["temperature", "temperature"]];
+  return [...found, ["rpm", "rpm"], ["liquid", "temperature"], ["temperature", "heater board"]];
 }
 
 function download(experiment, names) {
