@@ -256,6 +256,38 @@ def test_the_link_is_good_once(page: Page) -> None:
         page.driver.add_cookie(cookie)
 
 
+# keeps each connection of the live events, so that a test can say what the leader might say on it
+KEEP_SOURCE = """
+const Plain = EventSource;
+window.EventSource = class extends Plain { constructor(...all) { super(...all); window.heardFrom = this; } };
+"""
+SAY_READING = """
+const text = JSON.stringify({unit: arguments[0], stream: arguments[1], angle: 90, t: Date.now() / 1000,
+    wall_ns: Date.now() * 1e6, value: arguments[2], flag_names: []});
+window.heardFrom.dispatchEvent(new MessageEvent("reading", {data: text}));
+"""
+
+
+def test_only_optical_density_is_drawn_into_its_chart(page: Page) -> None:
+    """The stir bar's modulation and the slower rates have its angle, and no chart."""
+    unit = _first_unit(page)
+    kept = page.driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": KEEP_SOURCE})
+    try:
+        _open_unit(page)
+        highest = "[data-quantity='od 090'] .legend-value"
+        _until("the chart has readings", lambda: 0 < page.number(highest) < 1)
+        for stream in (45, 33, 5):
+            page.driver.execute_script(SAY_READING, unit, stream, 500)
+        for _ in range(2):
+            before = page.text(highest)
+            _until("further readings are drawn", lambda before=before: page.text(highest) != before)
+            assert 0 < page.number(highest) < 1
+        page.driver.execute_script(SAY_READING, unit, 2, 500)
+        _until("one of that stream is drawn", lambda: page.number(highest) > 1)
+    finally:
+        page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", kept)
+
+
 def test_target_speed_is_set_and_reached(page: Page) -> None:
     _open_unit(page)
     page.type("#set-target_rpm", str(TARGET_RPM))
