@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGUMENTS ?=
 TEST_ARGUMENTS ?=
-SOURCES := $(wildcard pyx/*.pyx pyx/*.pxd pyx/guard/*.c) setup.py pyproject.toml
+SOURCES := $(wildcard pyx/*.pyx pyx/*.pxd pyx/guard/*.[ch]) setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test soak lint bench clean build system-tools browser

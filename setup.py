@@ -19,7 +19,7 @@ TOP_FILES = ("__init__.py", "py.typed")  # stirbar itself, from core/_top/
 # -g0 and -O2 come after Python's own -g -O3; no contraction, so that a replay is bit-identical
 COMPILE_ARGS = ["-O2", "-g0", "-ffp-contract=off", "-fvisibility=hidden"]
 # small, and nothing of it is loaded later: it runs exactly when the file system may be stuck
-GUARD_SOURCE = "pyx/guard/guard.c"
+GUARD_SOURCES = sorted(str(path) for path in Path("pyx/guard").glob("*.c"))
 GUARD_COMPILE_ARGS = ["-Os", "-g0", "-ffunction-sections", "-fdata-sections"]
 GUARD_LINK_ARGS = ["-s", "-Wl,--gc-sections"]
 VERSION = runpy.run_path("core/version.py")["VERSION"]
@@ -88,11 +88,12 @@ class BuildWithGuard(build_ext):
 
     def build_guard(self, target: Path) -> None:
         """Compile and link the guard, statically where this system has a static C library."""
-        newest = max(os.stat(source).st_mtime for source in (GUARD_SOURCE, "core/version.py"))
+        headers = [str(path) for path in Path("pyx/guard").glob("*.h")]
+        newest = max(os.stat(source).st_mtime for source in (*GUARD_SOURCES, *headers, "core/version.py"))
         if not self.force and target.exists() and target.stat().st_mtime >= newest:
             return
         objects = self.compiler.compile(
-            [GUARD_SOURCE],
+            GUARD_SOURCES,
             output_dir=self.build_temp,
             macros=[("STIRBAR_VERSION", f'"{VERSION}"')],
             extra_postargs=GUARD_COMPILE_ARGS,

@@ -3,7 +3,7 @@
     guard = connect(socket_path(config))
     guard.lines["stirring"], guard.pwms["media"], guard.heartbeat
 
-The guard is a C program (pyx/guard/guard.c), started by `stirbar guard`. It begins with one message: what it hands
+The guard is a C program (pyx/guard/), started by `stirbar guard`. It begins with one message: what it hands
 over, one line each in the order of the descriptors that come with it (docs/determinism.md).
 
 Synchronization: none; belongs to the host thread.
@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from stirbar.core.config import Config
 
-GREETING = "stirbar-guard 2"
+GREETING = "stirbar-guard 3"
 REFUSED = "refused "
 ANSWER_MS = 2000
 PWM_DESCRIPTORS = 3  # period, duty_cycle, enable
@@ -41,27 +41,28 @@ class Guard:
     """What the guard gave: as long as `connection` is open, the outputs are this process's.
 
     `lines` maps a device to the descriptor of its GPIO line's request, `pwms` one to the descriptors of its kernel PWM
-    channel (period, duty_cycle, enable); `heartbeat` is the page that the loop counts its ticks into, `watch` the one
-    in which the guard says that it lives.
+    channel (period, duty_cycle, enable); `heartbeat` is the page that the loop counts its ticks into and writes its
+    pumps' deadlines, `watch` the one in which the guard says that it lives, `wake` the eventfd that makes it look at
+    the deadlines at once.
     """
 
-    __slots__ = ("connection", "heartbeat", "lines", "pwms", "watch")
+    __slots__ = ("connection", "heartbeat", "lines", "pwms", "wake", "watch")
 
     def __init__(self, connection: int) -> None:
         self.connection = connection
-        self.heartbeat = self.watch = -1
+        self.heartbeat = self.watch = self.wake = -1
         self.lines: dict[str, int] = {}
         self.pwms: dict[str, tuple[int, int, int]] = {}
 
     def close(self) -> None:
         """Give the outputs back: the guard switches them off."""
-        descriptors = [self.connection, self.heartbeat, self.watch, *self.lines.values()]
+        descriptors = [self.connection, self.heartbeat, self.watch, self.wake, *self.lines.values()]
         for attributes in self.pwms.values():
             descriptors += attributes
         for descriptor in descriptors:
             if descriptor >= 0:
                 os.close(descriptor)
-        self.connection = self.heartbeat = self.watch = -1
+        self.connection = self.heartbeat = self.watch = self.wake = -1
         self.lines.clear()
         self.pwms.clear()
 
@@ -96,6 +97,8 @@ def connect(path: str) -> Guard:
             guard.pwms[name] = (descriptors.pop(0), descriptors.pop(0), descriptors.pop(0))
         elif kind == "watch":
             guard.watch = descriptors.pop(0)
+        elif kind == "wake":
+            guard.wake = descriptors.pop(0)
         else:
             guard.heartbeat = descriptors.pop(0)
     return guard

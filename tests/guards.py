@@ -18,10 +18,11 @@ import pytest
 from running import wait_for
 from stirbar.core.guard_command import program
 
-SOURCE = pathlib.Path(__file__).parents[1] / "pyx" / "guard" / "guard.c"
+SOURCES = sorted((pathlib.Path(__file__).parents[1] / "pyx" / "guard").glob("*.c"))
 LINES = {"heating": 18, "alt_media": 16, "stirring": 17}
 
-# A process that takes the outputs as the worker does, switches lines on and then obeys its standard input.
+# A process that takes the outputs as the worker does and then obeys its standard input: `arm PUMP MILLISECONDS` writes
+# a deadline.
 WORKER = """
 import mmap, os, sys
 from stirbar.core import guard
@@ -30,6 +31,8 @@ import time
 
 given = guard.connect(sys.argv[1])
 page = mmap.mmap(given.heartbeat, 4096)
+page[4:16] = bytes(12)
+PUMPS = ("media", "alt_media", "waste")
 outputs = OutputLines()
 for name, fd in given.lines.items():
     outputs.add_line(name, fd, 5_000_000)
@@ -44,6 +47,15 @@ for line in sys.stdin:
     elif what == "beat":
         beats += 1
         page[:4] = beats.to_bytes(4, sys.byteorder)
+    elif what == "arm":
+        at = 4 + 4 * PUMPS.index(words[0])
+        deadline = (time.monotonic_ns() // 1_000_000 + int(words[1])) % 2**32 or 1
+        page[at:at + 4] = deadline.to_bytes(4, sys.byteorder)
+    elif what == "disarm":
+        at = 4 + 4 * PUMPS.index(words[0])
+        page[at:at + 4] = bytes(4)
+    elif what == "wake":
+        os.eventfd_write(given.wake, 1)
     elif what == "close":
         os.close(given.connection)
     elif what == "say":
@@ -60,7 +72,7 @@ def compiled_guard(directory: pathlib.Path, where: str) -> str:
     if compiler is None:
         pytest.skip("no C compiler for the guard")
     target = directory / "stirbar-guard"
-    subprocess.run([compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-o", target, SOURCE], check=True)
+    subprocess.run([compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-o", target, *SOURCES], check=True)
     return str(target)
 
 
@@ -103,19 +115,25 @@ class RunningGuard:
 
 
 class Heart(threading.Thread):
-    """Beats for this process every 0.1 s until stopped, as the actuator thread does at each tick."""
+    """Beats for this process every 0.1 s until stopped, as the actuator thread does, with all pumps armed."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(daemon=True)
         self._page = mmap.mmap(descriptor, 4096)
         self._stopped = threading.Event()
+        self._arm()
         self.start()
+
+    def _arm(self) -> None:
+        deadline = (time.monotonic_ns() // 1_000_000 + 30_000) % 2**32 or 1
+        self._page[4:16] = 3 * deadline.to_bytes(4, sys.byteorder)
 
     def run(self) -> None:
         beats = 0
         while not self._stopped.wait(0.1):
             beats += 1
             self._page[:4] = beats.to_bytes(4, sys.byteorder)
+            self._arm()
 
     def stop(self) -> None:
         self._stopped.set()

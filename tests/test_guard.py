@@ -99,10 +99,13 @@ def test_a_line_that_the_chip_lacks_is_named(bench, start):
 
 
 def test_its_arguments_are_checked(executable, tmp_path):
-    for arguments in (["--line=17"], ["--line=a=17x"], ["--pwm=a="], ["--what"], [], ["--socket=" + 200 * "x"], ["x"]):
+    wrong = [["--line=17"], ["--line=a=17x"], ["--pwm=a="], ["--what"], [], ["--socket=" + 200 * "x"], ["x"]]
+    wrong += [["--on-time=stirring=100"], ["--on-time=media"], ["--on-time=media=1s"]]
+    for arguments in (*wrong, ["--on-time=media=60001"], ["--on-time=media=0"]):
         socket = [] if not arguments or "--socket" in arguments[0] else [f"--socket={tmp_path}/guard"]
         done = subprocess.run([executable, *socket, *arguments], capture_output=True, text=True, timeout=10)
         assert done.returncode == 2 and "usage: stirbar-guard" in done.stderr, arguments
+    assert "--on-time=media=0: a pump may be on for 1 to 60000 ms in one piece" in done.stderr
 
 
 # --- what makes it safe ----------------------------------------------------------------------------------------------
@@ -112,6 +115,8 @@ def test_its_arguments_are_checked(executable, tmp_path):
 def test_a_killed_worker_leaves_nothing_on(bench, start):
     guard = start(*ALL_LINES, f"--pwm=media={PWM}@4000000").ready()
     worker = guard.worker()
+    for name in ("media", "alt_media"):
+        worker.do(f"arm {name} 30000")
     for name in (*LINES, "media"):
         worker.do(f"duty {name} {'40' if name == 'media' else '100'}")
     assert [bench.level(line) for line in LINES.values()] == [1, 1, 1]
@@ -195,6 +200,7 @@ def test_sigterm_makes_safe(bench, start):
     guard = start(*ALL_LINES, f"--pwm=media={PWM}").ready()
     worker = guard.worker()
     worker.do("duty stirring 100")
+    worker.do("arm media 30000")
     worker.do("duty media 50")
     guard.process.terminate()
     assert guard.process.wait(10) == 0
@@ -207,6 +213,7 @@ def test_an_output_that_refuses_is_reported(bench, start):
     guard = start(*ALL_LINES, f"--pwm=media={PWM}").ready()
     worker = guard.worker()
     worker.do("duty stirring 100")
+    worker.do("arm media 30000")
     worker.do("duty media 50")
     bench.fail("pwm", 2, 5)
     worker.kill()
@@ -226,6 +233,126 @@ def test_an_inversed_channel_is_set_right_before_anything_is_on(bench, start):
     start(f"--pwm=waste={directory}/pwm2@4000000").ready()
     state = [bench.number(f"board/pwm/2/{name}") for name in ("period_ns", "duty_ns", "enabled", "inversed")]
     assert state == [4_000_000, 0, 0, 0]
+
+
+# --- pumps -----------------------------------------------------------------------------------------------------------
+
+MEDIA = f"--pwm=media={PWM}@4000000"
+GRACE_S = 0.050
+LATE_S = 0.050  # of the bench, to see it, where other programs run
+
+
+def armed(worker, pump: str, milliseconds: int, wake: bool = False) -> float:
+    """Arms and starts a pump; returns when its deadline is, time.monotonic()."""
+    worker.do(f"arm {pump} {milliseconds}")
+    deadline = time.monotonic() + 1e-3 * milliseconds
+    if wake:
+        worker.do("wake")
+    worker.do(f"duty {pump} {40 if pump == 'media' else 100}")
+    return deadline
+
+
+@on_board
+def test_a_pumps_deadline_holds_while_the_worker_is_stopped(bench, start):
+    guard = start(*ALL_LINES, MEDIA).ready()
+    worker = guard.worker()
+    worker.do("beat")
+    deadline = armed(worker, "alt_media", 800)
+    second = armed(worker, "media", 1500)
+    worker.do("duty stirring 100")
+    worker.process.send_signal(signal.SIGSTOP)
+    late_s = low_after(bench, LINES["alt_media"], deadline, 5)
+    assert bench.number("board/pwm/1/enabled") == 1
+    wait_for(lambda: not bench.number("board/pwm/1/enabled"), 5, "PWM disabled", every_s=0.0005)
+    second_s = time.monotonic() - second
+    print(f"{bench.where}: off {1e3 * late_s:.1f} and {1e3 * second_s:.1f} ms after the deadlines")
+    assert GRACE_S - 0.005 < late_s < GRACE_S + LATE_S and GRACE_S - 0.005 < second_s < GRACE_S + LATE_S
+    assert bench.number("board/pwm/1/duty_ns") == 0 and bench.level(LINES["stirring"]) == 1
+    guard.wait_said(rf"worker {worker.process.pid}: media was to be off 5\d ms ago: switched off")
+    # it goes on, in the middle of what it was about to do: off again at the next look, and nothing is said of it
+    worker.process.send_signal(signal.SIGCONT)
+    worker.do("beat")
+    worker.do("duty alt_media 0")
+    worker.do("duty alt_media 100")
+    low_after(bench, LINES["alt_media"], time.monotonic(), 1)
+    assert guard.errors().count("alt_media was to be off") == 1
+
+
+@on_board
+def test_a_pump_that_is_not_armed_is_off_within_a_look(bench, start):
+    guard = start(*ALL_LINES, MEDIA).ready()
+    worker = guard.worker()
+    worker.do("duty stirring 100")
+    at = time.monotonic()
+    worker.do("duty alt_media 100")
+    worker.do("duty media 40")
+    assert low_after(bench, LINES["alt_media"], at, 5) < 0.1 + LATE_S
+    wait_for(lambda: not bench.number("board/pwm/1/enabled"), 0.1 + LATE_S, "PWM disabled", every_s=0.0005)
+    assert bench.level(LINES["stirring"]) == 1
+    # armed and cleared in time: neither
+    worker.do("duty alt_media 0")
+    armed(worker, "alt_media", 30_000)
+    assert bench.level(LINES["alt_media"]) == 1
+    worker.do("duty alt_media 0")
+    worker.do("disarm alt_media")
+    low_after(bench, LINES["alt_media"], time.monotonic(), 1)
+    assert "alt_media" not in guard.errors()
+
+
+@on_board
+def test_a_deadline_beyond_the_longest_on_time_does_not_count(bench, start):
+    guard = start(*ALL_LINES, MEDIA, "--on-time=alt_media=2000").ready()
+    worker = guard.worker()
+    worker.do("beat")
+    at = time.monotonic()
+    armed(worker, "alt_media", 5000)
+    assert low_after(bench, LINES["alt_media"], at, 5) < 0.3 + LATE_S
+    said = guard.wait_said(r"alt_media was to be on for (\d+) ms, more than its (\d+) ms: switched off")
+    assert 4700 < int(said[1]) <= 5001 and said[2] == "2000"
+    # the other one has the ceiling that is compiled in
+    armed(worker, "media", 59_000)
+    assert bench.number("board/pwm/1/enabled") == 1
+    worker.do("duty media 0")
+    armed(worker, "media", 61_000)
+    wait_for(lambda: not bench.number("board/pwm/1/enabled"), 0.3 + LATE_S, "PWM disabled", every_s=0.0005)
+    assert guard.wait_said(r"media was to be on for \d+ ms, more than its (\d+) ms")[1] == "2000"
+    assert "more than its 60000 ms" in guard.errors() and guard.errors().count("was to be on for") == 2
+
+
+@on_board
+def test_a_woken_guard_holds_a_deadline_that_is_shorter_than_its_look(bench, start):
+    guard = start(*ALL_LINES).ready()
+    worker = guard.worker()
+    late_s = []
+    for _ in range(10):
+        deadline = armed(worker, "alt_media", 15, wake=True)
+        late_s.append(low_after(bench, LINES["alt_media"], deadline, 5))
+        worker.do("duty alt_media 0")
+    print(f"{bench.where}: off {', '.join(f'{1e3 * late:.1f}' for late in late_s)} ms after the deadline")
+    assert min(late_s) > GRACE_S - 0.005 and sorted(late_s)[7] < GRACE_S + 0.025
+
+
+@on_board
+def test_a_deadline_of_the_worker_before_counts_for_nothing(bench, start):
+    guard = start(*ALL_LINES).ready()
+    first = guard.worker()
+    armed(first, "alt_media", 40_000)
+    first.kill()
+    first.process.wait()
+    guard.wait_said("died|hung up")
+    # one that does not clear the words, as a worker does at its start
+    given = wait_for(lambda: connected(guard.path), 5, "the outputs")
+    line = Lines.of(given.lines["alt_media"])
+    line.set(1)
+    assert low_after(bench, LINES["alt_media"], time.monotonic(), 5) < 0.1 + LATE_S
+    given.close()
+
+
+def connected(path: str) -> guard_client.Guard | None:
+    try:
+        return guard_client.connect(path)
+    except guard_client.GuardError:
+        return None
 
 
 def descriptors(process: pathlib.Path) -> list[str]:
@@ -279,6 +406,8 @@ def test_every_profile_makes_a_command_line(name, monkeypatch, tmp_path):
     assert warnings == [] and os.access(first, os.X_OK) and socket == f"--socket={tmp_path}/guard"
     lines = [device for device in guard_command.ORDER if (section := profile.pwm(device)) and profile.has(section)]
     assert sum(word.startswith(("--line=", "--pwm=")) for word in rest) == len(lines) > 0
+    pumps = [device for device in lines if device in guard_command.PUMPS]
+    assert [word for word in rest if word.startswith("--on-time=")] == [f"--on-time={pump}=60000" for pump in pumps]
     numbers = {word.split("=")[1]: word.split("=")[2] for word in rest if word.startswith("--line=")}
     assert numbers["stirring"] == str(profile.get(profile.pwm("stirring"), "line"))
     assert rest.index(f"--line=stirring={numbers['stirring']}") == max(
