@@ -21,7 +21,7 @@ COMPILE_ARGS = ["-O2", "-g0", "-ffp-contract=off", "-fvisibility=hidden"]
 # small, and nothing of it is loaded later: it runs exactly when the file system may be stuck
 GUARD_SOURCES = sorted(str(path) for path in Path("pyx/guard").glob("*.c"))
 GUARD_COMPILE_ARGS = ["-Os", "-g0", "-ffunction-sections", "-fdata-sections"]
-GUARD_LINK_ARGS = ["-s", "-Wl,--gc-sections"]
+GUARD_LINK_ARGS = ["-s", "-Wl,--gc-sections", "-pthread"]
 VERSION = runpy.run_path("core/version.py")["VERSION"]
 
 

@@ -72,7 +72,7 @@ def compiled_guard(directory: pathlib.Path, where: str) -> str:
     if compiler is None:
         pytest.skip("no C compiler for the guard")
     target = directory / "stirbar-guard"
-    subprocess.run([compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-o", target, *SOURCES], check=True)
+    subprocess.run([compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-o", target, *SOURCES], check=True)
     return str(target)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pathlib
 import re
@@ -101,6 +102,7 @@ def test_a_line_that_the_chip_lacks_is_named(bench, start):
 def test_its_arguments_are_checked(executable, tmp_path):
     wrong = [["--line=17"], ["--line=a=17x"], ["--pwm=a="], ["--what"], [], ["--socket=" + 200 * "x"], ["x"]]
     wrong += [["--on-time=stirring=100"], ["--on-time=media"], ["--on-time=media=1s"]]
+    wrong += [["--dac=/dev/i2c-1"], ["--dac=/dev/i2c-1:0x80:00"], ["--dac=/dev/i2c-1:0x49:01x"], ["--dac=b:0x49:"]]
     for arguments in (*wrong, ["--on-time=media=60001"], ["--on-time=media=0"]):
         socket = [] if not arguments or "--socket" in arguments[0] else [f"--socket={tmp_path}/guard"]
         done = subprocess.run([executable, *socket, *arguments], capture_output=True, text=True, timeout=10)
@@ -355,6 +357,90 @@ def connected(path: str) -> guard_client.Guard | None:
         return None
 
 
+# --- LEDs ------------------------------------------------------------------------------------------------------------
+
+DRIVERS = {"hat1.0": 0x49, "eyespy": 0x2C}
+I2C_SLAVE = 0x0703
+
+
+def put_out(profile: str) -> list[str]:
+    """The guard's arguments for a board's LED driver."""
+    address, messages = DRIVERS[profile], guard_command.LEDS_OUT["dac43608" if profile == "hat1.0" else "rp2040"]
+    return [f"--dac=/dev/i2c-1:{address:#04x}:{message}" for message in messages]
+
+
+def light(bench, codes: dict[int, int]) -> None:
+    """Codes on the outputs of the board's LED driver, as a worker that died in its work leaves them."""
+    bus = os.open("/dev/i2c-1", os.O_RDWR)
+    fcntl.ioctl(bus, I2C_SLAVE, DRIVERS[bench.profile])
+    for output, code in codes.items():
+        if bench.profile == "hat1.0":
+            os.write(bus, bytes([8 + output, code >> 4, code << 4 & 0xFF]))
+        else:
+            os.write(bus, bytes([output, code]))
+    if bench.profile == "hat1.0":
+        os.write(bus, bytes([1, 0, 0]))  # all outputs powered
+    os.close(bus)
+    assert lit(bench) == list(codes.values())
+
+
+def lit(bench) -> list[int]:
+    """Codes other than 0 on the outputs that are powered."""
+    codes = [bench.led_code(DRIVERS[bench.profile], output) for output in range(4)]
+    return [code for code in codes if code]
+
+
+@board("hat1.0")
+@board("eyespy")
+def test_a_killed_worker_leaves_no_light_on(bench, start):
+    guard = start(*ALL_LINES, *put_out(bench.profile)).ready()
+    worker = guard.worker()
+    worker.do("duty stirring 100")
+    light(bench, {0: 100, 2: 255})
+    worker.kill()
+    low_after(bench, 17, time.monotonic(), 5)
+    wait_for(lambda: not lit(bench), 5, "dark LEDs")
+    took_us = int(guard.wait_said(r"LEDs off \((\d+) us after the order\)")[1])
+    print(f"{bench.where}, {bench.profile}: LEDs off {took_us} us after the order")
+
+
+@board("hat1.0")
+def test_a_held_bus_keeps_the_light_on_and_nothing_else(bench, start):
+    guard = start(*ALL_LINES, *put_out("hat1.0")).ready()
+    worker = guard.worker()
+    worker.do("duty stirring 100")
+    light(bench, {0: 100})
+    bench.write("board/i2c-1/delay_us", 4_500_000)
+    killed_at = worker.kill()
+    assert low_after(bench, 17, killed_at, 5) < 1.0
+    worker.process.wait()
+    said = guard.wait_said("the LED drivers have not taken the order to go off for 3 s: the bus is held")
+    assert time.monotonic() - killed_at > 2.9 and "outputs off" in said.string
+    # the guard goes on with its work meanwhile
+    bench.write("board/i2c-1/delay_us", 0)
+    again = wait_for(lambda: (one := guard.worker()).said and one, 5, "the outputs again")
+    again.do("duty stirring 100")
+    assert bench.level(17) == 1
+    guard.wait_said("LEDs off", 15)
+    assert lit(bench) == []
+
+
+@board("hat1.0")
+def test_a_driver_that_does_not_answer_is_named(bench, start):
+    guard = start(*ALL_LINES, *put_out("hat1.0"), "--dac=/dev/i2c-77:0x10:00").ready()
+    assert "cannot open /dev/i2c-77: No such file or directory" in guard.errors()
+    worker = guard.worker()
+    bench.unplug(0x49)
+    worker.do("duty stirring 100")
+    worker.kill()
+    guard.wait_said("the LED driver 0x49 of /dev/i2c-1 did not take the order to go off: ")
+    guard.wait_said("the LED driver 0x10 of /dev/i2c-77 did not take the order to go off: No such device")
+    assert bench.level(17) == 0
+    guard.process.terminate()
+    assert guard.process.wait(10) == 1
+    assert "ends; 2 outputs did not take the order" in guard.errors()
+
+
 def descriptors(process: pathlib.Path) -> list[str]:
     """What a process has open, but for the pidfd of its worker."""
     names = [os.readlink(path) for path in (process / "fd").iterdir()]
@@ -367,7 +453,7 @@ def descriptors(process: pathlib.Path) -> list[str]:
 def test_it_is_small_locked_and_opens_nothing_later(tmp_path):
     """Without a board: one process, its memory locked, the descriptors that it began with."""
     executable = guard_command.program()
-    guard = RunningGuard(executable).ready()
+    guard = RunningGuard(executable, "--dac=/dev/null:0x49:0100ff").ready()
     try:
         process = pathlib.Path(f"/proc/{guard.process.pid}")
         before = descriptors(process)
@@ -381,6 +467,7 @@ def test_it_is_small_locked_and_opens_nothing_later(tmp_path):
         assert given.lines == given.pwms == {}
         given.close()
         guard.wait_said("hung up: outputs off")
+        guard.wait_said("LED driver 0x49 of /dev/null did not take the order to go off")
         assert descriptors(process) == before
         assert [(process / "stat").read_text().split()[i] for i in (9, 11)] == faults
     finally:
@@ -408,6 +495,8 @@ def test_every_profile_makes_a_command_line(name, monkeypatch, tmp_path):
     assert sum(word.startswith(("--line=", "--pwm=")) for word in rest) == len(lines) > 0
     pumps = [device for device in lines if device in guard_command.PUMPS]
     assert [word for word in rest if word.startswith("--on-time=")] == [f"--on-time={pump}=60000" for pump in pumps]
+    leds = {"rp2040": 4, "dac43608": 1}[profile.get("led", "chip")]
+    assert sum(word.startswith(f"--dac=/dev/i2c-1:{profile.get('led', 'address'):#04x}:") for word in rest) == leds
     numbers = {word.split("=")[1]: word.split("=")[2] for word in rest if word.startswith("--line=")}
     assert numbers["stirring"] == str(profile.get(profile.pwm("stirring"), "line"))
     assert rest.index(f"--line=stirring={numbers['stirring']}") == max(

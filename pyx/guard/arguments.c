@@ -62,17 +62,18 @@ static int add_on_time(const char *text) {
 
 const char *usage =
     "usage: " NAME " --socket PATH [--chip /dev/gpiochipN] [--line NAME=NUMBER]... [--pwm NAME=/sys/..../pwmN[@PERIOD_NS]]...\n"
-    "    [--on-time PUMP=MILLISECONDS]...\n"
+    "    [--on-time PUMP=MILLISECONDS]... [--dac /dev/i2c-N:ADDRESS:BYTES]...\n"
     "Holds the lines and PWM channels of everything that heats, pumps or stirs, off, and hands them to one worker at a\n"
     "time; switches them off when the worker hangs up, dies or has no heartbeat for 3 s, and a pump (media, alt_media,\n"
-    "waste) at its deadline. Started by `stirbar guard`.\n";
+    "waste) at its deadline; then writes the bytes to the LED drivers. Started by `stirbar guard`.\n";
 
 int read_arguments(int count, char **arguments) {
     static const struct option options[] = {
         {"socket", required_argument, NULL, 's'},  {"chip", required_argument, NULL, 'c'},
         {"line", required_argument, NULL, 'l'},    {"pwm", required_argument, NULL, 'p'},
-        {"on-time", required_argument, NULL, 'o'}, {"version", no_argument, NULL, 'v'},
-        {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
+        {"on-time", required_argument, NULL, 'o'}, {"dac", required_argument, NULL, 'd'},
+        {"version", no_argument, NULL, 'v'},       {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0}};
     int option;
     while ((option = getopt_long(count, arguments, "", options, NULL)) != -1) {
         if (option == 'v' || option == 'h') {
@@ -89,6 +90,11 @@ int read_arguments(int count, char **arguments) {
             int status = add_on_time(optarg);
             if (status == -1) say("%s: not media, alt_media or waste=MILLISECONDS", optarg);
             if (status) return -1;
+        } else if (option == 'd') {
+            if (add_dac(optarg)) {
+                say("%s: not BUS:ADDRESS:BYTES such as /dev/i2c-1:0x49:0100ff, or one too many", optarg);
+                return -1;
+            }
         } else if (option == 'l' ? add_line(optarg) : add_pwm(optarg)) {
             say("%s: not NAME=%s, or one too many", optarg, option == 'l' ? "NUMBER" : "PATH");
             return -1;

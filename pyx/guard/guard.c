@@ -1,6 +1,7 @@
 /* Why a program of its own: it must be able to switch everything off while the worker is dead, stopped or stuck, so it
  *   shares no process, no cgroup and no lock with it, and nothing here can wait for memory, for a file or for a log.
- * Thread rule: one thread, above the loop's two. After `serve` has begun it opens no file and allocates nothing.
+ * Thread rule: one thread, above the loop's two, and below it one that may wait for the I2C bus (dac.c). After `serve`
+ *   has begun it opens no file and allocates nothing.
  * Units: nanoseconds of CLOCK_MONOTONIC; lines by their number on the chip (BCM on a Pi).
  *
  * A request of a GPIO line is exclusive. So this program requests the lines of everything that heats, pumps or stirs,
@@ -164,10 +165,12 @@ static void hang_up(const char *why) {
 
 /* The process is gone, and with it every descriptor it had. */
 static void bury(void) {
-    if (worker.connection >= 0)
+    if (worker.connection >= 0) {
         hang_up("died");
-    else
+    } else {
         make_safe();
+        order_dacs();
+    }
     close(worker.pidfd);
     worker.pidfd = -1;
     worker.pid = 0;
@@ -204,10 +207,11 @@ static void listen_to_worker(short events) {
 /* Look at the worker. Returns how long until the next look, ns; -1: until something happens. */
 static int64_t look(void) {
     int64_t at_ns = now_ns(), next_ns;
+    int busy = tend_dacs(at_ns) || worker.pid;
     if (worker.connection < 0) {
         /* one that hung up and lives on still has descriptors, and may be in the middle of a tick */
         if (worker.pid) make_safe();
-        return worker.pid ? LOOK_NS : -1;
+        return busy ? LOOK_NS : -1;
     }
     tend_heartbeat(at_ns);
     next_ns = tend_pumps(heartbeat, worker.pid, at_ns);
@@ -218,10 +222,10 @@ static void serve(void) {
     int64_t wait_ns = -1;
     uint64_t wakes;
     for (;;) {
-        struct pollfd waiting[5] = {{worker.connection, POLLIN, 0}, {worker.pidfd, POLLIN, 0}, {signals, POLLIN, 0},
-                                    {listener, POLLIN, 0}, {wake_fd, POLLIN, 0}};
+        struct pollfd waiting[6] = {{worker.connection, POLLIN, 0}, {worker.pidfd, POLLIN, 0}, {signals, POLLIN, 0},
+                                    {listener, POLLIN, 0}, {wake_fd, POLLIN, 0}, {dac_done_fd, POLLIN, 0}};
         struct timespec timeout = {wait_ns / 1000000000, wait_ns % 1000000000};
-        int ready = ppoll(waiting, 5, wait_ns < 0 ? NULL : &timeout, NULL);
+        int ready = ppoll(waiting, 6, wait_ns < 0 ? NULL : &timeout, NULL);
         if (ready < 0 && errno != EINTR) {
             make_safe();
             say("cannot wait for events: %s; outputs off", strerror(errno));
@@ -355,14 +359,18 @@ int main(int count, char **arguments) {
     if (take_lock() || (line_count && request_lines(chip_path))) return 1;
     for (int i = 0; i < pwm_count; i++)
         if (open_pwm(&pwms[i])) return 1;
+    open_dacs();
     find_pumps();
     if (open_signals() || open_pages() || open_socket()) return 1;
     become_urgent();
+    if (start_dacs()) return 1;
     tell_ready();
     say("holds %d lines of %s and %d PWM channels, all off; workers connect at %s", line_count, chip_path, pwm_count,
         socket_path);
     serve();
     int failed = make_safe();
+    order_dacs();
+    failed += finish_dacs();
     if (unsaid) say("%u messages were lost: nobody read standard error", unsaid);
     say(failed ? "ends; %d outputs did not take the order to go off" : "ends; outputs off", failed);
     unlink(socket_path);

@@ -48,6 +48,15 @@ void find_pumps(void);
 void forget_pumps(const uint32_t *page);
 int64_t tend_pumps(const uint32_t *page, int pid, int64_t at_ns);
 
+/* dac.c */
+extern int dac_done_fd;
+int add_dac(const char *text);
+void open_dacs(void);
+int start_dacs(void);
+void order_dacs(void);
+int tend_dacs(int64_t at_ns);
+int finish_dacs(void);
+
 /* arguments.c */
 extern const char *chip_path, *socket_path, *usage;
 int read_arguments(int count, char **arguments);

@@ -49,11 +49,12 @@ int make_safe(void) {
     return failed;
 }
 
-/* Everything off, and say why and how long it took. */
+/* Everything off, then the order for the LEDs, and say why and how long it took. */
 void make_safe_for(const char *why, int pid) {
     int64_t begun_ns = now_ns();
     int failed = make_safe();
     long took_us = (long)((now_ns() - begun_ns) / 1000);
+    order_dacs();
     if (failed)
         say("worker %d %s: %d of %d outputs did not take the order to go off", pid, why, failed,
             line_count + 2 * pwm_count);
