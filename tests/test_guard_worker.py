@@ -19,6 +19,7 @@ from board_bench import board
 from guards import LINES, RunningGuard, compiled_guard
 from running import RunningWorker, stirbar_environment, wait_for
 from stirbar.core.client import CommandRefused
+from stirbar.core.guard_command import LEDS_OUT
 
 on_board = board("eyespy", plant=True)
 
@@ -103,6 +104,78 @@ def rises_of(bench, line: int, seconds: float) -> list[float]:
     while looks[-1][1] < begun + seconds:
         looks.append((bench.level(line), time.monotonic()))
     return [at for (before, _), (level, at) in itertools.pairwise(looks) if level > before]
+
+
+LED_DRIVER = 0x2C
+EVERYTHING_ON = (
+    "stirring.config.use_rpm=0",
+    "stirring.config.initial_duty_cycle=100",
+    "temperature_automation.config.automation_name=thermostat",
+    "temperature_automation.config.target_temperature=40",
+)
+
+
+@pytest.fixture
+def whole_guard(executable):
+    """All that `stirbar guard` holds of the board, and its LED driver."""
+    guard = RunningGuard(
+        executable,
+        *(f"--line={name}={number}" for name, number in LINES.items()),
+        *(f"--pwm={name}=/sys/class/pwm/pwmchip0/pwm{number}@4000000" for name, number in (("media", 1), ("waste", 0))),
+        *(f"--dac=/dev/i2c-1:{LED_DRIVER:#04x}:{message}" for message in LEDS_OUT["rp2040"]),
+    ).ready()
+    yield guard
+    guard.close()
+
+
+def stopped_with_everything_on(bench, worker: BoardWorker) -> float:
+    """SIGSTOP at a moment when stirrer, heater and LED are all on; returns when, time.monotonic()."""
+
+    def caught() -> float | None:
+        worker.process.send_signal(signal.SIGSTOP)
+        at = time.monotonic()
+        wait_for(lambda: state_of(worker.process.pid) == "T", 5, "a stopped worker", every_s=0.0005)
+        if bench.level(LINES["stirring"]) and bench.level(LINES["heating"]) and bench.led_code(LED_DRIVER, 0):
+            return at
+        worker.process.send_signal(signal.SIGCONT)
+        return None
+
+    return wait_for(caught, 60, "stirrer, heater and LED on at once", every_s=0.005)
+
+
+def state_of(pid: int) -> str:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+
+
+def what_is_on(bench) -> list[str]:
+    """What the board itself says is on, by name."""
+    on = [name for name, line in LINES.items() if bench.level(line)]
+    on += [
+        f"pwm {n}" for n in (0, 1) if bench.number(f"board/pwm/{n}/enabled") or bench.number(f"board/pwm/{n}/duty_ns")
+    ]
+    return on + [f"LED {output}" for output in range(4) if bench.led_code(LED_DRIVER, output)]
+
+
+@on_board
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+def test_everything_is_off_after_a_worker_that_heated_stirred_and_measured(bench, whole_guard, start, how):
+    guard = whole_guard
+    worker = start(guard.directory, *EVERYTHING_ON)
+    wait_for(lambda: duty_of(worker) > 5.0, 30, "a heater that heats", every_s=0.2)
+    stopped_at = stopped_with_everything_on(bench, worker)
+    assert {"heating", "stirring", "LED 0"} <= set(what_is_on(bench))
+    if how == "SIGKILL":
+        worker.process.send_signal(signal.SIGKILL)
+    wait_for(lambda: not what_is_on(bench), 6, "everything off", every_s=0.001)
+    took_s = time.monotonic() - stopped_at
+    assert took_s < 3.6
+    guard.wait_said("LEDs off")
+    safe_us = int(guard.wait_said(r"outputs off \(took (\d+) us\)")[1])
+    led_us = int(guard.wait_said(r"LEDs off \((\d+) us after the order\)")[1])
+    print(f"{bench.where}, {how}: everything off after {1e3 * took_s:.0f} ms; lines {safe_us} us, LEDs {led_us} us")
+    worker.process.send_signal(signal.SIGKILL)
+    worker.process.wait()
+    assert what_is_on(bench) == []
 
 
 @board("eyespy", plant=True, travel=True)
