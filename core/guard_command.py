@@ -16,6 +16,7 @@ ORDER = ("heating", "media", "alt_media", "waste", "stirring")
 PUMPS = ("media", "alt_media", "waste")
 PUMP_ON_CEILING_S = 60.0  # PUMP_ON_CEILING_MS of pyx/guard/guard.h
 PWM_CLASS = "/sys/class/pwm"
+WATCHDOGS = ("/dev/watchdog", "/dev/watchdog0")  # two names of the same
 # What puts all LEDs of a driver out: the register of power-down bits; the duty of each of four.
 LEDS_OUT = {"dac43608": ("0100ff",), "rp2040": ("0000", "0100", "0200", "0300")}
 
@@ -60,11 +61,19 @@ def arguments(config: Config, profile: Profile, pump_on_s: float = PUMP_ON_CEILI
         pwms.append(f"--pwm={device}={path}@{round(1e9 / profile.get(section, 'frequency_hz'))}")
     chip = [f"--chip={gpio_chip_path(profile)}"] if lines else []
     limits = [f"--on-time={device}={round(1e3 * pump_on_s)}" for device in PUMPS if profile.pwm(device) is not None]
+    watchdog: list[str] = []
+    heats_or_pumps = any(profile.pwm(device) is not None for device in ("heating", *PUMPS))
+    if heats_or_pumps and config.get("guard.config", "hardware_watchdog"):
+        watchdog = [f"--watchdog={path}" for path in WATCHDOGS if os.path.exists(path)][:1]
+        if not watchdog:
+            warnings.append(
+                "no hardware watchdog, /dev/watchdog: a kernel that stands still leaves the outputs as they are"
+            )
     leds: list[str] = []
     if profile.has("led"):
         driver = f"/dev/i2c-{profile.get('i2c', 'bus')}:{profile.get('led', 'address'):#04x}"
         leds = [f"--dac={driver}:{message}" for message in LEDS_OUT[profile.get("led", "chip")]]
-    return [program(), f"--socket={socket_path(config)}", *chip, *lines, *pwms, *limits, *leds], warnings
+    return [program(), f"--socket={socket_path(config)}", *chip, *lines, *pwms, *limits, *leds, *watchdog], warnings
 
 
 def main(argv: list[str]) -> int:

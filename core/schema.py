@@ -96,6 +96,17 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         ),
     ),
     (
+        "guard.config",
+        "The guard of the outputs; see docs/determinism.md.",
+        (
+            switch_key(
+                "hardware_watchdog",
+                True,
+                "Let the computer's watchdog reset it when it stands still; on boards that heat or pump.",
+            ),
+        ),
+    ),
+    (
         "recorder.config",
         "Raw conversions on disk: `stirbar record --continuous`.",
         (

@@ -79,12 +79,15 @@ def compiled_guard(directory: pathlib.Path, where: str) -> str:
 class RunningGuard:
     """A guard with its socket in a directory of its own. `errors()` is what it said."""
 
-    def __init__(self, executable: str, *arguments: str) -> None:
+    def __init__(self, executable: str, *arguments: str, environment: dict[str, str] | None = None) -> None:
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="sg", dir="/tmp"))
         self.path = str(self.directory / "guard")
         self._log = open(self.directory / "stderr", "wb")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [executable, f"--socket={self.path}", *arguments], stdin=subprocess.DEVNULL, stderr=self._log
+            [executable, f"--socket={self.path}", *arguments],
+            stdin=subprocess.DEVNULL,
+            stderr=self._log,
+            env=os.environ | (environment or {}),
         )
         self.workers: list[OutputUser] = []
 

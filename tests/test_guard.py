@@ -22,6 +22,7 @@ from stirbar.core.profiles import ProfileError, choose, load_profile
 
 on_board = board("eyespy")
 PWM = "/sys/class/pwm/pwmchip0/pwm1"
+NO_WATCHDOG = ("guard.config", "hardware_watchdog", "0")  # the computer that tests run on may have one, or none
 ALL_LINES = [f"--line={name}={number}" for name, number in LINES.items()]
 
 
@@ -487,7 +488,7 @@ def test_no_guard_is_one_sentence_with_a_remedy(tmp_path):
 def test_every_profile_makes_a_command_line(name, monkeypatch, tmp_path):
     monkeypatch.setattr("stirbar.core.profiles.gpio_chip_path", lambda profile: "/dev/gpiochip0")
     monkeypatch.setattr("stirbar.core.profiles.pwm_chip", lambda profile, section: 2)
-    config = load_config(overrides=[("unit", "runtime_directory", str(tmp_path))])
+    config = load_config(overrides=[("unit", "runtime_directory", str(tmp_path)), NO_WATCHDOG])
     profile = load_profile(name)
     (first, socket, *rest), warnings = guard_command.arguments(config, profile)
     assert warnings == [] and os.access(first, os.X_OK) and socket == f"--socket={tmp_path}/guard"
@@ -510,7 +511,7 @@ def test_a_pump_without_its_pwm_chip_is_held_low(monkeypatch, tmp_path):
 
     monkeypatch.setattr("stirbar.core.profiles.gpio_chip_path", lambda profile: "/dev/gpiochip0")
     monkeypatch.setattr("stirbar.core.profiles.pwm_chip", no_chip)
-    config = load_config(overrides=[("unit", "runtime_directory", str(tmp_path))])
+    config = load_config(overrides=[("unit", "runtime_directory", str(tmp_path)), NO_WATCHDOG])
     command, warnings = guard_command.arguments(config, load_profile("hat1.0"))
     assert "--line=media=13" in command and "--line=waste=12" in command
     assert warnings[0] == "media stays off, its line 13 is held low: no chip" and len(warnings) == 2
@@ -521,7 +522,9 @@ def test_the_command_becomes_the_guard_of_the_board(bench, executable, monkeypat
     """`stirbar guard`, told the board or looking at it, holds what the profile names."""
     monkeypatch.setattr(guard_command, "program", lambda: executable)
     for hardware in ("eyespy", "auto"):
-        config = load_config(overrides=[("unit", "runtime_directory", str(tmp_path)), ("unit", "hardware", hardware)])
+        config = load_config(
+            overrides=[("unit", "runtime_directory", str(tmp_path)), ("unit", "hardware", hardware), NO_WATCHDOG]
+        )
         command, warnings = guard_command.arguments(config, choose(config))
         assert warnings == [] and "--line=stirring=17" in command
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

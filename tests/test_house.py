@@ -433,6 +433,7 @@ def test_the_version_is_in_one_place() -> None:
 def test_units_run_commands_that_exist_with_what_the_loop_needs() -> None:
     from stirbar.core.cli import COMMANDS, UPPER_COMMANDS
     from stirbar.core.config import load_config
+    from stirbar.core.guard_command import WATCHDOGS
 
     config = load_config()
     highest = max(config.get("loop.config", f"priority_{thread}") for thread in ("sampling", "actuators"))
@@ -458,6 +459,9 @@ def test_units_run_commands_that_exist_with_what_the_loop_needs() -> None:
         elif name == "guard":
             assert rtprio and int(rtprio[1]) > highest and "LimitMEMLOCK=infinity" in text
             assert "OOMScoreAdjust=-1000" in text and "Before=stirbar-worker.service" in text
+            rules = (ROOT / "core" / "deploy" / "60-stirbar.rules").read_text()
+            for path in WATCHDOGS:
+                assert f"\nDeviceAllow={path} rw\n" in text and f'KERNEL=="{path.removeprefix("/dev/")}"' in rules
         else:
             assert rtprio is None and "RestrictRealtime=yes" in text
     limits = (ROOT / "core" / "deploy" / "stirbar-limits.conf").read_text()

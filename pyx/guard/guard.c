@@ -204,22 +204,32 @@ static void listen_to_worker(short events) {
         hang_up("hung up");
 }
 
-/* Look at the worker. Returns how long until the next look, ns; -1: until something happens. */
-static int64_t look(void) {
-    int64_t at_ns = now_ns(), next_ns;
-    int busy = tend_dacs(at_ns) || worker.pid;
-    if (worker.connection < 0) {
-        /* one that hung up and lives on still has descriptors, and may be in the middle of a tick */
-        if (worker.pid) make_safe();
-        return busy ? LOOK_NS : -1;
-    }
+/* Look at the worker that has the outputs. Returns when the next look is due. */
+static int64_t look_at_worker(int64_t at_ns) {
+    int64_t next_ns;
     tend_heartbeat(at_ns);
     next_ns = tend_pumps(heartbeat, worker.pid, at_ns);
-    return next_ns - at_ns < LOOK_NS ? next_ns - at_ns : LOOK_NS;
+    return next_ns < at_ns + LOOK_NS ? next_ns : at_ns + LOOK_NS;
+}
+
+/* Look at everything. Returns how long until the next look, ns; -1: until something happens. */
+static int64_t look(void) {
+    int64_t at_ns = now_ns(), wait_ns = -1, feed_ns;
+    int beats = worker.connection >= 0 && at_ns - worker.beat_ns < SILENCE_NS;
+    if (worker.connection >= 0) {
+        wait_ns = look_at_worker(at_ns) - at_ns;
+    } else if (worker.pid || outputs_failed) {
+        /* one that hung up and lives on still has descriptors, and may be in the middle of a tick */
+        make_safe();
+        wait_ns = LOOK_NS;
+    }
+    if (tend_dacs(at_ns) && wait_ns < 0) wait_ns = LOOK_NS;
+    feed_ns = tend_watchdog(at_ns, (beats || !outputs_failed) && !pumps_failed);
+    return feed_ns >= 0 && (wait_ns < 0 || feed_ns < wait_ns) ? feed_ns : wait_ns;
 }
 
 static void serve(void) {
-    int64_t wait_ns = -1;
+    int64_t wait_ns = 0;
     uint64_t wakes;
     for (;;) {
         struct pollfd waiting[6] = {{worker.connection, POLLIN, 0}, {worker.pidfd, POLLIN, 0}, {signals, POLLIN, 0},
@@ -364,12 +374,14 @@ int main(int count, char **arguments) {
     if (open_signals() || open_pages() || open_socket()) return 1;
     become_urgent();
     if (start_dacs()) return 1;
+    open_watchdog(watchdog_path);
     tell_ready();
     say("holds %d lines of %s and %d PWM channels, all off; workers connect at %s", line_count, chip_path, pwm_count,
         socket_path);
     serve();
     int failed = make_safe();
     order_dacs();
+    close_watchdog(failed == 0);
     failed += finish_dacs();
     if (unsaid) say("%u messages were lost: nobody read standard error", unsaid);
     say(failed ? "ends; %d outputs did not take the order to go off" : "ends; outputs off", failed);

@@ -35,6 +35,7 @@ void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 extern struct line lines[LINES_MAXIMUM];
 extern struct pwm pwms[PWMS_MAXIMUM];
 extern int line_count, pwm_count;
+extern int outputs_failed;               /* writes of the last make_safe: 0, and everything is off */
 int request_lines(const char *chip_path);
 int open_pwm(struct pwm *pwm);
 int line_off(const struct line *line);
@@ -43,6 +44,7 @@ int make_safe(void);
 void make_safe_for(const char *why, int pid);
 
 /* pumps.c */
+extern int pumps_failed;                 /* pumps that had to go off and did not take the order */
 int limit_pump(const char *name, long on_ms);
 void find_pumps(void);
 void forget_pumps(const uint32_t *page);
@@ -57,8 +59,13 @@ void order_dacs(void);
 int tend_dacs(int64_t at_ns);
 int finish_dacs(void);
 
+/* watchdog.c */
+void open_watchdog(const char *path);
+int64_t tend_watchdog(int64_t at_ns, int may_feed);
+void close_watchdog(int outputs_off);
+
 /* arguments.c */
-extern const char *chip_path, *socket_path, *usage;
+extern const char *chip_path, *socket_path, *watchdog_path, *usage;
 int read_arguments(int count, char **arguments);
 
 #endif

@@ -17,7 +17,7 @@
 
 struct line lines[LINES_MAXIMUM];
 struct pwm pwms[PWMS_MAXIMUM];
-int line_count, pwm_count;
+int line_count, pwm_count, outputs_failed;
 
 static int write_text(int fd, const char *text) {
     ssize_t length = (ssize_t)strlen(text);
@@ -46,6 +46,7 @@ int make_safe(void) {
     int failed = 0;
     for (int i = 0; i < line_count; i++) failed += line_off(&lines[i]);
     for (int i = 0; i < pwm_count; i++) failed += pwm_off(&pwms[i]);
+    outputs_failed = failed;
     return failed;
 }
 

@@ -24,6 +24,7 @@ struct pump {
     uint32_t said;                       /* the deadline that was complained of */
 };
 
+int pumps_failed;
 static struct pump pumps[PUMPS] = {
     {.name = "media", .on_ms = PUMP_ON_CEILING_MS},
     {.name = "alt_media", .on_ms = PUMP_ON_CEILING_MS},
@@ -66,33 +67,35 @@ static uint32_t deadline_of(struct pump *pump, const uint32_t *word) {
     return pump->armed_by_worker ? deadline : 0;
 }
 
-static const char *switch_off(const struct pump *pump) {
-    int failed = (pump->line ? line_off(pump->line) : 0) + (pump->pwm ? pwm_off(pump->pwm) : 0);
+static const char *what_became(int failed) {
     return failed ? "it did not take the order to go off" : "switched off";
 }
 
 /* Switch off each pump that may not be on. Returns when a deadline passes next, INT64_MAX: none. */
 int64_t tend_pumps(const uint32_t *page, int pid, int64_t at_ns) {
     int64_t next_ns = INT64_MAX, at_ms = at_ns / 1000000;
+    pumps_failed = 0;
     for (int i = 0; i < PUMPS; i++) {
         struct pump *pump = &pumps[i];
         uint32_t deadline = deadline_of(pump, &page[PUMP_WORD + i]);
         int64_t ahead_ms = (int32_t)(deadline - (uint32_t)at_ms), off_ns = (at_ms + ahead_ms) * 1000000 + PUMP_GRACE_NS;
         int too_far = ahead_ms > pump->on_ms + PUMP_GRACE_MS;
-        const char *taken;
+        int failed;
         if (pump->line == NULL && pump->pwm == NULL) continue;
         if (deadline && !too_far && at_ns < off_ns) {
             next_ns = off_ns < next_ns ? off_ns : next_ns;
             continue;
         }
-        taken = switch_off(pump);
+        failed = (pump->line ? line_off(pump->line) : 0) + (pump->pwm ? pwm_off(pump->pwm) : 0);
+        pumps_failed += failed != 0;
         if (deadline == pump->said) continue;
         pump->said = deadline;
         if (deadline && too_far)
             say("worker %d: %s was to be on for %lld ms, more than its %lld ms: %s", pid, pump->name, (long long)ahead_ms,
-                (long long)pump->on_ms, taken);
+                (long long)pump->on_ms, what_became(failed));
         else if (deadline)
-            say("worker %d: %s was to be off %lld ms ago: %s", pid, pump->name, (long long)-ahead_ms, taken);
+            say("worker %d: %s was to be off %lld ms ago: %s", pid, pump->name, (long long)-ahead_ms,
+                what_became(failed));
     }
     return next_ns;
 }
