@@ -9,6 +9,7 @@ import time
 
 from stirbar.core import events, records
 from stirbar.core.calibrations import describe
+from stirbar.core.dosing_job import parse_dose, parse_exchange
 from stirbar.core.host import NO_EXPERIMENT, all_of
 from stirbar.core.jobs import CommandError, number, refusal
 
@@ -16,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from stirbar.core.dosing_job import Dose
     from stirbar.core.host import Host
 
     Request = dict[str, object]
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 UNIQUE_ID_LENGTH = 16
 REMEMBERED_IDS = 256
 # These change nothing: they may be done twice, and their answers are not worth the memory.
-ASKING = ("describe", "status", "settings", "config", "resend")
+ASKING = ("describe", "status", "settings", "config", "resend", "dose_result")
 RAW_SECONDS_MAXIMUM = 3600.0
 BLANK_SECONDS_MAXIMUM = 600.0
 REPORTED_CODES = (1, 2)  # no network, no broker: the field's error codes that only others can know
@@ -187,6 +189,37 @@ class Commands:
 
         return done
 
+    # --- pumps -------------------------------------------------------------------------------------------------------
+
+    def do_dose(self, request: Request, reply: Reply) -> None:
+        self._dose(parse_dose(request, self.host.config), request, reply)
+
+    def do_exchange(self, request: Request, reply: Reply) -> None:
+        self._dose(parse_exchange(request, self.host.config), request, reply)
+
+    def _dose(self, dose: Dose, request: Request, reply: Reply) -> None:
+        self.host.bioreactor.request(
+            dose,
+            lambda result: reply(_success(request, result), []),
+            lambda error: reply(_refusal(request.get("id"), error), []),
+        )
+
+    def do_dose_stop(self, request: Request, reply: Reply) -> None:
+        finish = request.get("finish", False)
+        if not isinstance(finish, bool):
+            raise CommandError("finish must be true or false", "finish")
+        self.host.bioreactor.stop_doses(finish, self._by_loop(request, reply, lambda: {"finish": finish}))
+
+    def do_dose_renew(self, request: Request, reply: Reply) -> None:
+        self.host.bioreactor.renew(self._by_loop(request, reply, dict))
+
+    def do_dose_result(self, request: Request, reply: Reply) -> None:
+        wanted = int(number(request.get("dose"), "dose", 1, 2**31, ""))
+        dose = self.host.bioreactor.find(wanted)
+        if dose is None:
+            raise CommandError(f"no dose {wanted} since the worker's start, or too long ago", "dose")
+        reply(_success(request, dose.describe()), [])
+
     # --- experiment, blank, raw data, simulation ---------------------------------------------------------------------
 
     def do_experiment(self, request: Request, reply: Reply) -> None:
@@ -261,6 +294,7 @@ class Commands:
 
         if request.get("reload"):
             calibrations.reload(self._by_loop(request, reply, in_force))
+            self.host.bioreactor.calibrate()
         else:
             reply(_success(request, in_force()), [])
 

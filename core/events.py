@@ -23,6 +23,15 @@ COMMAND_HEAT_DUTY = 15
 COMMAND_HEAT_STOP = 16
 COMMAND_HEAT_RENEW = 17
 COMMAND_HEAT_UNLOCK = 18
+COMMAND_DOSE_ML = 20
+COMMAND_DOSE_SECONDS = 21
+COMMAND_DOSE_CONTINUOUS = 22
+COMMAND_DOSE_RENEW = 23
+COMMAND_DOSE_PART = 24
+COMMAND_DOSE_EXCHANGE = 25
+COMMAND_DOSE_STOP = 26
+COMMAND_VOLUME = 27
+COMMAND_PUMP = 28
 
 EVENT_COMMAND_DONE = 1
 EVENT_COMMAND_REFUSED = 2
@@ -33,6 +42,22 @@ EVENT_OVER_VOLTAGE = 13
 EVENT_LIGHT_PATH = 16
 EVENT_REFERENCE_ERROR, EVENT_REFERENCE = 20, 21
 EVENT_HEAT_LIMITED, EVENT_HEAT_FREED = 32, 33
+EVENT_DOSE_STEP, EVENT_DOSE_DONE, EVENT_DOSE_CUT, EVENT_DOSE_OWED = 34, 35, 36, 37
+
+DOSE_EVENTS = (EVENT_DOSE_STEP, EVENT_DOSE_DONE, EVENT_DOSE_CUT, EVENT_DOSE_OWED)
+PUMPS = ("media", "alt_media", "waste")  # DOSE_* of pyx/volume.pxd
+
+# Why a dose was cut, by CUT_* of pyx/doser.pxd: name, level, and what it means.
+CUTS: tuple[tuple[str, str, str], ...] = (
+    ("none", "info", ""),
+    ("stopped", "notice", "it was stopped"),
+    ("unguarded", "error", "the guard is silent"),
+    ("unstirred", "error", "nobody sees the stirrer turn"),
+    ("pump", "error", "a pump's output does not take orders: run `stirbar hardware check`"),
+    ("full", "warning", "the vial holds no more, or too much came in since somebody looked: `stirbar dose volume`"),
+    ("late", "error", "the loop stood still"),
+    ("lease", "notice", "nobody asked for it any more"),
+)
 
 # Why the heater has less than was asked for, by the bits of pyx/heat_protect.pxd: name, level, and what it means.
 HEAT_REASONS: tuple[tuple[str, str, str], ...] = (
@@ -138,5 +163,16 @@ def describe(code: int, argument: int, value: float, stream: str) -> tuple[str, 
         if code == EVENT_HEAT_FREED:
             return f"heat_{reason}_over", "notice", "temperature_automation", f"the heater is no longer held: {reason}"
         return f"heat_{reason}", level, "temperature_automation", message.format(value=value)
+    if code == EVENT_DOSE_STEP:
+        return "dose_step", "debug", "bioreactor", f"{PUMPS[argument]} pump: {value:.3f} mL"
+    if code == EVENT_DOSE_DONE:
+        return "dose_done", "info", "bioreactor", f"dose ended: {value:.2f} mL in the vial"
+    if code in (EVENT_DOSE_CUT, EVENT_DOSE_OWED):
+        reason, level, message = CUTS[argument]
+        if code == EVENT_DOSE_CUT:
+            missing = f"; {value:.2f} mL did not come in" if value > 0.0 else ""
+            return f"dose_cut_{reason}", level, "bioreactor", f"dose cut: {message}{missing}"
+        text = f"{value:.2f} mL came in and were not taken out ({message}): the next exchange takes them out first"
+        return "dose_owed", "error", "bioreactor", text
     name, level, source, message = EVENTS.get(code, (f"event_{code}", "warning", "monitor", "event {argument} {value}"))
     return name, level, source, message.format(argument=argument, value=value, stream=stream)

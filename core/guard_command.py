@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 # What does most harm goes off first.
 ORDER = ("heating", "media", "alt_media", "waste", "stirring")
 PUMPS = ("media", "alt_media", "waste")
-PUMP_ON_CEILING_S = 60.0  # PUMP_ON_CEILING_MS of pyx/guard/guard.h
 PWM_CLASS = "/sys/class/pwm"
 WATCHDOGS = ("/dev/watchdog", "/dev/watchdog0")  # two names of the same
 # What puts all LEDs of a driver out: the register of power-down bits; the duty of each of four.
@@ -31,10 +30,9 @@ def program() -> str:
     return path
 
 
-def arguments(config: Config, profile: Profile, pump_on_s: float = PUMP_ON_CEILING_S) -> tuple[list[str], list[str]]:
+def arguments(config: Config, profile: Profile) -> tuple[list[str], list[str]]:
     """The guard's own command line for a board, and a sentence for each output that cannot be used.
 
-    No pump may be on for longer than `pump_on_s` in one piece.
     A device whose kernel PWM is not there keeps its line, held low: a pump on a pin that nobody holds may run.
     Raises ProfileError when the board's lines are not there.
     """
@@ -60,7 +58,8 @@ def arguments(config: Config, profile: Profile, pump_on_s: float = PUMP_ON_CEILI
             continue
         pwms.append(f"--pwm={device}={path}@{round(1e9 / profile.get(section, 'frequency_hz'))}")
     chip = [f"--chip={gpio_chip_path(profile)}"] if lines else []
-    limits = [f"--on-time={device}={round(1e3 * pump_on_s)}" for device in PUMPS if profile.pwm(device) is not None]
+    on_ms = round(1e3 * float(config.get("dosing_automation.config", "maximum_on_time_s")))
+    limits = [f"--on-time={device}={on_ms}" for device in PUMPS if profile.pwm(device) is not None]
     watchdog: list[str] = []
     heats_or_pumps = any(profile.pwm(device) is not None for device in ("heating", *PUMPS))
     if heats_or_pumps and config.get("guard.config", "hardware_watchdog"):

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stirbar.core.config import Config
+    from stirbar.core.dosing_job import Bioreactor
     from stirbar.core.front_panel import Panel
     from stirbar.core.journal import Journal
     from stirbar.core.vitals import Vitals
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     Done = Callable[[bool, float], None]
 
 RAW_SECONDS_FOR_EVER = 1e9
+VOLUME = records.STREAM_IDS["volume"]
 STARTED = ("od_reading", "stirring", "temperature_automation")  # jobs that start with the worker, in this order
 NO_EXPERIMENT = "$no_experiment_present"
 STATUS_PERIOD_NS = 1_000_000_000
@@ -108,6 +110,7 @@ class Host:
             if publish is not None:
                 publish()
         self.set_experiment(self._stored_experiment(), _ignore)
+        self.bioreactor.begin()
         self.calibrations = ActiveCalibrations(self)
         self.calibrations.start()
         if config.get("od_reading.config", "raw"):
@@ -148,6 +151,10 @@ class Host:
     def _say_not_started(self, name: str, error: CommandError) -> None:
         text = f"{name} was not started: {error.message}"
         self.event("error", name, f"{text}; {error.remedy}" if error.remedy else text, code="not_started")
+
+    @property
+    def bioreactor(self) -> Bioreactor:
+        return self.jobs["bioreactor"]  # type: ignore[return-value]
 
     @property
     def waiting(self) -> bool:
@@ -225,7 +232,8 @@ class Host:
                 self.calibrations.on_reference(code, argument, value)
             stream = records.STREAMS.get(source, "")
             name, level, job, message = events.describe(code, argument, value, stream)
-            self.event(level, job, message, code=name, value=value, monotonic_ns=monotonic_ns)
+            data = self.bioreactor.on_dose(code, argument, value) if code in events.DOSE_EVENTS else None
+            self.event(level, job, message, code=name, value=value, monotonic_ns=monotonic_ns, data=data)
             if job in self.jobs:
                 self.jobs[job].on_event(code, value)
         for identifier in [i for i, (deadline, _) in self._pending.items() if now_ns > deadline]:
@@ -240,6 +248,8 @@ class Host:
                 zip(records.READING_FIELDS, records.READING.unpack_from(batch, len(batch) - size), strict=True)
             )
             self.latest[stream] = reading
+            if stream == VOLUME:
+                self.bioreactor.on_volume(reading)
             if self.blank_taking and stream <= 4:
                 self._average_for_blank(stream, batch)
 
@@ -290,9 +300,17 @@ class Host:
         self._outbox.append((topic, header.pack(), json.dumps(body).encode()))
 
     def event(
-        self, level: str, source: str, message: str, *, code: str, value: float = 0.0, monotonic_ns: int | None = None
+        self,
+        level: str,
+        source: str,
+        message: str,
+        *,
+        code: str,
+        value: float = 0.0,
+        monotonic_ns: int | None = None,
+        data: dict[str, object] | None = None,
     ) -> None:
-        """Publish and remember one event."""
+        """Publish and remember one event; `data` is for programs."""
         _, now_ns, realtime_ns = self.loop.clock_triple()
         at_ns = now_ns if monotonic_ns is None else monotonic_ns
         body = {
@@ -303,6 +321,7 @@ class Host:
             "code": code,
             "message": message,
             "value": value if value == value else None,
+            **({} if data is None else {"data": data}),
         }
         header = self._header(records.KIND_JSON, records.STREAM_IDS["event"], 0, 1, self._event_sequence)
         self._event_sequence += 1

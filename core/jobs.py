@@ -290,7 +290,8 @@ class Stirring(Job):
 
 def make_jobs(host: Host, config: Config) -> dict[str, Job]:
     """The jobs of a worker by name."""
+    from stirbar.core.dosing_job import Bioreactor
     from stirbar.core.monitor_job import Monitor
     from stirbar.core.temperature_job import TemperatureAutomation
 
-    return {kind.name: kind(host, config) for kind in (OdReading, Stirring, TemperatureAutomation, Monitor)}
+    return {kind.name: kind(host, config) for kind in (OdReading, Stirring, TemperatureAutomation, Bioreactor, Monitor)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-NOT_DOSING = "this version does not dose"
+NO_SUCH_AUTOMATION = "this version has no dosing automations"
 PAGE = "the page shows every quantity"
 
 # Pioreactor's keys that stirbar does not use: (section, keys or "*", reason).
@@ -46,13 +46,11 @@ IGNORED: tuple[tuple[str, str, str], ...] = (
     ),
     (
         "bioreactor",
-        "efflux_tube_volume_ml initial_alt_media_fraction initial_cumulative_media_added_ml"
-        " initial_cumulative_alt_media_added_ml initial_cumulative_waste_removed_ml",
-        NOT_DOSING,
+        "initial_cumulative_media_added_ml initial_cumulative_alt_media_added_ml initial_cumulative_waste_removed_ml",
+        "what the pumps have moved is counted on the unit, from 0",
     ),
-    ("dosing_automation.config", "*", NOT_DOSING),
-    ("dosing_automation.pid_morbidostat", "*", NOT_DOSING),
-    ("dosing_automation.turbidostat", "*", NOT_DOSING),
+    ("dosing_automation.pid_morbidostat", "*", NO_SUCH_AUTOMATION),
+    ("dosing_automation.turbidostat", "*", NO_SUCH_AUTOMATION),
     (
         "temperature_automation.thermostat",
         "*",

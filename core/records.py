@@ -19,6 +19,7 @@ STREAMS: dict[int, str] = {
     8: "rpm",
     9: "temperature",
     10: "liquid",
+    11: "volume",
     16: "event",
     17: "status",
     18: "raw",
@@ -27,8 +28,8 @@ STREAMS: dict[int, str] = {
 STREAMS.update({32 + i: f"od{i % 4 + 1}_rate{i // 4 + 1}" for i in range(12)})
 STREAMS.update({44 + channel: f"modulation{channel + 1}" for channel in range(4)})
 STREAM_IDS: dict[str, int] = {name: number for number, name in STREAMS.items()}
-READING_STREAMS: tuple[int, ...] = (1, 2, 3, 4, 5, 8, 9, 10, *range(32, 48))
-STREAM_UNITS: dict[int, str] = {1: "AU", 2: "AU", 3: "AU", 4: "AU", 5: "AU", 8: "rpm", 9: "°C", 10: "°C"}
+READING_STREAMS: tuple[int, ...] = (1, 2, 3, 4, 5, 8, 9, 10, 11, *range(32, 48))
+STREAM_UNITS: dict[int, str] = {1: "AU", 2: "AU", 3: "AU", 4: "AU", 5: "AU", 8: "rpm", 9: "°C", 10: "°C", 11: "mL"}
 STREAM_UNITS.update(dict.fromkeys(range(32, 44), "AU"))
 STREAM_UNITS.update(dict.fromkeys(range(44, 48), "%"))
 
@@ -96,7 +97,7 @@ TRACE = struct.Struct("<BBBBIq")
 
 TRACE_CONVERSION, TRACE_CLOCK, TRACE_PERIOD, TRACE_GAIN = 1, 2, 3, 4
 TRACE_EDGE, TRACE_COMMAND, TRACE_TICK, TRACE_SNAPSHOT, TRACE_CURVE = 5, 6, 7, 8, 9
-TRACE_TURN, TRACE_TEMPERATURE = 10, 11
+TRACE_TURN, TRACE_TEMPERATURE, TRACE_DOSE = 10, 11, 12
 
 KIND_READINGS, KIND_TRACE, KIND_SNAPSHOT, KIND_JSON, KIND_RAW_CHUNK, KIND_GAP = 1, 2, 3, 4, 5, 6
 

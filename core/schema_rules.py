@@ -129,6 +129,21 @@ def _target_degc_below_tier(get: Get) -> str | None:
     return None
 
 
+def _liquid_fits(get: Get) -> str | None:
+    from stirbar.core import vials
+
+    fill_ml, minimum_ml = vials.vial(get("unit", "vial"))["fill_ml"], get("bioreactor", "minimum_volume_ml")
+    for key in ("initial_volume_ml", "efflux_tube_volume_ml"):
+        if get("bioreactor", key) > fill_ml:
+            return (
+                f"{key} ({number(get('bioreactor', key))}) is above {number(fill_ml)} mL, to which this vial may be"
+                " filled; lower it, or name your own [unit] vial"
+            )
+    if minimum_ml >= get("bioreactor", "initial_volume_ml"):
+        return f"minimum_volume_ml ({number(minimum_ml)}) is not below initial_volume_ml; lower it"
+    return None
+
+
 # (the rule in words, the keys it looks at, the test)
 RULES: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[Get], str | None]], ...] = (
     ("At most one photodiode is the reference.", tuple((DIODES, channel) for channel in "1234"), _one_reference),
@@ -168,6 +183,17 @@ RULES: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[Get], str | None]
         "`target_maximum_degc` is not above the temperature at which the vial's heater is reduced.",
         ((TEMPERATURE, "target_maximum_degc"), ("unit", "vial")),
         _target_degc_below_tier,
+    ),
+    (
+        "The liquid fits into the vial: `initial_volume_ml` and `efflux_tube_volume_ml` are not above its fill level,"
+        " `minimum_volume_ml` is below the first.",
+        (
+            ("bioreactor", "initial_volume_ml"),
+            ("bioreactor", "efflux_tube_volume_ml"),
+            ("bioreactor", "minimum_volume_ml"),
+            ("unit", "vial"),
+        ),
+        _liquid_fits,
     ),
     ("`topic_root` and `data_root` differ.", (("mqtt", "topic_root"), ("mqtt", "data_root")), _roots_differ),
     (

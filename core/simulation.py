@@ -252,6 +252,7 @@ _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, s
             ("media_pump_efficiency_percent", "%", 100, 0, 200, "0: blocked", "fault"),
             ("alt_media_pump_efficiency_percent", "%", 100, 0, 200, "0: blocked", "fault"),
             ("waste_pump_efficiency_percent", "%", 100, 0, 200, "0: blocked", "fault"),
+            ("pump_ml_per_s", "mL/s", 0.5, 0.01, 5, "what a pump moves at full duty, by its calibration", ASSUMED),
         ),
     ),
     (

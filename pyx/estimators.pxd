@@ -15,8 +15,8 @@ from stirbar.rt.fusion cimport FUSION_IDLE, Fusion, FusionModel, fusion_give, fu
 from stirbar.rt.od cimport OdState, od_blank, od_clock, od_gain, od_led, od_push, od_take, od_turn
 from stirbar.rt.reference cimport reference_give
 from stirbar.rt.types cimport (
-    COMMAND_BLANK, COMMAND_LED, COMMAND_REFERENCE, COMMAND_STIR_STOP,
-    FLAG_ABOVE_CURVE, FLAG_BELOW_CURVE, FLAG_BLANKED, FLAG_STIRRING_OFF, FLAG_UNCALIBRATED, MAX_CHANNELS, PART_CLEAR,
+    COMMAND_BLANK, COMMAND_DOSE_ML, COMMAND_LED, COMMAND_REFERENCE, COMMAND_STIR_STOP, FLAG_ABOVE_CURVE,
+    FLAG_BELOW_CURVE, FLAG_BLANKED, FLAG_DOSING, FLAG_STIRRING_OFF, FLAG_UNCALIBRATED, MAX_CHANNELS, PART_CLEAR,
     PART_DONE, STREAM_OD1, STREAM_OD1_RATE1, STREAM_OD4_RATE3, TRACE_CLOCK, TRACE_COMMAND, TRACE_CONVERSION,
     TRACE_CURVE, TRACE_GAIN, TRACE_PERIOD, TRACE_TURN, Reading, TraceItem)
 
@@ -27,7 +27,8 @@ cdef struct Estimators:
     OdState od
     int64_t t0_ns            # of the TRACE_CLOCK item that waits for its TRACE_PERIOD
     uint32_t index0
-    uint32_t flags           # FLAG_STIRRING_OFF, as the actuator thread says
+    uint32_t flags           # FLAG_STIRRING_OFF and FLAG_DOSING, as the actuator thread says
+    int64_t mixed_ns         # of the last reading that was made while it dosed
     uint32_t calibrated      # channels whose curve is in force, by bit
     Curve curve[MAX_CHANNELS]
     double density[MAX_CHANNELS]     # the last that the curve gave; NaN: none yet
@@ -88,7 +89,9 @@ cdef inline int estimators_apply(Estimators* e, const TraceItem* item) noexcept 
         elif item.index == COMMAND_REFERENCE and item.channel < MAX_CHANNELS:
             reference_give(&e.od.reference_fit[item.channel], item.value.f)
         elif item.index == COMMAND_STIR_STOP:
-            e.flags = FLAG_STIRRING_OFF if item.value.f != 0 else 0
+            e.flags = e.flags & FLAG_DOSING | (FLAG_STIRRING_OFF if item.value.f != 0 else 0)
+        elif item.index == COMMAND_DOSE_ML:
+            e.flags = e.flags & FLAG_STIRRING_OFF | (FLAG_DOSING if item.value.f != 0 else 0)
     elif item.kind == TRACE_CURVE:
         return estimators_curve(e, item)
     return 0
@@ -131,6 +134,10 @@ cdef inline int estimators_take(Estimators* e, Reading* reading) noexcept nogil:
     if not od_take(&e.od, reading):
         return fusion_take(&e.fusion, reading)
     reading.flags |= e.flags
+    if e.flags & FLAG_DOSING:
+        e.mixed_ns = reading.monotonic_ns if reading.monotonic_ns > e.mixed_ns else e.mixed_ns
+    elif reading.monotonic_ns - <int64_t>(1e9 * reading.window_s) < e.mixed_ns:
+        reading.flags |= FLAG_DOSING
     channel = stream_channel(reading.stream)
     if channel < 0:
         return 1

@@ -72,6 +72,8 @@ cdef struct Hal:
     int (*edges_read)(void* context, int64_t now_ns, int64_t* stamps_ns, int room) noexcept nogil
     int (*stirrer_write)(void* context, double duty_percent, int64_t now_ns) noexcept nogil
     int (*heater_write)(void* context, double duty_percent, int64_t now_ns) noexcept nogil
+    # a pump (DOSE_* of volume.pxd) at a duty, 0: off
+    int (*pump_write)(void* context, int pump, double duty_percent, int64_t now_ns) noexcept nogil
     # slow PWM by timed line writes: do what is due, return when to be called next (INT64_MAX: nothing pulses);
     # NULL: the board has none
     int64_t (*pulse)(void* context, int64_t now_ns) noexcept nogil

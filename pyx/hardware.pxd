@@ -9,8 +9,8 @@ from libc.stdint cimport int64_t
 from stirbar.rt.board cimport Board, board_hal
 from stirbar.rt.hal cimport Hal
 from stirbar.rt.outputs cimport (
-    OUTPUT_ABSENT, OUTPUT_HEATING, OUTPUT_STIRRING, Outputs, outputs_duty, outputs_edges_read, outputs_pulse,
-    outputs_stirrer_period)
+    OUTPUT_ABSENT, OUTPUT_HEATING, OUTPUT_MEDIA, OUTPUT_STIRRING, Outputs, outputs_duty, outputs_edges_read,
+    outputs_pulse, outputs_stirrer_period)
 
 cdef struct Hardware:
     Board board              # first: the sampling thread's functions take the context for a Board
@@ -38,6 +38,10 @@ cdef inline int hardware_heater_write(void* context, double duty_percent, int64_
     return hardware_write(&(<Hardware*>context).outputs, OUTPUT_HEATING, duty_percent, now_ns)
 
 
+cdef inline int hardware_pump_write(void* context, int pump, double duty_percent, int64_t now_ns) noexcept nogil:
+    return hardware_write(&(<Hardware*>context).outputs, OUTPUT_MEDIA + pump, duty_percent, now_ns)
+
+
 cdef inline int64_t hardware_pulse(void* context, int64_t now_ns) noexcept nogil:
     return outputs_pulse(&(<Hardware*>context).outputs, now_ns)
 
@@ -56,5 +60,6 @@ cdef inline void hardware_hal(Hardware* hardware, Hal* hal) noexcept nogil:
     hal.edges_read = hardware_edges_read
     hal.stirrer_write = hardware_stirrer_write
     hal.heater_write = hardware_heater_write
+    hal.pump_write = hardware_pump_write
     hal.pulse = hardware_pulse
     hal.stirrer_period = hardware_stirrer_period

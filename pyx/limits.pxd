@@ -15,6 +15,10 @@ cdef enum:
     HEATER_LEASE_CEILING_MS = 5000         # renewed by the host thread at least so often
     HEATER_ENERGY_WINDOW_S = 1800
     HEATER_POWER_CEILING_W = 50
+    PUMP_ON_CEILING_S = 60                 # without a pause; the guard's own copy: PUMP_ON_CEILING_MS of guard.c
+    PUMP_LEASE_CEILING_MS = 5000           # of a pump that runs until somebody stops it
+    VOLUME_CEILING_ML = 1000
+    SUBDOSE_CEILING_ML = 100
 
 # What the heater may do on this vial.
 cdef struct HeatLimits:
@@ -48,5 +52,31 @@ cdef inline int heat_limits_check(const HeatLimits* limits) noexcept nogil:
     if not 0.0 <= limits.energy_maximum_j <= HEATER_POWER_CEILING_W * HEATER_ENERGY_WINDOW_S:
         return -EDOM
     if not 0.1 <= limits.lease_s * 1000.0 <= HEATER_LEASE_CEILING_MS:
+        return -EDOM
+    return 0
+
+
+# What the pumps may do on this vial.
+cdef struct DoseLimits:
+    double volume_maximum_ml      # the vial's fill, whatever comes in
+    double volume_minimum_ml      # taken out no further than this
+    double subdose_maximum_ml     # comes in at once, before the waste pump runs again
+    double unseen_maximum_ml      # comes in without evidence of the level; 0: an overflow needs no pump
+    double on_maximum_s           # of a pump at a time
+    double interval_s             # between the end of one inflow and the beginning of the next, at least
+    double lease_s                # of a pump that runs until somebody stops it
+
+
+cdef inline int dose_limits_check(const DoseLimits* limits) noexcept nogil:
+    """0, or -EDOM: a limit is no number, above its ceiling, or floor and ceiling are out of order."""
+    if not 0.0 < limits.volume_maximum_ml <= VOLUME_CEILING_ML:
+        return -EDOM
+    if not 0.0 <= limits.volume_minimum_ml < limits.volume_maximum_ml:
+        return -EDOM
+    if not 0.0 < limits.subdose_maximum_ml <= SUBDOSE_CEILING_ML or not limits.unseen_maximum_ml >= 0.0:
+        return -EDOM
+    if not 0.0 < limits.on_maximum_s <= PUMP_ON_CEILING_S or not 0.0 <= limits.interval_s <= 86400.0:
+        return -EDOM
+    if not 100.0 <= limits.lease_s * 1000.0 <= PUMP_LEASE_CEILING_MS:
         return -EDOM
     return 0

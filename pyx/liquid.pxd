@@ -206,6 +206,14 @@ cdef inline void liquid_exchange(LiquidState* s, double in_ml, double out_ml) no
     s.volume_ml = volume_ml
 
 
+cdef inline void liquid_resize(LiquidState* s, double volume_ml) noexcept nogil:
+    """Somebody has looked: so much is in the vial, and nothing has come or gone."""
+    if volume_ml > 0.0 and s.volume_ml > 0.0:
+        if s.started:
+            s.x[LIQUID_CAPACITY] += log(volume_ml / s.volume_ml)
+        s.volume_ml = volume_ml
+
+
 cdef inline double liquid_degc(const LiquidState* s) noexcept nogil:
     return s.x[LIQUID_LIQUID]
 

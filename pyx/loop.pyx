@@ -8,16 +8,19 @@ from libc.math cimport NAN, isnan
 from libc.stdint cimport INT64_MAX, int64_t, uint16_t, uint32_t
 from libc.stdlib cimport calloc, free
 
-from stirbar.rt.actuators cimport Actuators, actuators_off, actuators_tick, pulses_tick
+from stirbar.rt.actuators cimport (
+    DEADLINE_WORD, Actuators, actuators_dose, actuators_off, actuators_tick, doses_tick, pulses_tick)
 from stirbar.rt.batches cimport follows, sort_by_stream
 from stirbar.rt.configure cimport (
     configure_od, configure_plan, configure_sampling, configure_slow_light, configure_stirring)
+from stirbar.rt.configure_dosing cimport configure_dosing
 from stirbar.rt.configure_heat cimport configure_heat
 from stirbar.rt.configure_board cimport close_hardware, forget_hardware, hardware_counters, open_hardware
 from stirbar.rt.chop cimport chop_rejection_db
 from stirbar.rt.clock cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, WAKE_LATE_ROOM, Clock, VirtualTime, clock_real, clock_virtual,
     read_clock_ns)
+from stirbar.rt.doser cimport DOSE_LATE, STAGE_IDLE
 from stirbar.rt.guard_link cimport (
     GUARD_DESCRIPTORS, GUARD_TEXT, stirbar_guard_connect, stirbar_page_map, stirbar_page_unmap)
 from stirbar.rt.hal cimport Hal
@@ -42,11 +45,13 @@ from stirbar.rt.light cimport sampler_light
 from stirbar.rt.sampler_state cimport Sampler, Staged, sampler_rate_hz
 from stirbar.rt.sampling cimport housekeeping_tick, sampling_tick, temperature_tick
 from stirbar.rt.sim cimport Sim, SimConfig, sim_hal, sim_init, sim_set
+from stirbar.rt.sim_log cimport Order
 from stirbar.rt.sim_parameters cimport PARAM_COUNT
 from stirbar.rt.sleep_policy cimport sleep_for_ever, sleep_on_grid
 from stirbar.rt.stage cimport stage_curve, stage_fusion
 from stirbar.rt.stirring cimport StirConfig, stir_init
 from stirbar.rt.tasks cimport Task, drive
+from stirbar.rt.volume cimport DOSE_PUMPS
 from stirbar.rt.types cimport (
     COMMAND_TRACE, FLAG_SIMULATED, MAX_CHANNELS, TRACE_SNAPSHOT, Command, Event, Reading, TraceItem)
 
@@ -70,7 +75,8 @@ cdef enum:
     TASK_TEMPERATURE = 2
     TASK_ACTUATORS = 3
     TASK_PULSES = 4
-    TASKS = 5
+    TASK_DOSES = 5
+    TASKS = 6
     FIRST_ACTUATOR_TASK = TASK_ACTUATORS
     HOUSEKEEPING_NS = 20000000
     SAMPLING_TRACE_ROOM = 4096      # 2 s of two photodiodes at 950 conversions a second
@@ -227,7 +233,8 @@ cdef class Loop:
         configure_heat(&heat, config)
         if heat_init(&a.controllers.heat, &heat):
             raise ValueError("[temperature_automation.config] is outside the heater's envelope")
-        a.stir_percent = a.heat_percent = -1
+        configure_dosing(&a.controllers.dose, config)
+        a.stir_percent = a.heat_percent = a.pump = a.guard_wake = -1
 
     def _open_hardware(self, profile, guard):
         cdef Sampler* s = &self.state.sampler
@@ -297,6 +304,8 @@ cdef class Loop:
             state.sampler.simulate = state.actuators.simulate = simulate
             state.sampler.simulated = state.actuators.simulated = &state.sim
         state.actuators.pulses = &state.tasks[TASK_PULSES].policy
+        state.actuators.doses = &state.tasks[TASK_DOSES].policy
+        state.sampler.dosing = &state.actuators.dosing
         state.actuators.board_word = &state.sampler.board_word
         state.actuators.chop_period_ns = &state.sampler.chop_period_ns
         state.actuators.locked_chop_ns = 0xFFFFFFFF  # no period was chosen yet
@@ -308,6 +317,8 @@ cdef class Loop:
         state.tasks[TASK_TEMPERATURE].run = temperature_tick
         state.tasks[TASK_ACTUATORS].run = actuators_tick
         state.tasks[TASK_PULSES].run = pulses_tick
+        state.tasks[TASK_DOSES].run = doses_tick
+        sleep_for_ever(&state.tasks[TASK_DOSES].policy)
         sleep_for_ever(&state.tasks[TASK_PULSES].policy)
         sleep_for_ever(&state.tasks[TASK_CONVERSIONS].policy)
         sleep_on_grid(&state.tasks[TASK_HOUSEKEEPING].policy, now_ns, HOUSEKEEPING_NS)
@@ -332,6 +343,9 @@ cdef class Loop:
         if a.heartbeat == NULL or a.guard_beat == NULL:
             raise OSError(errno.ENOMEM, "cannot map the guard's pages")
         a.beats = stirbar_load_relaxed(a.heartbeat)
+        a.guard_wake = guard.wake
+        for i in range(DOSE_PUMPS):
+            stirbar_store_relaxed(&a.heartbeat[DEADLINE_WORD + <int>i], 0)
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -391,6 +405,7 @@ cdef class Loop:
         """End the threads, switch the OD LED and the outputs off, let go of the board. Safe to call twice."""
         if self.started:
             self._join()
+        actuators_dose(&self.state.actuators, DOSE_LATE, self.now_ns())
         if self.is_simulated:
             sampler_light(&self.state.sampler, 0)
             actuators_off(&self.state.actuators, self.now_ns())
@@ -635,6 +650,10 @@ cdef class Loop:
         """Whether the heater's sensor is believed (heat_trust.pxd)."""
         return self.state.actuators.controllers.heat.trust.distrust == DISTRUST_NONE
 
+    def dosing(self):
+        """Whether a dose is under way."""
+        return self.state.actuators.controllers.dose.stage != STAGE_IDLE
+
     def led_seconds(self):
         """For how long the OD LED was lit since the start, as seconds at full intensity."""
         return stirbar_load_relaxed(&self.state.sampler.led_seconds)
@@ -653,11 +672,32 @@ cdef class Loop:
             return {}
         return {name: self.state.sim.parameter[i] for i, name in enumerate(self.simulation_names)}
 
+    def simulated_orders(self):
+        """What the loop has ordered of the simulated outputs since the last call: a list of (time_ns, output, duty in
+        percent), output as LOG_* of sim_log.pxd; the last may be how many found no room, as (time_ns, -1, count)."""
+        cdef Order order
+        orders = []
+        while ring_pop(&self.state.sim.log.ring, &order):
+            orders.append((order.time_ns, order.output, order.duty_percent))
+        if self.state.sim.log.ring.dropped:
+            orders.append((self.now_ns(), -1, self.state.sim.log.ring.dropped))
+        return orders
+
+    def simulated_truth(self):
+        """What is really so in the simulated vial: {name: value}; in virtual time."""
+        cdef Sim* sim = &self.state.sim
+        return {
+            "volume_ml": sim.culture.volume_ml,
+            "board_degc": sim.thermal.board_degc,
+            "liquid_degc": sim.thermal.liquid_degc,
+            "pumped_ml": [1e-6 * sim.pumps.delivered_nl[i] for i in range(DOSE_PUMPS)],
+        }
+
     def code_addresses(self):
         """Where compiled functions lie, for a profiler that has no symbols: {"vial": [...], "ticks": [...]}."""
         cdef Hal* hal = &self.state.hal
         vial = [<size_t>hal.adc_start, <size_t>hal.adc_read, <size_t>hal.led_write, <size_t>hal.temperature_read,
-                <size_t>hal.edges_read, <size_t>hal.stirrer_write, <size_t>hal.heater_write]
+                <size_t>hal.edges_read, <size_t>hal.stirrer_write, <size_t>hal.heater_write, <size_t>hal.pump_write]
         return {"vial": vial, "ticks": [<size_t>self.state.tasks[i].run for i in range(TASKS)]}
 
     def build_id(self):

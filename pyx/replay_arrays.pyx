@@ -7,6 +7,7 @@ from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.string cimport memcpy, memset
 
 from stirbar.rt.configure cimport configure_od, configure_stirring
+from stirbar.rt.configure_dosing cimport configure_dosing
 from stirbar.rt.configure_heat cimport configure_heat
 from stirbar.rt.controllers cimport Controllers, controllers_apply
 from stirbar.rt.estimators cimport Estimators, estimators_apply, estimators_take
@@ -50,6 +51,7 @@ cdef class Replay:
         if od_init(&self.estimators.od, &od) or stir_init(&self.controllers.stir, &stir) or heat_init(
                 &self.controllers.heat, &heat):
             raise ValueError("the configuration is outside what the estimators can do")
+        configure_dosing(&self.controllers.dose, config)
 
     def restore(self, bytes state):
         """Go on from a snapshot. Raises ValueError when it is not of this build's size."""

@@ -121,6 +121,7 @@ cdef struct Sampler:
     SleepPolicy* temperature
     const uint32_t* stirring_off        # written by the actuator thread
     const uint32_t* turn_us             # as well
+    const uint32_t* dosing              # as well
     const uint32_t* unlocked_mhz        # as well
     int (*simulate)(void* context, int parameter, double value) noexcept nogil  # NULL on hardware
     void* simulated
@@ -170,6 +171,7 @@ cdef struct Sampler:
     int temperature_lost
     uint32_t bus_errors
     uint32_t stirring_off_told
+    uint32_t dosing_told
     int32_t references_told[MAX_CHANNELS]  # stretches of the reference that the host knows of
     uint32_t turn_us_told
 

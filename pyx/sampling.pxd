@@ -29,7 +29,8 @@ from stirbar.rt.sampling_paces cimport (
     host_plan, host_tick, sampler_begin, sampler_fetch, sampler_look, sampler_lost)
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next, sleep_until
 from stirbar.rt.types cimport (
-    COMMAND_BLANK, COMMAND_CURVE, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_REFERENCE,
+    COMMAND_BLANK, COMMAND_CURVE, COMMAND_DOSE_ML, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP,
+    COMMAND_REFERENCE,
     COMMAND_SIMULATION,
     COMMAND_STIR_STOP, COMMAND_TEMPERATURE, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
     EVENT_REFERENCE, EVENT_REFERENCE_ERROR, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, FLAG_DARK, FLAG_SENSOR_LOST,
@@ -367,12 +368,13 @@ cdef inline void sampler_say_references(Sampler* s, int64_t now_ns) noexcept nog
 
 
 cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
-    """Commands, and what the actuator thread says about the stirrer."""
+    """Commands, and what the actuator thread says about stirrer and pumps."""
     cdef Sampler* s = <Sampler*>context
     cdef Command command
     cdef TraceItem item
     cdef uint32_t stirring_off = stirbar_load_relaxed(s.stirring_off)
     cdef uint32_t turn_us = stirbar_load_relaxed(s.turn_us)
+    cdef uint32_t dosing = stirbar_load_relaxed(s.dosing)
     port_trace_tend(&s.port, now_ns)
     while port_command(&s.port, &command):
         sampler_command(s, &command, now_ns)
@@ -380,6 +382,9 @@ cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t n
     if stirring_off != s.stirring_off_told:
         s.stirring_off_told = stirring_off
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_STIR_STOP, stirring_off)
+    if dosing != s.dosing_told:
+        s.dosing_told = dosing
+        sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_DOSE_ML, dosing)
     if turn_us != s.turn_us_told:
         sampler_turned(s, s.turn_us_told, turn_us)
         s.turn_us_told = turn_us

@@ -167,6 +167,7 @@ cdef class SamplerBench:
     cdef Task tasks[TASKS]
     cdef char* memory
     cdef uint32_t stirring_off
+    cdef uint32_t dosing
     cdef uint32_t turn_us
     cdef uint32_t unlocked_mhz
     cdef uint32_t ids
@@ -257,6 +258,7 @@ cdef class SamplerBench:
         s.hal = &self.hal
         s.clock = &self.clock
         s.stirring_off = &self.stirring_off
+        s.dosing = &self.dosing
         s.turn_us = &self.turn_us
         s.unlocked_mhz = &self.unlocked_mhz
         s.conversions = &self.tasks[0].policy

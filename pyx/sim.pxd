@@ -17,6 +17,7 @@ from stirbar.rt.mcu_adc cimport MCU_APERTURE_S, MCU_FULL_SCALE_V, MCU_NEW, mcu_a
 from stirbar.rt.optics cimport BUBBLES, bubbles_make, lamp_set, led_init, led_set_output, led_switch
 from stirbar.rt.pump cimport PUMPS, pumps_advance, pumps_init, pumps_set
 from stirbar.rt.rng cimport Rng, rng_next, rng_normal, rng_seed, rng_uniform, ziggurat_init
+from stirbar.rt.sim_log cimport LOG_HEATER, LOG_PUMP, LOG_STIRRER, log_init, log_order
 from stirbar.rt.sim_parameters cimport *
 from stirbar.rt.thermal cimport thermal_init, thermal_read
 from stirbar.rt.types cimport MAX_CHANNELS
@@ -301,6 +302,7 @@ cdef inline int sim_stirrer_write(void* context, double duty_percent, int64_t no
     cdef Sim* sim = <Sim*>context
     cdef double time_s = sim_time_s(sim, now_ns)
     sim_actuators_advance(sim, time_s)
+    log_order(&sim.log, LOG_STIRRER, duty_percent, now_ns)
     return fan_write(&sim.fan, sim.parameter, &sim.ziggurat, duty_percent, time_s)
 
 
@@ -315,11 +317,18 @@ cdef inline int sim_pump(Sim* sim, int pump, double ml_per_s, int64_t now_ns) no
     return pumps_set(&sim.pumps, sim.parameter, pump, ml_per_s, time_s)
 
 
+cdef inline int sim_pump_write(void* context, int pump, double duty_percent, int64_t now_ns) noexcept nogil:
+    cdef Sim* sim = <Sim*>context
+    log_order(&sim.log, LOG_PUMP + pump, duty_percent, now_ns)
+    return sim_pump(sim, pump, 0.01 * duty_percent * sim.parameter[PARAM_PUMP_ML_PER_S], now_ns)
+
+
 cdef inline int sim_heater_write(void* context, double duty_percent, int64_t now_ns) noexcept nogil:
     """Set the heater's duty; 0, or -EINVAL outside 0..100."""
     cdef Sim* sim = <Sim*>context
     if not 0.0 <= duty_percent <= 100.0:
         return -EINVAL
+    log_order(&sim.log, LOG_HEATER, duty_percent, now_ns)
     sim_put_f32(&sim.exchange.heater_duty, <float>(0.01 * duty_percent))
     return 0
 
@@ -418,6 +427,7 @@ cdef inline int sim_init(Sim* sim, const SimConfig* config, int64_t start_ns) no
     if sim_init_beams(sim, config, &unit) != 0:
         return -EINVAL
     fan_init(&sim.fan, config.seed, RNG_FAN, &sim.ziggurat, start_ns)
+    log_init(&sim.log)
     pumps_init(&sim.pumps, &unit, &sim.ziggurat)
     thermal_init(&sim.thermal, sim.parameter)
     culture_init(&sim.culture, sim.parameter, sim.thermal.liquid_degc)
@@ -462,5 +472,6 @@ cdef inline void sim_hal(Sim* sim, Hal* hal) noexcept nogil:
     hal.edges_read = sim_edges_read
     hal.stirrer_write = sim_stirrer_write
     hal.heater_write = sim_heater_write
+    hal.pump_write = sim_pump_write
     hal.pulse = NULL
     hal.stirrer_period = sim_stirrer_period

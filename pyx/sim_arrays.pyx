@@ -106,6 +106,7 @@ PARAMETER_NUMBERS = {
     "media_pump_efficiency_percent": PARAM_MEDIA_PUMP_EFFICIENCY_PERCENT,
     "alt_media_pump_efficiency_percent": PARAM_ALT_MEDIA_PUMP_EFFICIENCY_PERCENT,
     "waste_pump_efficiency_percent": PARAM_WASTE_PUMP_EFFICIENCY_PERCENT,
+    "pump_ml_per_s": PARAM_PUMP_ML_PER_S,
     "fan_full_speed_rpm": PARAM_FAN_FULL_SPEED_RPM,
     "fan_drag_rpm": PARAM_FAN_DRAG_RPM,
     "fan_run_duty_percent": PARAM_FAN_RUN_DUTY_PERCENT,

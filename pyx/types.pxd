@@ -19,6 +19,7 @@ cdef enum:
     STREAM_RPM = 8          # stirring speed
     STREAM_TEMPERATURE = 9  # of the heater board
     STREAM_LIQUID = 10      # of the liquid, as estimated
+    STREAM_VOLUME = 11      # of the liquid, by the pumps' account
     STREAM_EVENT = 16
     STREAM_STATUS = 17
     STREAM_RAW = 18         # trace of the sampling thread
@@ -45,7 +46,7 @@ cdef enum:
     FLAG_SATURATED = 1 << 0        # a conversion reached the converter's limit
     FLAG_DARK = 1 << 1             # no light was seen, the LED was never on, or its driver does not answer
     FLAG_BUBBLES = 1 << 2          # more than a quarter of the on conversions were rejected
-    FLAG_DOSING = 1 << 3
+    FLAG_DOSING = 1 << 3           # a pump ran within the window, or so shortly before that the vial was not mixed
     FLAG_AMBIENT_STEP = 1 << 4     # a step of ambient light was cut out
     FLAG_WARMING = 1 << 5          # the LED has not settled
     FLAG_STIRRING_OFF = 1 << 6
@@ -97,6 +98,7 @@ cdef enum:
     TRACE_CURVE = 9          # a calibration. channel: slot, phase: PART_*, index: word, value: its 8 bytes
     TRACE_TURN = 10          # value: time of a turn of the stirrer, microseconds; 0 when it does not turn
     TRACE_TEMPERATURE = 11   # value: of the heater board, as the actuator thread took it over, time in ns follows
+    TRACE_DOSE = 12          # the doser is looked at, time in ns; flags: DOSE_* of doser.pxd
 
 cdef union TraceValue:
     int64_t i
@@ -142,6 +144,15 @@ cdef enum:
     COMMAND_HEAT_STOP = 16
     COMMAND_HEAT_RENEW = 17   # the host thread lives
     COMMAND_HEAT_UNLOCK = 18  # a person has acknowledged that the board was too hot
+    COMMAND_DOSE_ML = 20      # channel: pump, value: mL; of the sampling thread's trace: 1 while it doses, else 0
+    COMMAND_DOSE_SECONDS = 21  # channel: pump, value: s
+    COMMAND_DOSE_CONTINUOUS = 22   # channel: pump; until its lease lapses
+    COMMAND_DOSE_RENEW = 23   # the host thread wants it to run on
+    COMMAND_DOSE_PART = 24    # channel: pump, value: mL of the exchange that is asked for next
+    COMMAND_DOSE_EXCHANGE = 25     # value: how often the waste is run again after the inflow
+    COMMAND_DOSE_STOP = 26    # value: 0 at once, 1 taking out first what an exchange has let in
+    COMMAND_VOLUME = 27       # channel: VOLUME_* of volume.pxd, value
+    COMMAND_PUMP = 28         # channel: pump + 3 * PUMP_* of dose_plan.pxd, value
 
 cdef struct Command:
     uint32_t id
@@ -173,6 +184,10 @@ cdef enum:
     EVENT_LIGHT_BACK = 18
     EVENT_HEAT_LIMITED = 32    # argument: which HEAT_* reason began, by its bit; value: the heater board, degC
     EVENT_HEAT_FREED = 33      # the same, ended
+    EVENT_DOSE_STEP = 34       # argument: pump, value: mL that it has moved
+    EVENT_DOSE_DONE = 35       # argument: CUT_* of doser.pxd, value: volume of the liquid, mL
+    EVENT_DOSE_CUT = 36        # argument: CUT_*, value: mL of an exchange that did not come in
+    EVENT_DOSE_OWED = 37       # argument: CUT_*, value: mL that came in and were not taken out
 
 cdef packed struct Event:
     int64_t monotonic_ns

@@ -17,6 +17,7 @@ from stirbar.rt.optics cimport (
     photodiode_level, photodiode_mean)
 from stirbar.rt.pump cimport PUMP_ALT_MEDIA, PUMP_MEDIA, PUMP_WASTE, PUMPS, Pumps
 from stirbar.rt.rng cimport Rng, Ziggurat, rng_normal, rng_uniform
+from stirbar.rt.sim_log cimport SimLog
 from stirbar.rt.sim_parameters cimport *
 from stirbar.rt.thermal cimport Thermal, thermal_step
 from stirbar.rt.types cimport MAX_CHANNELS
@@ -113,6 +114,7 @@ cdef struct Sim:
     # actuator thread
     Fan fan
     Pumps pumps
+    SimLog log
 
 
 cdef inline double average_factor(double hz, double seconds) noexcept nogil:

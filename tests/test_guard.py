@@ -495,7 +495,7 @@ def test_every_profile_makes_a_command_line(name, monkeypatch, tmp_path):
     lines = [device for device in guard_command.ORDER if (section := profile.pwm(device)) and profile.has(section)]
     assert sum(word.startswith(("--line=", "--pwm=")) for word in rest) == len(lines) > 0
     pumps = [device for device in lines if device in guard_command.PUMPS]
-    assert [word for word in rest if word.startswith("--on-time=")] == [f"--on-time={pump}=60000" for pump in pumps]
+    assert [word for word in rest if word.startswith("--on-time=")] == [f"--on-time={pump}=30000" for pump in pumps]
     leds = {"rp2040": 4, "dac43608": 1}[profile.get("led", "chip")]
     assert sum(word.startswith(f"--dac=/dev/i2c-1:{profile.get('led', 'address'):#04x}:") for word in rest) == leds
     numbers = {word.split("=")[1]: word.split("=")[2] for word in rest if word.startswith("--line=")}

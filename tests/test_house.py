@@ -108,37 +108,45 @@ def test_commands_and_entry_points_lead_somewhere() -> None:
 # --- the compiled loop shows no Python -------------------------------------------------------------------------------
 
 # What the loop's threads may ask of the C library: none of these allocates or locks, none waits but the one sleep, a
-# transfer on the bus (ioctl: for its bits, at most I2C_TIMEOUT), and files of sysfs and of lines that need not wait.
+# transfer on the bus (ioctl: for its bits, at most I2C_TIMEOUT), and files of sysfs, of lines and of the guard's
+# wake-up that need not wait.
 C_LIBRARY = {
     "memcpy", "memset", "memmove",
     "acos", "asin", "atan", "atan2", "ceil", "copysign", "cos", "exp", "exp2", "expm1", "fabs", "floor", "fmax", "fmin",
     "fmod", "hypot", "log", "log1p", "log2", "lround", "pow", "round", "sin", "sqrt", "tan", "tanh",
     "clock_gettime", "clock_nanosleep",
-    "ioctl", "read", "pwrite", "pwrite64", "close", "strncpy", "__errno_location",
+    "ioctl", "read", "write", "pwrite", "pwrite64", "close", "strncpy", "__errno_location",
 }  # fmt: skip
 # Behind these pointers is everything that the loop's threads run; the test holds the list complete.
 POINTED_AT = {
     "loop": {"run_thread", "simulate"},
     "sampling": {"sampling_tick", "housekeeping_tick", "temperature_tick"},
-    "actuators": {"actuators_tick", "pulses_tick"},
+    "actuators": {"actuators_tick", "doses_tick", "pulses_tick"},
     "board": {
         "board_adc_plan", "board_adc_start", "board_adc_gain", "board_adc_convert", "board_adc_read",
         "board_led_write", "board_led_check", "board_temperature_read", "board_temperature_check", "board_rail_convert",
         "board_rail_read",
     },
     "hardware": {
-        "hardware_edges_read", "hardware_stirrer_write", "hardware_heater_write", "hardware_pulse",
-        "hardware_stirrer_period",
+        "hardware_edges_read", "hardware_stirrer_write", "hardware_heater_write", "hardware_pump_write",
+        "hardware_pulse", "hardware_stirrer_period",
     },
     "clock": {"real_now_ns", "real_sleep_until_ns", "virtual_now_ns", "virtual_sleep_until_ns"},
     "sim": {
         "sim_adc_plan", "sim_adc_start", "sim_adc_gain", "sim_adc_convert", "sim_adc_read", "sim_led_write",
         "sim_temperature_read", "sim_check", "sim_rail_convert", "sim_rail_read", "sim_edges_read",
-        "sim_stirrer_write", "sim_heater_write", "sim_stirrer_period",
+        "sim_stirrer_write", "sim_heater_write", "sim_pump_write", "sim_stirrer_period",
     },
 }  # fmt: skip
 # these turn objects into structs, before the threads live
-HOST_ONLY = {"configure.pxd", "configure_board.pxd", "configure_heat.pxd", "configure_outputs.pxd", "stage.pxd"}
+HOST_ONLY = {
+    "configure.pxd",
+    "configure_board.pxd",
+    "configure_dosing.pxd",
+    "configure_heat.pxd",
+    "configure_outputs.pxd",
+    "stage.pxd",
+}
 
 
 @pytest.fixture(scope="module")
@@ -364,8 +372,9 @@ def test_commands_and_events_have_one_number_each() -> None:
     named_here = {name[6:]: value for name, value in vars(events).items() if name.startswith("EVENT_")}
     assert named_here.items() <= numbers.items()
     told = {code: name for code, (name, *_) in events.EVENTS.items()}
-    # named by their argument: test_heating.py
-    answers = {"COMMAND_DONE", "COMMAND_REFUSED", "HEAT_LIMITED", "HEAT_FREED"}
+    # named by their argument: test_heating.py, test_dosing.py
+    doses = {"DOSE_STEP", "DOSE_DONE", "DOSE_CUT", "DOSE_OWED"}
+    answers = {"COMMAND_DONE", "COMMAND_REFUSED", "HEAT_LIMITED", "HEAT_FREED"} | doses
     assert told == {number: name.lower() for name, number in numbers.items() if name not in answers}
 
 
