@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Publish = Callable[[str, bytes, int, bool], object]
     Reading = dict[str, float | int]
 
-JOBS = ("od_reading", "stirring", "temperature_automation", "monitor")
+JOBS = ("od_reading", "stirring", "temperature_automation", "bioreactor", "monitor")
 MONITOR = topics.MONITOR
 READY, SLEEPING, DISCONNECTED, LOST = "ready", "sleeping", "disconnected", "lost"
 SETTABLE = {
@@ -103,7 +103,7 @@ def _no_constant(name: str) -> float:
 def parse_command(job: str, setting: str, payload: bytes) -> dict[str, object]:
     """The worker's command for a message on `<job>/<setting>/set`. ValueError says what is wrong."""
     if setting == topics.STATE_SETTING:
-        if job not in JOBS or job == MONITOR:
+        if job not in JOBS or job in (MONITOR, "bioreactor"):
             raise ValueError(f"job {job!r} cannot be started or stopped")
         if payload == READY.encode():
             return {"command": "start", "job": job}
@@ -229,7 +229,10 @@ class Dialect:
                 self.say("od_reading", setting, b"")
 
     def event(self, document: dict[str, object]) -> None:
-        """An event of the worker becomes a log line of the dialect."""
+        """An event of the worker becomes a log line of the dialect; what a pump has moved, a dosing event as well."""
+        data = document.get("data")
+        if document.get("code") == "dose_step" and isinstance(data, dict):
+            self._dosing(data, document.get("wall_ns"))
         level = str(document.get("level", "info"))
         wall_ns = document.get("wall_ns")
         self.log(
@@ -238,6 +241,16 @@ class Dialect:
             str(document.get("message", "")),
             wall_ns if isinstance(wall_ns, int) else time.time_ns(),
         )
+
+    def _dosing(self, data: dict[str, object], wall_ns: object) -> None:
+        said = {
+            "volume_change": data.get("volume_change_ml"),
+            "event": data.get("event"),
+            "source_of_event": data.get("source_of_event"),
+            "timestamp": timestamp(wall_ns if isinstance(wall_ns, int) else time.time_ns()),
+        }
+        topic = topics.dosing_events(self._root, self._unit, self.experiment)
+        self._publish(topic, compact(said), 1, False)
 
     def log(self, source: str, level: str, message: str, wall_ns: int) -> None:
         said = {"message": message, "level": level.upper(), "task": source, "source": "app"}

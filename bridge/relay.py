@@ -358,7 +358,8 @@ class Relay:
         if self._describe:
             self.session.publish(self._own.describe, self._describe, 1, True)
         self._dialect.say_again()
-        self.sender.online(time.monotonic())
+        self.remote.connected_at = time.monotonic()
+        self.sender.online(self.remote.connected_at)
 
     def _on_offline(self) -> None:
         self.sender.offline()

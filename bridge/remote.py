@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     Answer = Callable[[str, bytes, bytes], None]
 
 REQUEST_BYTES = 64 << 10
+DOSE_SETTLE_S = 10.0  # after a connect: what waited at the broker is not to be pumped all at once
+_DOSES = ("dose", "exchange")
 _NOT_OVER_MQTT = ("resend",)  # its answer is binary; the stored path carries it
 
 
@@ -50,6 +52,7 @@ class Remote:
         self.commands = self.malformed = self.refused = self.ignored = 0
         self.worker_present = False
         self.assigned: str | None = None
+        self.connected_at = 0.0
         self._link = link
         self._dialect = dialect
         self._spool = spool
@@ -117,7 +120,7 @@ class Remote:
         if not isinstance(body, dict):
             raise ValueError("a request is one JSON object")
         self.commands += 1
-        refusal = self._objection(body, message)
+        refusal = self._objection(body, message, now)
         body.pop("epoch", None)  # between leader and bridge only
 
         def replied(reply: dict[str, object], frames: list[bytes]) -> None:
@@ -129,7 +132,7 @@ class Remote:
             self.refused += 1
             self._answer(topic, compact({"id": body.get("id"), "ok": False, "error": refusal}), correlation)
 
-    def _objection(self, body: dict[str, Any], message: Any) -> dict[str, object] | None:
+    def _objection(self, body: dict[str, Any], message: Any, now: float) -> dict[str, object] | None:
         """Why a request is not passed on, or None."""
         if not isinstance(body.get("id"), str | int | float):
             return {"message": "a request needs an id, a string or a number", "field": "id"}
@@ -137,6 +140,9 @@ class Remote:
             return {"message": "retained requests are not done", "field": "retain", "remedy": "publish without retain"}
         if body.get("command") in _NOT_OVER_MQTT:
             return {"message": f"{body['command']} is not answered over MQTT", "field": "command"}
+        if body.get("command") in _DOSES and now - self.connected_at < DOSE_SETTLE_S:
+            text = f"nothing is dosed within {DOSE_SETTLE_S:g} s of a connect"
+            return {"message": text, "field": "command", "limit": DOSE_SETTLE_S, "remedy": "ask again in a moment"}
         epoch = body.get("epoch", self._spool.epoch)
         if isinstance(epoch, bool) or not isinstance(epoch, int):
             return {"message": "epoch must be a whole number", "field": "epoch"}

@@ -112,6 +112,11 @@ def dialect(root: str, unit: str, experiment: str, job: str, setting: str) -> st
     return f"{root}/{level(unit)}/{level(experiment)}/{job}/{setting}"
 
 
+def dosing_events(root: str, unit: str, experiment: str) -> str:
+    """Topic of what a unit's pumps have moved."""
+    return f"{root}/{level(unit)}/{level(experiment)}/dosing_events"
+
+
 def dialect_log(root: str, unit: str, experiment: str, source: str, log_level: str) -> str:
     """Topic of a unit's log lines of one level."""
     return f"{root}/{level(unit)}/{level(experiment)}/logs/{level(source)}/{log_level}"

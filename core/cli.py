@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "hardware": ("stirbar.core.hardware_command:main", "find, list and check the board"),
     "calibrations": ("stirbar.core.calibrations_command:main", "keep, fit and choose calibration curves"),
     "identify": ("stirbar.core.identify_command:main", "let the LED of a unit's board blink"),
+    "dose": ("stirbar.core.dose_command:main", "run the pumps by hand, say what is in the vial"),
     "record": ("stirbar.core.record_command:main", "write a worker's raw conversions to disk"),
     "recording": ("stirbar.core.recording_command:main", "look into a recording, export it"),
     "replay": ("stirbar.core.recording:replay_main", "repeat the readings of a recording"),

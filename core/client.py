@@ -147,6 +147,32 @@ class Worker:
         blank: dict[str, float] = result["blank"]
         return blank
 
+    def dose(
+        self, pump: str, *, ml: float | None = None, seconds: float | None = None, source: str = "user"
+    ) -> dict[str, Any]:
+        """Run a pump (`media`, `alt_media`, `waste`) for millilitres or seconds; returns what was begun: its number
+        `dose`, `state` (`running`, or `queued` behind others). `dose_result` tells the end."""
+        amount = (
+            {"ml": ml} if seconds is None else {"seconds": seconds} if ml is None else {"ml": ml, "seconds": seconds}
+        )
+        return self.command("dose", pump=pump, source=source, **amount)
+
+    def exchange(
+        self, media_ml: float, alt_media_ml: float = 0.0, waste_ml: float | None = None, *, source: str = "user"
+    ) -> dict[str, Any]:
+        """Waste, media, waste as one, which is finished or made good; without `waste_ml` as much goes out as comes in.
+        Returns as `dose` does."""
+        waste = {} if waste_ml is None else {"waste_ml": waste_ml}
+        return self.command("exchange", media_ml=media_ml, alt_media_ml=alt_media_ml, source=source, **waste)
+
+    def dose_result(self, dose: int) -> dict[str, Any]:
+        """How a dose stands: `state` (queued, running, done, cut, stopped, refused), `cut` (why), `moved_ml`."""
+        return self.command("dose_result", dose=dose)
+
+    def stop_doses(self, *, finish: bool = False) -> None:
+        """Stop the pumps and forget what waits; `finish`: take out first what an exchange has let in."""
+        self.command("dose_stop", finish=finish)
+
     def identify(self) -> float:
         """Let the LED of the unit's board blink; returns for how many seconds."""
         return float(self.command("identify")["seconds"])

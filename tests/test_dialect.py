@@ -107,6 +107,22 @@ def test_log_and_statistics() -> None:
     }
 
 
+def test_what_a_pump_has_moved_is_a_dosing_event() -> None:
+    dialect, said = make()
+    data = {"event": "add_media", "volume_change_ml": 0.5, "source_of_event": "chemostat"}
+    told = {"level": "debug", "source": "bioreactor", "code": "dose_step", "message": "media pump: 0.500 mL"}
+    dialect.event({**told, "wall_ns": 1_750_000_000_123_456_789, "data": data})
+    dialect.event({**told, "wall_ns": 1_750_000_000_123_456_789, "data": 7})
+    payload = (
+        b'{"volume_change":0.5,"event":"add_media","source_of_event":"chemostat",'
+        b'"timestamp":"2025-06-15T15:06:40.123Z"}'
+    )
+    assert said[0] == ("pioreactor/vial1/exp/dosing_events", payload, 1, False)
+    assert [topic for topic, *_ in said].count("pioreactor/vial1/exp/dosing_events") == 1
+    dialect.setting({"job": "bioreactor", "setting": "current_volume_ml", "value": 14.5})
+    assert said[-1] == ("pioreactor/vial1/exp/bioreactor/current_volume_ml", b"14.5", 0, True)
+
+
 def test_a_value_that_is_no_number_is_not_said() -> None:
     dialect, said = make()
     dialect.reading(header(1), reading(1, 0, math.nan))

@@ -542,6 +542,23 @@ def test_mqtt_request_and_reply(place: Path, broker: Mosquitto, leader: LeaderDo
     bridge.stop()
 
 
+def test_nothing_is_dosed_right_after_a_connect(place: Path, broker: Mosquitto, leader: LeaderDouble) -> None:
+    worker = WorkerDouble(f"ipc://{place}/w", RUN_A)
+    bridge = Bridge(place, broker.port)
+    met(leader, worker)
+    for number, command in enumerate(("dose", "exchange", "dose_stop")):
+        publish(leader, OWN.command, json.dumps({"id": number, "command": command, "pump": "media", "ml": 1}))
+    wait_for(lambda: len(leader.replies) == 3, 5, "replies")
+    assert [reply[1]["ok"] for reply in leader.replies] == [False, False, True]
+    assert "nothing is dosed within 10 s of a connect" in leader.replies[0][1]["error"]["message"]
+    bridge.relay.remote.connected_at -= 10.0
+    publish(leader, OWN.command, json.dumps({"id": 4, "command": "dose", "pump": "media", "ml": 1}))
+    wait_for(lambda: len(leader.replies) == 4, 5, "a reply after it")
+    assert leader.replies[3][1]["ok"] and len(done(worker, "dose")) == 1
+    bridge.stop()
+    worker.end()
+
+
 def test_malformed_and_foreign_telemetry_is_counted(place: Path, broker: Mosquitto, leader: LeaderDouble) -> None:
     worker = WorkerDouble(f"ipc://{place}/w", RUN_A)
     bridge = Bridge(place, broker.port)

@@ -59,6 +59,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "blank": ("channel", "seconds", "value", "clear"),
     "simulate": ("set",),
     "raw": ("seconds",),
+    "dose": ("pump", "ml", "seconds", "source"),
+    "exchange": ("media_ml", "alt_media_ml", "waste_ml", "source"),
+    "dose_stop": ("finish",),
+    "dose_result": ("dose",),
 }
 
 
@@ -254,6 +258,10 @@ def command(site: Site, unit: str) -> HTTPResponse:
         "seconds": (int, float),
         "clear": bool,
         "set": dict,
+        "pump": str,
+        "source": str,
+        "finish": bool,
+        **dict.fromkeys(("ml", "media_ml", "alt_media_ml", "waste_ml", "dose"), (int, float)),
     }
     fields = body_fields(every)
     name = fields.get("command")

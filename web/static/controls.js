@@ -3,6 +3,7 @@
 import { command, get, path, put, remove } from "./api.js";
 import { act, h, notice, options, reason, text } from "./dom.js";
 import { fixed, jobName } from "./format.js";
+import { Pumps } from "./pumps.js";
 import { experimentOf, odChannels, setting } from "./units.js";
 
 const RUNNING = ["ready", "init"];
@@ -24,6 +25,7 @@ export class Controls {
       this.#number("OD light", "od_reading", "ir_led_intensity", "%", [0, 100]),
       this.#experiment(),
     );
+    this.pumps = new Pumps(root, unit, panel, output);
     this.draw = () => this.#draw();
     this.draw();
   }
@@ -166,13 +168,14 @@ export class Controls {
       text(row.button, running ? "Stop" : "Start");
       row.button.dataset.verb = running ? "stop" : "start";
       row.button.setAttribute("aria-label", `${running ? "Stop" : "Start"} ${jobName(job)}`);
-      row.button.hidden = job === "monitor";
+      row.button.hidden = job === "monitor" || job === "bioreactor";
     }
     for (const name of ["target_rpm", "target_temperature", "ir_led_intensity"]) {
       const { inForce, unit, job, hint } = this[name];
       const value = setting(this.unit, job, name)?.value;
       text(inForce, [Number.isFinite(value) ? `in force: ${value} ${unit}` : "", hint].filter(Boolean).join(" · "));
     }
+    this.pumps.draw();
     const blanks = odChannels(this.unit).map((one) => [
       one.angle,
       setting(this.unit, "od_reading", `blank${one.channel}`)?.value,
