@@ -10,6 +10,7 @@ import math
 from collections import deque
 
 from stirbar.bridge import topics
+from stirbar.bridge.dialect import JOBS
 from stirbar.core.records import FLAGS, READING_FIELDS, STREAMS
 
 TYPE_CHECKING = False
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     Record = tuple[Any, ...]
 
-JOBS = ("od_reading", "stirring", "temperature_automation", "monitor")
+
 STATES = ("online", "offline", "lost")
 RAW_LIMIT_BYTES = 2 << 20  # of one unit: half a minute of four channels
 SETTINGS_LIMIT = 64  # of one job

@@ -121,7 +121,8 @@ export class Pumps {
     if (Number.isFinite(unseen)) parts.push(`${fixed(unseen, 2)} mL came in since somebody looked`);
     text(this.state, parts.join(" · ") || "no account yet");
     const held = this.#value("held");
-    const blind = this.#value("overflow_detectable") === false ? "overflow not detectable: look at the vial" : "";
+    const detectable = this.#value("overflow_detectable") ?? true;
+    const blind = detectable ? "" : "overflow not detectable: look at the vial";
     text(this.warning, held ? `no dosing: ${held}` : blind);
     const dose = this.#value("dose");
     const queued = this.#value("queued");
