@@ -87,6 +87,7 @@ def main(argv: list[str]) -> int:
         description="Hold the lines of heater, pumps and stirrer, off, and hand them to the worker; switch them off"
         " when the worker ends or hangs.",
     )
+    parser.add_argument("--once", action="store_true", help="switch everything off, LEDs as well, and end")
     parser.add_argument("--show", action="store_true", help="print the guard's command line and end")
     add_config_options(parser)
     options = parser.parse_args(argv)
@@ -100,6 +101,8 @@ def main(argv: list[str]) -> int:
         return 1
     for warning in warnings:
         print(f"stirbar guard: {warning}", file=sys.stderr)
+    if options.once:
+        command.append("--once")
     if not options.show:
         os.execv(command[0], command)
     print(shlex.join(command))

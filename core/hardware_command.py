@@ -7,11 +7,21 @@ import json
 import sys
 
 from stirbar.core import bus_plan, chips, paths
-from stirbar.core.check_report import FAIL, WARN, Finding
+from stirbar.core.check_report import FAIL, NOTE, WARN, Finding, judge
 from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
 from stirbar.core.detection import BOARDS, Detection, detect
 from stirbar.core.i2c_bus import BusError, I2cBus
-from stirbar.core.profiles import AUTO, PROFILES, SIMULATED, Profile, ProfileError, load_profile
+from stirbar.core.profiles import AUTO, PROFILES, PROTECTIONS, SIMULATED, Profile, ProfileError, load_profile
+from stirbar.core.protection import (
+    NO,
+    UNKNOWN,
+    YES,
+    Protection,
+    ProtectionError,
+    parse_answer,
+    read_answers,
+    write_answers,
+)
 from stirbar.core.schema_keys import number
 
 TYPE_CHECKING = False
@@ -215,9 +225,39 @@ def findings(profile: Profile, config: Config, move: bool) -> Iterator[Finding]:
         yield Finding(FAIL, "I2C bus", text, "answers", remedy or "see docs/hardware.md")
 
 
+def keep_answers(directory: str, answers: dict[str, str]) -> None:
+    """Add answers to those of this unit."""
+    write_answers(directory, {**read_answers(directory), **answers})
+
+
+def ask(profile: Profile, directory: str) -> None:
+    """Ask at the terminal for each protection that the board needs and nobody has spoken of."""
+    protection = Protection(profile, read_answers(directory))
+    for item in protection.items:
+        if protection.state[item.key] != UNKNOWN:
+            continue
+        answer = input(f"ask    {item.name}: {item.question} [yes/no, Enter: not known] ").strip().lower()
+        if answer[:1] in ("y", "n"):
+            keep_answers(directory, {item.key: YES if answer[0] == "y" else NO})
+
+
+def check_protection(profile: Profile, directory: str) -> Iterator[Finding]:
+    """What protects the vial where software cannot."""
+    protection = Protection(profile, read_answers(directory))
+    for item in protection.items:
+        remedy = f"fit it, then `stirbar hardware check --answer {item.key}=yes`"
+        answer = protection.state[item.key]
+        yield judge(answer == YES, item.name, answer, YES, f"{item.question} {remedy}", WARN)
+    for sentence in protection.sentences():
+        yield Finding(NOTE, "protection", sentence)
+
+
 def check(arguments: Namespace) -> int:
     """Hold the board against its profile. Exit status 1 when something fails."""
     config = config_from_arguments(arguments)
+    directory = paths.data_directory(config)
+    if arguments.answer:
+        keep_answers(directory, dict(parse_answer(text) for text in arguments.answer))
     with Held(config):
         profile = _profile(arguments, config)
         if not arguments.json:
@@ -227,6 +267,12 @@ def check(arguments: Namespace) -> int:
             found.append(finding)
             if not arguments.json:
                 print(finding.line(), flush=True)
+    if sys.stdin.isatty() and not arguments.json:
+        ask(profile, directory)
+    for finding in check_protection(profile, directory):
+        found.append(finding)
+        if not arguments.json:
+            print(finding.line())
     failed = sum(one.status == FAIL for one in found)
     warned = sum(one.status == WARN for one in found)
     if arguments.json:
@@ -250,6 +296,13 @@ def _parser() -> argparse.ArgumentParser:
     three.add_argument("--profile", metavar="NAME|FILE", help="the profile (default: [unit] hardware)")
     three.add_argument("--bus", type=int, default=1, metavar="N", help="N of /dev/i2c-N to detect on (default: 1)")
     three.add_argument("--move", action="store_true", help="turn the stirrer for 3 s and count what its sensor sees")
+    three.add_argument(
+        "--answer",
+        action="append",
+        default=[],
+        metavar="KEY=yes|no|unknown",
+        help=f"what protects this unit's vial, kept in its data directory: {', '.join(PROTECTIONS)}",
+    )
     three.set_defaults(run=check)
     for each in (one, two, three):
         add_config_options(each)
@@ -266,7 +319,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     try:
         status: int = arguments.run(arguments)
-    except (ConfigError, Busy, OSError) as error:
+    except (ConfigError, Busy, ProtectionError, OSError) as error:
         print(f"stirbar hardware: {error.args[-1] if isinstance(error, OSError) else error}", file=sys.stderr)
         return 1
     return status

@@ -85,6 +85,7 @@ class Host:
         self.without_outputs = without_outputs
         self.journal = journal
         self.panel: Panel | None = None  # button and LED, where the board has them
+        self.protection: dict[str, object] | None = None  # core/protection.py; a simulated vial needs none
         self.vitals: Vitals | None = None  # of the computer; a twin looks at none
         # error code: until when, ns; what others know and the board's LED shows
         self.reported_faults: dict[int, int] = {}
@@ -454,6 +455,7 @@ class Host:
                 "target_rpm": [RPM_FLOOR, getattr(self.jobs["stirring"], "rpm_maximum", RPM_CEILING)],
                 "target_temperature": [0.1, self.config.get("temperature_automation.config", "target_maximum_degc")],
             },
+            "protection": self.protection,
             "simulation": self.loop.simulation_values() if self.loop.simulated() else {},
         }
 

@@ -29,6 +29,10 @@ SIMULATED = "simulated"
 AUTO = "auto"
 LINES = 58  # of a Raspberry Pi's header and beyond
 
+# What protects a vial where software cannot; core/protection.py says what each is.
+PROTECTIONS = ("gate_pull_downs", "thermal_cut_out", "efflux_tube", "bund", "boot_levels", "level_sensor")
+ANSWERS = ("yes", "no", "unknown")
+
 ADC_CHIPS = ("ads1115", "ads1114", "rp2040")
 
 
@@ -97,6 +101,7 @@ TABLE: dict[str, tuple[Key, ...]] = {
         _whole("sysfs_channel", 0, 7),
         _real("frequency_hz", 1.0, 40_000.0, "Hz"),
     ),
+    "protection": tuple(_choice(key, *ANSWERS) for key in PROTECTIONS),
     "plan": (_real("noise_over_b0", 1.0, 100.0, "x"), _text("note")),
 }
 NUMBERED = {"photodiode": 4, "pwm": 5}

@@ -142,7 +142,7 @@ class WorkerProcess:
             journal=Journal(directory, identity.boot_id(), lambda: self.loop.clock_triple()[1:]),
         )
         self.host.vitals = Vitals(directory)
-        self._open_panel(config)
+        self._open_panel(config, directory)
         self.commands = Commands(self.host)
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         remote = not self.address.startswith("ipc://")
@@ -151,14 +151,19 @@ class WorkerProcess:
             self.context, self.address, int(config.get("worker.config", "telemetry_high_water")), self.gate
         )
 
-    def _open_panel(self, config: Config) -> None:
+    def _open_panel(self, config: Config, directory: str) -> None:
+        """What a board has beside the loop: button and LED, and what protects the vial."""
         if self.loop.simulated():
             return
         from stirbar.core.front_panel import open_panel
+        from stirbar.core.protection import protection_of
 
-        self.host.panel, without = open_panel(profiles.choose(config, remembered=True))
-        if without:
-            print(f"stirbar worker: {without}", file=sys.stderr)
+        profile = profiles.choose(config, remembered=True)
+        self.host.panel, without = open_panel(profile)
+        protection, wrong = protection_of(profile, directory)
+        self.host.protection = protection.as_dict()
+        for sentence in filter(None, (without, wrong, *protection.sentences())):
+            print(f"stirbar worker: {sentence}", file=sys.stderr)
 
     def stop(self, *_: object) -> None:
         self.running = False

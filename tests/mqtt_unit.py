@@ -95,6 +95,11 @@ class MqttUnit:
             "channels": [{"stream": "od2", "channel": 2, "angle": 90, "name": "90°", "volts_per_code": VOLTS_PER_CODE}],
             "jobs": {"stirring": {"state": "ready", "settable": ["target_rpm"]}},
             "limits": {"target_rpm": [0, 1500]},
+            "protection": {
+                "attended_only": True,
+                "missing": ["bund"],
+                "sentences": ["attended use only: bund missing"],
+            },
         }
         self.client.publish(f"{self.base}/describe", json.dumps(about), 1, True)
 

@@ -137,6 +137,7 @@ def test_unit_details(client, unit):
     assert found["counters"]["ticks"] == 1000
     assert found["lateness"]["sampling"]["worst_ns"] == 2100
     assert found["limits"] == {"target_rpm": [0, 1500]}
+    assert found["protection"]["attended_only"] is True and found["protection"]["missing"] == ["bund"]
     assert found["status"]["uptime_s"] == 12.5
     assert client.unit(unit.unit_id.hex())["unit"] == "vial1"  # by id as well
 

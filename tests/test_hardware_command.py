@@ -38,6 +38,7 @@ def run(tmp_path, capsys):
 
     def call(*arguments: str, text: bool = False):
         place = ["--config", os.devnull, "--set", f"unit.runtime_directory={tmp_path}", "--set", "unit.name=vial"]
+        place += ["--set", f"unit.data_directory={tmp_path}/data"]
         status = hardware_command.main([*arguments, *place, *([] if text else ["--json"])])
         printed = capsys.readouterr()
         return status, printed.out + printed.err if text or not printed.out else json.loads(printed.out)

@@ -473,8 +473,42 @@ def test_units_run_commands_that_exist_with_what_the_loop_needs() -> None:
                 assert f"\nDeviceAllow={path} rw\n" in text and f'KERNEL=="{path.removeprefix("/dev/")}"' in rules
         else:
             assert rtprio is None and "RestrictRealtime=yes" in text
+        assert (name in ("worker", "bridge")) == bool(re.search(r"^MemoryMax=\d+M$", text, re.MULTILINE))
+    guard = (ROOT / "core" / "deploy" / "stirbar-guard.service").read_text()
+    safe = (ROOT / "core" / "deploy" / "stirbar-safe.service").read_text()
+    assert "\nWants=stirbar-safe.service\n" in guard and "After=local-fs.target stirbar-safe.service" in guard
+    assert "\nExecStopPost=-/opt/stirbar/bin/stirbar guard --once\n" in guard
+    assert "\nExecStart=/opt/stirbar/bin/stirbar guard --once\n" in safe and "\nType=oneshot\n" in safe
     limits = (ROOT / "core" / "deploy" / "stirbar-limits.conf").read_text()
     assert int(re.search(r"rtprio +(\d+)", limits)[1]) >= highest
+
+
+def test_the_end_of_a_worker_that_nobody_asked_for_is_one_sentence() -> None:
+    text = (ROOT / "core" / "deploy" / "stirbar-worker.service").read_text()
+    command = re.search(r"^ExecStopPost=-/bin/sh -c '(.+)'$", text, re.MULTILINE)
+
+    def said(result: str) -> str:
+        environment = {"SERVICE_RESULT": result, "EXIT_CODE": "killed", "EXIT_STATUS": "KILL"}
+        return subprocess.run(["/bin/sh", "-c", command[1]], env=environment, capture_output=True, text=True).stdout
+
+    assert said("success") == "" and said("oom-kill") == "<3>worker ended (oom-kill, KILL)\n"
+
+
+def test_systemd_understands_the_units(tmp_path: pathlib.Path) -> None:
+    """And finds little that they could do without: its own measure of exposure, in tenths."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    units = []
+    for path in sorted((ROOT / "core" / "deploy").glob("*.service")):
+        units.append(tmp_path / path.name)
+        units[-1].write_text(path.read_text().replace("/opt/stirbar/bin/stirbar", "/bin/true"))
+    assert len(units) == 6
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    for unit in units:
+        options = ["--offline=true", "--no-pager", "--threshold=20"]
+        done = subprocess.run(["systemd-analyze", "security", *options, unit], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 # --- the suite itself ------------------------------------------------------------------------------------------------

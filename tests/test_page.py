@@ -288,6 +288,21 @@ def test_only_optical_density_is_drawn_into_its_chart(page: Page) -> None:
         page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", kept)
 
 
+UNPROTECTED = """
+const [name, sentences, done] = arguments;
+import("/static/units.js").then(({ units }) => { units.get(name).protection = { sentences }; done(); });
+"""
+
+
+def test_a_unit_says_what_protects_no_vial(page: Page) -> None:
+    unit = _first_unit(page)
+    _open_unit(page)
+    assert not page.one("#protection").is_displayed()  # simulated: there is nothing to protect
+    sentences = ["attended use only: bund missing or not known", "overflow not detectable"]
+    page.driver.execute_async_script(UNPROTECTED, unit, sentences)
+    _until("the page says so", lambda: page.text("#protection") == "; ".join(sentences))
+
+
 def test_target_speed_is_set_and_reached(page: Page) -> None:
     _open_unit(page)
     page.type("#set-target_rpm", str(TARGET_RPM))

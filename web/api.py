@@ -241,7 +241,9 @@ def unit_details(site: Site, unit: str) -> HTTPResponse:
     """One unit, with its status, counters and lateness."""
     entry = find_unit(site, unit)
     about, status = entry.get("describe") or {}, entry.get("status") or {}
-    details = {key: about.get(key) for key in ("run_id", "boot_id", "build_id", "normalisation", "limits")}
+    details = {
+        key: about.get(key) for key in ("run_id", "boot_id", "build_id", "normalisation", "limits", "protection")
+    }
     details |= {key: status.get(key) for key in ("counters", "lateness", "uptime_s", "sequences")}
     return answer({**_summary(entry), **details, "status": status})
 

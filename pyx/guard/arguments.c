@@ -16,6 +16,7 @@
 #define PWM_PERIOD_NS 4000000ul          /* of a channel that has none yet */
 
 const char *chip_path = "/dev/gpiochip0", *socket_path, *watchdog_path;
+int once;
 
 /* NAME=VALUE: copy the name, return where the value begins; NULL when it is none. */
 static const char *named(const char *text, char *name, size_t size) {
@@ -62,24 +63,27 @@ static int add_on_time(const char *text) {
 
 const char *usage =
     "usage: " NAME " --socket PATH [--chip /dev/gpiochipN] [--line NAME=NUMBER]... [--pwm NAME=/sys/..../pwmN[@PERIOD_NS]]...\n"
-    "    [--on-time PUMP=MILLISECONDS]... [--dac /dev/i2c-N:ADDRESS:BYTES]... [--watchdog DEVICE]\n"
+    "    [--on-time PUMP=MILLISECONDS]... [--dac /dev/i2c-N:ADDRESS:BYTES]... [--watchdog DEVICE] [--once]\n"
     "Holds the lines and PWM channels of everything that heats, pumps or stirs, off, and hands them to one worker at a\n"
     "time; switches them off when the worker hangs up, dies or has no heartbeat for 3 s, and a pump (media, alt_media,\n"
-    "waste) at its deadline; then writes the bytes to the LED drivers. Started by `stirbar guard`.\n";
+    "waste) at its deadline; then writes the bytes to the LED drivers. With --once: switches everything off and\n"
+    "ends. Started by `stirbar guard`.\n";
 
 int read_arguments(int count, char **arguments) {
     static const struct option options[] = {
         {"socket", required_argument, NULL, 's'},   {"chip", required_argument, NULL, 'c'},
         {"line", required_argument, NULL, 'l'},     {"pwm", required_argument, NULL, 'p'},
         {"on-time", required_argument, NULL, 'o'},  {"dac", required_argument, NULL, 'd'},
-        {"watchdog", required_argument, NULL, 'w'}, {"version", no_argument, NULL, 'v'},
-        {"help", no_argument, NULL, 'h'},           {NULL, 0, NULL, 0}};
+        {"watchdog", required_argument, NULL, 'w'}, {"once", no_argument, &once, 1},
+        {"version", no_argument, NULL, 'v'},        {"help", no_argument, NULL, 'h'},
+        {NULL, 0, NULL, 0}};
     int option;
     while ((option = getopt_long(count, arguments, "", options, NULL)) != -1) {
         if (option == 'v' || option == 'h') {
             fputs(option == 'v' ? NAME " " STIRBAR_VERSION "\n" : usage, stdout);
             exit(0);
         }
+        if (option == 0) continue;
         if (option == 's') {
             socket_path = optarg;
         } else if (option == 'c') {

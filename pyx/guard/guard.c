@@ -360,13 +360,29 @@ static void tell_ready(void) {
     close(fd);
 }
 
+/* Everything off, whatever of it can be had, and the end: at boot, and after a guard. Returns how many could not. */
+static int switch_off_once(void) {
+    int failed = line_count ? request_lines(chip_path, 1) : 0;
+    for (int i = 0; i < pwm_count; i++) failed += open_pwm(&pwms[i]) != 0;
+    if (failed)
+        say("%d of %d outputs could not be switched off", failed, line_count + pwm_count);
+    else
+        say("%d lines of %s and %d PWM channels are off", line_count, chip_path, pwm_count);
+    open_dacs();
+    if (start_dacs()) return failed + 1;
+    order_dacs();
+    return failed + finish_dacs();
+}
+
 int main(int count, char **arguments) {
     malloc_trim(0);  /* the C library takes 132 kB before main, which nothing here uses and which would be locked */
     if (read_arguments(count, arguments)) {
         fputs(usage, stderr);
         return 2;
     }
-    if (take_lock() || (line_count && request_lines(chip_path))) return 1;
+    if (take_lock()) return 1;
+    if (once) return switch_off_once() ? 1 : 0;
+    if (line_count && request_lines(chip_path, 0)) return 1;
     for (int i = 0; i < pwm_count; i++)
         if (open_pwm(&pwms[i])) return 1;
     open_dacs();

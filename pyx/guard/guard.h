@@ -36,7 +36,7 @@ extern struct line lines[LINES_MAXIMUM];
 extern struct pwm pwms[PWMS_MAXIMUM];
 extern int line_count, pwm_count;
 extern int outputs_failed;               /* writes of the last make_safe: 0, and everything is off */
-int request_lines(const char *chip_path);
+int request_lines(const char *chip_path, int all);
 int open_pwm(struct pwm *pwm);
 int line_off(const struct line *line);
 int pwm_off(const struct pwm *pwm);
@@ -66,6 +66,7 @@ void close_watchdog(int outputs_off);
 
 /* arguments.c */
 extern const char *chip_path, *socket_path, *watchdog_path, *usage;
+extern int once;
 int read_arguments(int count, char **arguments);
 
 #endif

@@ -63,43 +63,47 @@ void make_safe_for(const char *why, int pid) {
         say("worker %d %s: outputs off (took %ld us)", pid, why, took_us);
 }
 
-int request_lines(const char *chip_path) {
+/* Hold one line, low from its first moment as an output. */
+static int request_line(int chip_fd, const char *chip_path, unsigned chip_lines, struct line *line) {
+    struct gpio_v2_line_request request;
+    struct gpio_v2_line_info info;
+    memset(&request, 0, sizeof request);
+    request.offsets[0] = line->offset;
+    request.num_lines = 1;
+    strcpy(request.consumer, NAME);
+    request.config.flags = GPIO_V2_LINE_FLAG_OUTPUT;  /* without values: low */
+    if (ioctl(chip_fd, GPIO_V2_GET_LINE_IOCTL, &request) == 0) {
+        line->fd = request.fd;
+        return 0;
+    }
+    if (errno == EBUSY) {
+        memset(&info, 0, sizeof info);
+        info.offset = line->offset;
+        ioctl(chip_fd, GPIO_V2_GET_LINEINFO_IOCTL, &info);
+        say("line %u (%s) of %s is in use by '%s': end that program%s", line->offset, line->name, chip_path,
+            info.consumer[0] ? info.consumer : "the kernel",
+            strcmp(info.consumer, NAME) ? "" : " (a guard, or a worker that has outlived its guard)");
+    } else if (line->offset >= chip_lines) {
+        say("%s has no line %u (%s): it has %u", chip_path, line->offset, line->name, chip_lines);
+    } else {
+        say("cannot request line %u (%s) of %s: %s", line->offset, line->name, chip_path, strerror(errno));
+    }
+    return -1;
+}
+
+/* Hold the lines, all that can be had or none after the first that cannot. Returns how many could not be had. */
+int request_lines(const char *chip_path, int all) {
     struct gpiochip_info chip;
-    int fd = open(chip_path, O_RDWR | O_CLOEXEC);
+    int fd = open(chip_path, O_RDWR | O_CLOEXEC), failed = 0;
     memset(&chip, 0, sizeof chip);
     if (fd < 0 || ioctl(fd, GPIO_GET_CHIPINFO_IOCTL, &chip) < 0) {
         say("cannot use the GPIO chip %s: %s", chip_path, strerror(errno));
-        return -1;
+        failed = line_count;
     }
-    for (int i = 0; i < line_count; i++) {
-        struct gpio_v2_line_request request;
-        struct gpio_v2_line_info info;
-        memset(&request, 0, sizeof request);
-        request.offsets[0] = lines[i].offset;
-        request.num_lines = 1;
-        strcpy(request.consumer, NAME);
-        request.config.flags = GPIO_V2_LINE_FLAG_OUTPUT;  /* without values: low from its first moment as an output */
-        if (ioctl(fd, GPIO_V2_GET_LINE_IOCTL, &request) == 0) {
-            lines[i].fd = request.fd;
-            continue;
-        }
-        if (errno == EBUSY) {
-            memset(&info, 0, sizeof info);
-            info.offset = lines[i].offset;
-            ioctl(fd, GPIO_V2_GET_LINEINFO_IOCTL, &info);
-            say("line %u (%s) of %s is in use by '%s': end that program%s", lines[i].offset, lines[i].name, chip_path,
-                info.consumer[0] ? info.consumer : "the kernel",
-                strcmp(info.consumer, NAME) ? "" : " (a guard, or a worker that has outlived its guard)");
-        } else if (lines[i].offset >= chip.lines) {
-            say("%s has no line %u (%s): it has %u", chip_path, lines[i].offset, lines[i].name, chip.lines);
-        } else {
-            say("cannot request line %u (%s) of %s: %s", lines[i].offset, lines[i].name, chip_path, strerror(errno));
-        }
-        close(fd);
-        return -1;
-    }
-    close(fd);
-    return 0;
+    for (int i = 0; i < line_count && failed < (all ? line_count : 1); i++)
+        failed += request_line(fd, chip_path, chip.lines, &lines[i]) != 0;
+    if (fd >= 0) close(fd);
+    return failed;
 }
 
 /* An attribute of a PWM channel, open for ever; right after the export udev may not have given it to us yet. */

@@ -94,6 +94,9 @@ function draw() {
   text($("#state"), STATES[state]);
   drawTiles(unit);
   $("#simulated").hidden = !unit.simulated;
+  const unprotected = unit.protection?.sentences ?? [];
+  $("#protection").hidden = !unprotected.length;
+  text($("#protection"), unprotected.join("; "));
   showFlags($("#badges"), Object.values(unit.latest));
 }
 

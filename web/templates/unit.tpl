@@ -5,6 +5,7 @@
   <span id="simulated" class="badge" title="Numbers come from a simulated vial" hidden>simulated</span>
   <span id="badges" class="flags"></span>
 </div>
+<p id="protection" class="hint" hidden></p>
 <div id="now" class="now" aria-label="Readings now"></div>
 <nav class="sections" aria-label="Sections of this page">
   <a href="#charts">Charts</a> <a href="#controls">Controls</a> <a href="#scope">Oscilloscope</a>
