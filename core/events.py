@@ -44,6 +44,7 @@ EVENT_REFERENCE_ERROR, EVENT_REFERENCE = 20, 21
 EVENT_HEAT_LIMITED, EVENT_HEAT_FREED = 32, 33
 EVENT_DOSE_STEP, EVENT_DOSE_DONE, EVENT_DOSE_CUT, EVENT_DOSE_OWED = 34, 35, 36, 37
 
+EVENT_LIMITS_RESTORED = 38
 DOSE_EVENTS = (EVENT_DOSE_STEP, EVENT_DOSE_DONE, EVENT_DOSE_CUT, EVENT_DOSE_OWED)
 PUMPS = ("media", "alt_media", "waste")  # DOSE_* of pyx/volume.pxd
 
@@ -141,6 +142,13 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "plug, then run `stirbar hardware check`",
     ),
     18: ("light_back", "notice", "od_reading", "the LED's driver answers again"),
+    EVENT_LIMITS_RESTORED: (
+        "limits_restored",
+        "error",
+        "monitor",
+        "limits of the envelope had changed in memory: they are back, the heater is off and nothing more comes in; restart the "
+        "worker, and look at the unit's memory and its supply",
+    ),
     EVENT_REFERENCE_ERROR: (
         "reference_error",
         "debug",

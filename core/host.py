@@ -451,6 +451,7 @@ class Host:
             "fused": FUSION_SLOT in self.calibrations.in_force,
             "normalisation": self.config.get("od_reading.config", "ref_normalization"),
             "jobs": {name: {"state": job.state, "settable": list(job.settable)} for name, job in self.jobs.items()},
+            "envelope": self.loop.limits(),
             "limits": {
                 "target_rpm": [RPM_FLOOR, getattr(self.jobs["stirring"], "rpm_maximum", RPM_CEILING)],
                 "target_temperature": [0.1, self.config.get("temperature_automation.config", "target_maximum_degc")],

@@ -6,9 +6,11 @@ from libc.math cimport fabs
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from stirbar.rt.controllers cimport TICK_NO_GUARD, Controllers, controllers_apply
+from stirbar.rt.envelope cimport Envelope, envelope_holds
 from stirbar.rt.doser cimport DOSE_LATE, DOSE_REFUSED, DOSE_UNGUARDED, STAGE_IDLE, Doser
 from stirbar.rt.heat_protect cimport HEAT_BLIND, HEAT_REASONS, HEAT_SPOKEN_WHILE_OFF, HEAT_UNSTIRRED
 from stirbar.rt.heat_trust cimport DISTRUST_NEW
+from stirbar.rt.heating cimport heat_stop
 from stirbar.rt.hal cimport Hal
 from stirbar.rt.ports cimport (
     Port, port_command, port_event, port_reading, port_trace, port_trace_for, port_trace_tend, trace_float, trace_int)
@@ -18,8 +20,8 @@ from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next
 from stirbar.rt.types cimport (
     COMMAND_DOSE_ML, COMMAND_EXPERIMENT, COMMAND_HEAT_TARGET, COMMAND_HEAT_UNLOCK, COMMAND_PUMP, COMMAND_SIMULATION,
     COMMAND_STIR_RPM, COMMAND_STIR_STOP, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED, EVENT_HEAT_FREED,
-    EVENT_HEAT_LIMITED, STREAM_LIQUID, STREAM_RPM, STREAM_VOLUME, TRACE_COMMAND, TRACE_DOSE, TRACE_EDGE,
-    TRACE_TEMPERATURE, TRACE_TICK, Command, Reading, TraceItem)
+    EVENT_HEAT_LIMITED, EVENT_LIMITS_RESTORED, STREAM_LIQUID, STREAM_RPM, STREAM_VOLUME, TRACE_COMMAND, TRACE_DOSE,
+    TRACE_EDGE, TRACE_TEMPERATURE, TRACE_TICK, Command, Reading, TraceItem)
 from stirbar.rt.volume cimport DOSE_PUMPS
 
 cdef extern from "<unistd.h>" nogil:
@@ -54,6 +56,7 @@ cdef struct Actuators:
     uint32_t dosing          # read by the sampling thread: what it sees is being mixed
     SleepPolicy* doses       # of doses_tick
     int guard_wake           # to be written when a deadline was set; -1: no guard
+    const Envelope* envelope     # in memory that cannot be written
     const uint32_t* board_word      # the heater board's temperature, written by the sampling thread (heating.pxd)
     uint32_t board_word_seen
     uint32_t heat_reasons    # that the host was told
@@ -306,6 +309,15 @@ cdef inline void actuators_watch_dose(Actuators* a, bint guarded, int64_t now_ns
         stirbar_store_relaxed(&a.dosing, 0)
 
 
+cdef inline void actuators_hold_envelope(Actuators* a, int64_t now_ns) noexcept nogil:
+    """Limits that changed while the loop runs were changed by a fault: nothing that they bounded goes on."""
+    if envelope_holds(&a.controllers, a.envelope):
+        return
+    heat_stop(&a.controllers.heat)
+    actuators_dose(a, DOSE_LATE, now_ns)
+    port_event(&a.port, now_ns, EVENT_LIMITS_RESTORED, 0, 0, 0.0)
+
+
 cdef inline void doses_tick(void* context, SleepPolicy* policy, int64_t now_ns) noexcept nogil:
     """A pump is to start or to stop."""
     cdef Actuators* a = <Actuators*>context
@@ -336,6 +348,7 @@ cdef inline void actuators_tick(void* context, SleepPolicy* policy, int64_t now_
         actuators_feed(a, &item)
     actuators_take_temperature(a, now_ns)
     guarded = actuators_guarded(a, now_ns)
+    actuators_hold_envelope(a, now_ns)
     trace_int(&item, TRACE_TICK, 0, 0, 0 if guarded else TICK_NO_GUARD, 0, now_ns)
     actuators_feed(a, &item)
     actuators_heat(a, a.controllers.heat_percent, now_ns)

@@ -20,6 +20,7 @@ from stirbar.rt.chop cimport chop_rejection_db
 from stirbar.rt.clock cimport (
     CLOCK_MONOTONIC, CLOCK_MONOTONIC_RAW, CLOCK_REALTIME, WAKE_LATE_ROOM, Clock, VirtualTime, clock_real, clock_virtual,
     read_clock_ns)
+from stirbar.rt.envelope cimport Envelope, envelope_of, stirbar_read_only, stirbar_read_only_free
 from stirbar.rt.doser cimport DOSE_LATE, STAGE_IDLE
 from stirbar.rt.guard_link cimport (
     GUARD_DESCRIPTORS, GUARD_TEXT, stirbar_guard_connect, stirbar_page_map, stirbar_page_unmap)
@@ -204,6 +205,8 @@ cdef class Loop:
             stirbar_page_unmap(self.state.actuators.heartbeat)
         if self.state.actuators.guard_beat != NULL:
             stirbar_page_unmap(self.state.actuators.guard_beat)
+        if self.state.actuators.envelope != NULL:
+            stirbar_read_only_free(self.state.actuators.envelope)
         close_hardware(&self.state.hardware)
         free(self.port_memory[SAMPLING])
         free(self.port_memory[ACTUATORS])
@@ -227,6 +230,7 @@ cdef class Loop:
         cdef Actuators* a = &self.state.actuators
         cdef StirConfig stir
         cdef HeatConfig heat
+        cdef Envelope envelope
         configure_stirring(&stir, config)
         if stir_init(&a.controllers.stir, &stir):
             raise ValueError("[stirring.config] or [stirring.pid] is outside the controller's envelope")
@@ -234,6 +238,10 @@ cdef class Loop:
         if heat_init(&a.controllers.heat, &heat):
             raise ValueError("[temperature_automation.config] is outside the heater's envelope")
         configure_dosing(&a.controllers.dose, config)
+        envelope_of(&a.controllers, &envelope)
+        a.envelope = <const Envelope*>stirbar_read_only(&envelope, sizeof(Envelope))
+        if a.envelope == NULL:
+            raise OSError(errno.ENOMEM, "cannot make the limits read-only")
         a.stir_percent = a.heat_percent = a.pump = a.guard_wake = -1
 
     def _open_hardware(self, profile, guard):
@@ -649,6 +657,17 @@ cdef class Loop:
     def heat_trusted(self):
         """Whether the heater's sensor is believed (heat_trust.pxd)."""
         return self.state.actuators.controllers.heat.trust.distrust == DISTRUST_NONE
+
+    def limits(self):
+        """What heater, pumps and stirrer are held to (limits.pxd): {name: {limit: value}}; nothing changes it while the
+        loop runs."""
+        cdef const Envelope* envelope = self.state.actuators.envelope
+        stirrer = {"duty_maximum_percent": envelope.stir_duty_maximum_percent, "rpm_maximum": envelope.stir_rpm_maximum}
+        return {"heater": envelope.heat, "pumps": envelope.dose, "stirrer": stirrer}
+
+    def limits_address(self):
+        """Where they lie, for a test that tries to write there, and (in the loop's own state) beside it."""
+        return <size_t>self.state.actuators.envelope, <size_t>&self.state.actuators.controllers.dose.limits
 
     def dosing(self):
         """Whether a dose is under way."""

@@ -188,6 +188,7 @@ cdef enum:
     EVENT_DOSE_DONE = 35       # argument: CUT_* of doser.pxd, value: volume of the liquid, mL
     EVENT_DOSE_CUT = 36        # argument: CUT_*, value: mL of an exchange that did not come in
     EVENT_DOSE_OWED = 37       # argument: CUT_*, value: mL that came in and were not taken out
+    EVENT_LIMITS_RESTORED = 38  # the envelope's limits had changed in memory; they are back, no heat, no inflow
 
 cdef packed struct Event:
     int64_t monotonic_ns

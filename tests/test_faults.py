@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 from envelope import HEATER, PUMPS, STIRRER, Watched
@@ -226,3 +230,39 @@ TestAnything.settings = settings(
     derandomize=EXAMPLES == FEW,
     suppress_health_check=list(HealthCheck),
 )
+
+
+# --- the limits themselves -------------------------------------------------------------------------------------------
+
+
+def test_limits_can_be_read():
+    vial = Watched()
+    limits = vial.loop.limits()
+    assert limits["pumps"]["on_maximum_s"] == 30.0 and limits["pumps"]["volume_maximum_ml"] == 18.0
+    assert limits["heater"]["shutdown_degc"] == 66.0 and limits["stirrer"]["duty_maximum_percent"] == 100.0
+
+
+def test_limits_cannot_be_written():
+    """A process that tries dies of it."""
+    code = (
+        "import ctypes; from envelope import Watched; vial = Watched();"
+        "address, _ = vial.loop.limits_address();"
+        "print(ctypes.c_double.from_address(address).value, flush=True);"
+        "ctypes.c_double.from_address(address).value = 1e9"
+    )
+    here = os.path.dirname(__file__)
+    path = os.pathsep.join([here, *sys.path])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.stdout == b"100.0\n"
+    assert done.returncode == -signal.SIGSEGV
+
+
+def test_limits_that_change_in_memory_are_put_back_and_what_they_bounded_ends(busy):
+    _, working = busy.loop.limits_address()
+    before = ctypes.c_double.from_address(working).value
+    ctypes.c_double.from_address(working).value = 1e9
+    busy.run(0.05)
+    assert ctypes.c_double.from_address(working).value == before == 18.0
+    assert (events.EVENT_LIMITS_RESTORED, 0, 0.0) in busy.said
+    assert busy.duty[HEATER] == 0.0 and not any(busy.duty[pump] for pump in PUMPS[:2])
+    busy.close()

@@ -111,7 +111,7 @@ def test_commands_and_entry_points_lead_somewhere() -> None:
 # transfer on the bus (ioctl: for its bits, at most I2C_TIMEOUT), and files of sysfs, of lines and of the guard's
 # wake-up that need not wait.
 C_LIBRARY = {
-    "memcpy", "memset", "memmove",
+    "memcmp", "memcpy", "memset", "memmove",
     "acos", "asin", "atan", "atan2", "ceil", "copysign", "cos", "exp", "exp2", "expm1", "fabs", "floor", "fmax", "fmin",
     "fmod", "hypot", "log", "log1p", "log2", "lround", "pow", "round", "sin", "sqrt", "tan", "tanh",
     "clock_gettime", "clock_nanosleep",
