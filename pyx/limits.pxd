@@ -15,6 +15,8 @@ cdef enum:
     HEATER_LEASE_CEILING_MS = 5000         # renewed by the host thread at least so often
     HEATER_ENERGY_WINDOW_S = 1800
     HEATER_POWER_CEILING_W = 50
+    LED_INTENSITY_CEILING_PERCENT = 100
+    LED_LEASE_S = 60                       # renewed by the host thread at least so often
 
 # What the heater may do on this vial.
 cdef struct HeatLimits:

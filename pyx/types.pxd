@@ -142,6 +142,8 @@ cdef enum:
     COMMAND_HEAT_STOP = 16
     COMMAND_HEAT_RENEW = 17   # the host thread lives
     COMMAND_HEAT_UNLOCK = 18  # a person has acknowledged that the board was too hot
+    COMMAND_LED_SET = 30      # channel 0..3, value: intensity of an LED channel, percent
+    COMMAND_LED_RENEW = 31    # index, bits: the host thread lives, and wants the light of these channels
 
 cdef struct Command:
     uint32_t id
@@ -173,6 +175,12 @@ cdef enum:
     EVENT_LIGHT_BACK = 18
     EVENT_HEAT_LIMITED = 32    # argument: which HEAT_* reason began, by its bit; value: the heater board, degC
     EVENT_HEAT_FREED = 33      # the same, ended
+    EVENT_LED_CHANGED = 50     # argument: LED channel 0..3, value: percent that it has now
+    EVENT_LED_LAPSED = 51      # argument: LED channel; nobody renewed its lease: it goes dark
+    EVENT_LED_LAPSED_OVER = 52  # argument: LED channel; somebody did
+    EVENT_LED_LOCKED = 53      # argument: LED channel; it is dark while optical density is measured
+    EVENT_LED_LOST = 54        # argument: LED channel whose driver refused a change; tried again each second
+    EVENT_LED_LOST_OVER = 55   # argument: LED channel; it took it
 
 cdef packed struct Event:
     int64_t monotonic_ns
