@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     Record = tuple[Any, ...]
 
-JOBS = ("od_reading", "stirring", "temperature_automation", "monitor")
+JOBS = ("od_reading", "stirring", "temperature_automation", "leds", "monitor")
 STATES = ("online", "offline", "lost")
 RAW_LIMIT_BYTES = 2 << 20  # of one unit: half a minute of four channels
 SETTINGS_LIMIT = 64  # of one job
