@@ -101,6 +101,7 @@ const JOBS = {
   od_reading: "Optical density",
   stirring: "Stirring",
   temperature_automation: "Temperature",
+  leds: "LEDs",
   monitor: "Monitor",
 };
 export const jobName = (job) => JOBS[job] ?? job;
