@@ -149,7 +149,7 @@ class Worker:
 
     def led(self, source_of_event: str = "user", **percent: float) -> dict[str, Any]:
         """Set LED channels, as in `led(B=20, C=0)`; without any, only look. Returns for each channel what it is `set`
-        to, the `intensity` that it gives, and why it is `held` dark (empty: it is not)."""
+        to, the `intensity` that it gives, and why it is `held` from that (empty: it is not)."""
         arguments: dict[str, Any] = {"channels": percent, "source_of_event": source_of_event} if percent else {}
         channels: dict[str, Any] = self.command("led", **arguments)["channels"]
         return channels

@@ -46,6 +46,7 @@ class Leds(Job):
         self.locked = [letter for letter in self.given if letter in locked and letter != self.od_led]
         self._sources = dict.fromkeys(self.given, USER)
         self._before: dict[str, float] = {}  # what a stop switched off
+        self._lost: set[str] = set()  # channels whose last change the driver refused
 
     @property
     def measuring(self) -> bool:
@@ -71,15 +72,15 @@ class Leds(Job):
 
     def about(self) -> dict[str, object]:
         """Each channel: what it is set to, what it gives, and why that differs."""
-        held = self.held
         return {
-            letter: {
-                "set": percent,
-                "intensity": round(self.given[letter], 2),
-                "held": f"dark while od_reading runs ([{SECTION}] lock_during_od)" if letter in held else "",
-            }
+            letter: {"set": percent, "intensity": round(self.given[letter], 2), "held": self._why(letter)}
             for letter, percent in self.asked.items()
         }
+
+    def _why(self, letter: str) -> str:
+        if letter in self._lost:
+            return "the LEDs' driver refused the change; it is tried again every second"
+        return f"dark while od_reading runs ([{SECTION}] lock_during_od)" if letter in self.held else ""
 
     # --- asking ------------------------------------------------------------------------------------------------------
 
@@ -185,6 +186,10 @@ class Leds(Job):
             self._sources[letter] = LEASE
         elif code == events.EVENT_LED_LOCKED:
             self._sources[letter] = OD
+        elif code == events.EVENT_LED_LOST:
+            self._lost.add(letter)
+        elif code == events.EVENT_LED_LOST_OVER:
+            self._lost.discard(letter)
         if code != events.EVENT_LED_CHANGED:
             return {}
         return {"channel": letter, "intensity": round(value, 2), "source_of_event": self._sources[letter]}

@@ -206,7 +206,7 @@ cdef class SamplerBench:
                  int half_cycle=0, int low=4, int high=9, double full_scale_v=1.024, double led_duty=50.0,
                  double window_s=1.0, double readings_per_second=10.0, int64_t slow_ns=470000, int64_t check_ns=0,
                  bint led_stages=False, uint32_t leds_locked=0):
-        cdef LedConfig leds = LedConfig(15, leds_locked, 0)
+        cdef LedConfig leds
         cdef SimConfig config
         cdef OdConfig od
         cdef Sampler* s = self.sampler
@@ -252,6 +252,9 @@ cdef class SamplerBench:
         od.normalization = OD_UNITY
         if od_init(&s.estimators.od, &od):
             raise ValueError("the estimators refuse this window or rate")
+        leds.present = 15
+        leds.locked = leds_locked
+        leds.od = 0
         for i in range(4):
             leds.maximum_percent[i] = 100.0
         leds_init(&s.leds, &leds)

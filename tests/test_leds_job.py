@@ -7,6 +7,7 @@ import pathlib
 
 import pytest
 from stirbar.bridge.dialect import parse_command
+from stirbar.core import events
 from stirbar.core.events import LED_CHANNELS
 from stirbar.rt.leds_arrays import LEASE_S
 
@@ -109,6 +110,16 @@ def test_a_locked_channel_waits_for_od_reading_to_end(tmp_path) -> None:
     assert value(twin, "intensity")["C"] == 0.0 and value(twin, "C") == 20.0
     changed = [event for event in said if event["code"] == "led_changed"]
     assert not changed or changed[-1]["source_of_event"] == "od_reading"
+
+
+def test_a_driver_that_refuses_is_in_the_answer(tmp_path) -> None:
+    twin = make_twin(tmp_path)
+    job = twin.host.jobs["leds"]
+    job.event_fields(events.EVENT_LED_LOST, 1, 20.0)
+    channels = led(twin, B=20)["result"]["channels"]
+    assert "driver refused" in channels["B"]["held"] and channels["C"]["held"] == ""
+    job.event_fields(events.EVENT_LED_LOST_OVER, 1, 20.0)
+    assert led(twin)["result"]["channels"]["B"]["held"] == ""
 
 
 def test_the_od_led_can_be_had_by_hand_until_od_reading_takes_it(tmp_path) -> None:
