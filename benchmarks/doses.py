@@ -79,8 +79,8 @@ def measure(quick: bool) -> tuple[list[Row], dict[str, Any]]:
     error_ul = 1e3 * (done[:, 0] - asked)
     account_ul = 1e3 * (done[:, 1] - done[:, 0])
     limit_ul = 1e3 * SHUT_OFF_S * FLOW_ML_PER_S
-    late_us = [late_ns[len(late_ns) * part // 100] / 1e3 for part in (50, 99)]
-    note = f"{len(asked)} doses at {FLOW_ML_PER_S} mL/s; wake-ups late by {late_us[0]:.0f} µs (p50), {late_us[1]:.0f} (p99)"
+    p50, p99 = (late_ns[len(late_ns) * part // 100] / 1e3 for part in (50, 99))
+    note = f"{len(asked)} doses at {FLOW_ML_PER_S} mL/s; wake-ups late by {p50:.0f} µs (p50), {p99:.0f} (p99)"
     rows = [
         Row("dose, error: median", float(np.median(np.abs(error_ul))), "µL", note=note),
         Row("dose, error: p99", float(np.quantile(np.abs(error_ul), 0.99)), "µL"),

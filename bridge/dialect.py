@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Publish = Callable[[str, bytes, int, bool], object]
     Reading = dict[str, float | int]
 
-JOBS = ("od_reading", "stirring", "temperature_automation", "bioreactor", "monitor")
+JOBS = ("od_reading", "stirring", "temperature_automation", "bioreactor", "leds", "monitor")
 MONITOR = topics.MONITOR
 READY, SLEEPING, DISCONNECTED, LOST = "ready", "sleeping", "disconnected", "lost"
 SETTABLE = {
@@ -31,6 +31,7 @@ SETTABLE = {
     ("stirring", "duty_cycle"),
     ("od_reading", "ir_led_intensity"),
     ("temperature_automation", "target_temperature"),
+    *(("leds", letter) for letter in "ABCD"),
 }
 # made from readings, with a time stamp; the worker's plain setting of the same name is not passed on
 _FROM_READINGS = {
@@ -38,6 +39,8 @@ _FROM_READINGS = {
     ("temperature_automation", "temperature"),
     ("temperature_automation", "heater_duty_cycle"),
 }
+_DOSED = "dose_step"
+_LED_CHANGED = "led_changed"
 _VALUE_BYTES = 64
 _NAME_BYTES = 128
 _OD = (1, 2, 3, 4)
@@ -230,9 +233,6 @@ class Dialect:
 
     def event(self, document: dict[str, object]) -> None:
         """An event of the worker becomes a log line of the dialect; what a pump has moved, a dosing event as well."""
-        data = document.get("data")
-        if document.get("code") == "dose_step" and isinstance(data, dict):
-            self._dosing(data, document.get("wall_ns"))
         level = str(document.get("level", "info"))
         wall_ns = document.get("wall_ns")
         self.log(
@@ -241,16 +241,14 @@ class Dialect:
             str(document.get("message", "")),
             wall_ns if isinstance(wall_ns, int) else time.time_ns(),
         )
-
-    def _dosing(self, data: dict[str, object], wall_ns: object) -> None:
-        said = {
-            "volume_change": data.get("volume_change_ml"),
-            "event": data.get("event"),
-            "source_of_event": data.get("source_of_event"),
-            "timestamp": timestamp(wall_ns if isinstance(wall_ns, int) else time.time_ns()),
-        }
-        topic = topics.dosing_events(self._root, self._unit, self.experiment)
-        self._publish(topic, compact(said), 1, False)
+        if document.get("code") == _LED_CHANGED and isinstance(wall_ns, int):
+            said = {name: document.get(name) for name in ("channel", "intensity", "source_of_event")}
+            topic = topics.dialect_led(self._root, self._unit, self.experiment)
+            self._publish(topic, compact({**said, "timestamp": timestamp(wall_ns)}), 0, False)
+        if document.get("code") == _DOSED and isinstance(wall_ns, int):
+            said = {name: document.get(name) for name in ("volume_change", "event", "source_of_event")}
+            topic = topics.dosing_events(self._root, self._unit, self.experiment)
+            self._publish(topic, compact({**said, "timestamp": timestamp(wall_ns)}), 1, False)
 
     def log(self, source: str, level: str, message: str, wall_ns: int) -> None:
         said = {"message": message, "level": level.upper(), "task": source, "source": "app"}

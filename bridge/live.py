@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     Record = tuple[Any, ...]
 
-
 STATES = ("online", "offline", "lost")
 RAW_LIMIT_BYTES = 2 << 20  # of one unit: half a minute of four channels
 SETTINGS_LIMIT = 64  # of one job

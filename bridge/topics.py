@@ -122,6 +122,11 @@ def dialect_log(root: str, unit: str, experiment: str, source: str, log_level: s
     return f"{root}/{level(unit)}/{level(experiment)}/logs/{level(source)}/{log_level}"
 
 
+def dialect_led(root: str, unit: str, experiment: str) -> str:
+    """Topic of a unit's changes of its LED channels."""
+    return f"{root}/{level(unit)}/{level(experiment)}/led_change_events"
+
+
 def assignment(root: str, unit: str) -> str:
     """Where the leader says, retained, which experiment a unit belongs to."""
     return f"{root}/{level(unit)}/{UNIVERSAL_EXPERIMENT}/{ASSIGNMENT}"

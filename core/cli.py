@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("stirbar.core.config_command:main", "check, show and change the configuration"),
     "hardware": ("stirbar.core.hardware_command:main", "find, list and check the board"),
     "calibrations": ("stirbar.core.calibrations_command:main", "keep, fit and choose calibration curves"),
+    "led": ("stirbar.core.led_command:main", "set the LED channels A to D of a unit"),
     "identify": ("stirbar.core.identify_command:main", "let the LED of a unit's board blink"),
     "dose": ("stirbar.core.dose_command:main", "run the pumps by hand, say what is in the vial"),
     "record": ("stirbar.core.record_command:main", "write a worker's raw conversions to disk"),

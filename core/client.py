@@ -173,6 +173,13 @@ class Worker:
         """Stop the pumps and forget what waits; `finish`: take out first what an exchange has let in."""
         self.command("dose_stop", finish=finish)
 
+    def led(self, source_of_event: str = "user", **percent: float) -> dict[str, Any]:
+        """Set LED channels, as in `led(B=20, C=0)`; without any, only look. Returns for each channel what it is `set`
+        to, the `intensity` that it gives, and why it is `held` from that (empty: it is not)."""
+        arguments: dict[str, Any] = {"channels": percent, "source_of_event": source_of_event} if percent else {}
+        channels: dict[str, Any] = self.command("led", **arguments)["channels"]
+        return channels
+
     def identify(self) -> float:
         """Let the LED of the unit's board blink; returns for how many seconds."""
         return float(self.command("identify")["seconds"])

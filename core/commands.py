@@ -12,6 +12,7 @@ from stirbar.core.calibrations import describe
 from stirbar.core.dosing_job import parse_dose, parse_exchange
 from stirbar.core.host import NO_EXPERIMENT, all_of
 from stirbar.core.jobs import CommandError, number, refusal
+from stirbar.core.leds_job import SOURCE_LENGTH, USER, Leds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -219,6 +220,20 @@ class Commands:
         if dose is None:
             raise CommandError(f"no dose {wanted} since the worker's start, or too long ago", "dose")
         reply(_success(request, dose.describe()), [])
+
+    def do_led(self, request: Request, reply: Reply) -> None:
+        leds = self.host.jobs["leds"]
+        assert isinstance(leds, Leds)
+        wanted, source = request.get("channels"), request.get("source_of_event", USER)
+        if wanted is None:
+            reply(_success(request, {"channels": leds.about()}), [])
+            return
+        if not isinstance(wanted, dict):
+            raise CommandError('led needs "channels": {letter: percent}', "channels", list(leds.asked))
+        if not isinstance(source, str) or not 0 < len(source) <= SOURCE_LENGTH:
+            text = f"source_of_event must be a text of at most {SOURCE_LENGTH} characters"
+            raise CommandError(text, "source_of_event", SOURCE_LENGTH)
+        leds.ask(wanted, source, self._by_loop(request, reply, lambda: {"channels": leds.about()}))
 
     # --- experiment, blank, raw data, simulation ---------------------------------------------------------------------
 

@@ -310,7 +310,7 @@ class Bioreactor(Job):
                 return dose
         return None
 
-    def on_dose(self, code: int, argument: int, value: float) -> dict[str, object] | None:
+    def event_fields(self, code: int, argument: int, value: float) -> dict[str, object]:
         """An event of the doser; returns what is to be told with it."""
         dose = self.current
         if code == events.EVENT_DOSE_STEP:
@@ -319,14 +319,14 @@ class Bioreactor(Job):
             if dose is not None:
                 dose.moved_ml[pump] += value
             source = dose.source if dose is not None else ""
-            return {"event": FIELD_EVENTS[pump], "volume_change_ml": value, "source_of_event": source}
+            return {"event": FIELD_EVENTS[pump], "volume_change": value, "source_of_event": source}
         if code == events.EVENT_DOSE_CUT and dose is not None:
             dose.cut = events.CUTS[argument][0]
         if code == events.EVENT_DOSE_DONE and dose is not None:
             dose.state = "cut" if dose.cut else "done"
             self._finish(dose)
             self.publish()
-        return None
+        return {}
 
     def on_volume(self, reading: dict[str, Any]) -> None:
         """The loop's account has changed."""

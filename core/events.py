@@ -32,6 +32,8 @@ COMMAND_DOSE_EXCHANGE = 25
 COMMAND_DOSE_STOP = 26
 COMMAND_VOLUME = 27
 COMMAND_PUMP = 28
+COMMAND_LED_SET = 30
+COMMAND_LED_RENEW = 31
 
 EVENT_COMMAND_DONE = 1
 EVENT_COMMAND_REFUSED = 2
@@ -60,6 +62,10 @@ CUTS: tuple[tuple[str, str, str], ...] = (
     ("lease", "notice", "nobody asked for it any more"),
 )
 
+EVENT_LED_CHANGED, EVENT_LED_LAPSED, EVENT_LED_LAPSED_OVER, EVENT_LED_LOCKED = 50, 51, 52, 53
+EVENT_LED_LOST, EVENT_LED_LOST_OVER = 54, 55
+LED_CHANNELS = "ABCD"
+
 # Why the heater has less than was asked for, by the bits of pyx/heat_protect.pxd: name, level, and what it means.
 HEAT_REASONS: tuple[tuple[str, str, str], ...] = (
     ("no_lease", "error", "heater off: the worker's Python stood still for 5 s"),
@@ -78,7 +84,7 @@ HEAT_REASONS: tuple[tuple[str, str, str], ...] = (
     ("no_guard", "error", "the guard is silent: heater off"),
 )
 
-# code: (name, level, source, message); the message may use {value}, {argument} and {stream}
+# code: (name, level, source, message); the message may use {value}, {argument}, {stream} and (an LED channel) {letter}
 EVENTS: dict[int, tuple[str, str, str, str]] = {
     3: ("stir_kick", "debug", "stirring", "stirrer kicked into motion"),
     4: ("stir_stall", "warning", "stirring", "stirrer stalled ({argument} in a row): kicking again"),
@@ -146,8 +152,8 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "limits_restored",
         "error",
         "monitor",
-        "limits of the envelope had changed in memory: they are back, the heater is off and nothing more comes in; restart the "
-        "worker, and look at the unit's memory and its supply",
+        "limits of the envelope had changed in memory: they are back, the heater is off and nothing more comes in; restart "
+        "the worker, and look at the unit's memory and its supply",
     ),
     EVENT_REFERENCE_ERROR: (
         "reference_error",
@@ -161,6 +167,28 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "od_reading",
         "photodiode {argument}: coefficient {value:+.4f} of the reference, learned from the LED's temperature",
     ),
+    EVENT_LED_CHANGED: ("led_changed", "info", "leds", "LED {letter} gives {value:.4g} %"),
+    EVENT_LED_LAPSED: (
+        "led_lapsed",
+        "error",
+        "leds",
+        "LED {letter} is off: the worker's Python stood still for 60 s; it comes back to {value:.4g} % by itself",
+    ),
+    EVENT_LED_LAPSED_OVER: ("led_lapsed_over", "notice", "leds", "LED {letter} may give light again"),
+    EVENT_LED_LOCKED: (
+        "led_locked",
+        "notice",
+        "leds",
+        "LED {letter} is dark while od_reading runs ([leds.config] lock_during_od); then it has {value:.4g} % again",
+    ),
+    EVENT_LED_LOST: (
+        "led_lost",
+        "error",
+        "leds",
+        "the LEDs' driver did not take {value:.4g} % for LED {letter}; it is tried again every second; check its plug, "
+        "then run `stirbar hardware check`",
+    ),
+    EVENT_LED_LOST_OVER: ("led_lost_over", "notice", "leds", "the LEDs' driver takes changes of LED {letter} again"),
 }
 
 
@@ -183,4 +211,5 @@ def describe(code: int, argument: int, value: float, stream: str) -> tuple[str, 
         text = f"{value:.2f} mL came in and were not taken out ({message}): the next exchange takes them out first"
         return "dose_owed", "error", "bioreactor", text
     name, level, source, message = EVENTS.get(code, (f"event_{code}", "warning", "monitor", "event {argument} {value}"))
-    return name, level, source, message.format(argument=argument, value=value, stream=stream)
+    letter = LED_CHANNELS[argument] if source == "leds" else ""
+    return name, level, source, message.format(argument=argument, value=value, stream=stream, letter=letter)

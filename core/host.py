@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 RAW_SECONDS_FOR_EVER = 1e9
 VOLUME = records.STREAM_IDS["volume"]
-STARTED = ("od_reading", "stirring", "temperature_automation")  # jobs that start with the worker, in this order
+STARTED = ("od_reading", "stirring", "temperature_automation", "leds")  # jobs that start with the worker, in this order
 NO_EXPERIMENT = "$no_experiment_present"
 STATUS_PERIOD_NS = 1_000_000_000
 CLOCK_JUMP_NS = 500_000_000  # NTP slews by less than this between two looks a second apart
@@ -128,7 +128,7 @@ class Host:
             kept = self.journal.job(name) if takes_up and self.journal is not None else None
             if kept is not None:
                 job.recall(kept)
-            if not (self.config.get(f"{name}.config", "autostart") if kept is None else kept.get("running")):
+            if not (job.autostarts() if kept is None else kept.get("running")):
                 continue
             begin = job.start if is_first else job.resume
             try:
@@ -233,8 +233,8 @@ class Host:
                 self.calibrations.on_reference(code, argument, value)
             stream = records.STREAMS.get(source, "")
             name, level, job, message = events.describe(code, argument, value, stream)
-            data = self.bioreactor.on_dose(code, argument, value) if code in events.DOSE_EVENTS else None
-            self.event(level, job, message, code=name, value=value, monotonic_ns=monotonic_ns, data=data)
+            fields = self.jobs[job].event_fields(code, argument, value) if job in self.jobs else {}
+            self.event(level, job, message, code=name, value=value, monotonic_ns=monotonic_ns, fields=fields)
             if job in self.jobs:
                 self.jobs[job].on_event(code, value)
         for identifier in [i for i, (deadline, _) in self._pending.items() if now_ns > deadline]:
@@ -309,9 +309,9 @@ class Host:
         code: str,
         value: float = 0.0,
         monotonic_ns: int | None = None,
-        data: dict[str, object] | None = None,
+        fields: dict[str, object] | None = None,
     ) -> None:
-        """Publish and remember one event; `data` is for programs."""
+        """Publish and remember one event; `fields` are for programs."""
         _, now_ns, realtime_ns = self.loop.clock_triple()
         at_ns = now_ns if monotonic_ns is None else monotonic_ns
         body = {
@@ -322,7 +322,7 @@ class Host:
             "code": code,
             "message": message,
             "value": value if value == value else None,
-            **({} if data is None else {"data": data}),
+            **(fields or {}),
         }
         header = self._header(records.KIND_JSON, records.STREAM_IDS["event"], 0, 1, self._event_sequence)
         self._event_sequence += 1
@@ -455,6 +455,7 @@ class Host:
             "limits": {
                 "target_rpm": [RPM_FLOOR, getattr(self.jobs["stirring"], "rpm_maximum", RPM_CEILING)],
                 "target_temperature": [0.1, self.config.get("temperature_automation.config", "target_maximum_degc")],
+                "leds": getattr(self.jobs["leds"], "maximum", {}),
             },
             "protection": self.protection,
             "simulation": self.loop.simulation_values() if self.loop.simulated() else {},

@@ -104,8 +104,16 @@ class Job:
 
     settable: tuple[str, ...] = ()
 
+    def event_fields(self, code: int, argument: int, value: float) -> dict[str, object]:
+        """What else an event of the loop about this job says."""
+        return {}
+
     def on_event(self, code: int, value: float) -> None:
         """The loop reported something about this job."""
+
+    def autostarts(self) -> bool:
+        """Whether the config asks for it at a first start."""
+        return bool(self.config.get(f"{self.name}.config", "autostart"))
 
     def tend(self) -> None:
         """Once a second: what has to be renewed."""
@@ -291,7 +299,9 @@ class Stirring(Job):
 def make_jobs(host: Host, config: Config) -> dict[str, Job]:
     """The jobs of a worker by name."""
     from stirbar.core.dosing_job import Bioreactor
+    from stirbar.core.leds_job import Leds
     from stirbar.core.monitor_job import Monitor
     from stirbar.core.temperature_job import TemperatureAutomation
 
-    return {kind.name: kind(host, config) for kind in (OdReading, Stirring, TemperatureAutomation, Bioreactor, Monitor)}
+    kinds = (OdReading, Stirring, TemperatureAutomation, Bioreactor, Leds, Monitor)
+    return {kind.name: kind(host, config) for kind in kinds}

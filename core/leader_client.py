@@ -117,6 +117,12 @@ class Leader:
         """Change a setting; returns the value in force."""
         return self.command(unit, "set", job=job, setting=setting, value=value)["value"]
 
+    def led(self, unit: str, source_of_event: str = "user", **percent: float) -> dict[str, Any]:
+        """Set LED channels of a unit, as in `led("unit1", B=20)`; returns as `stirbar.Worker.led` does."""
+        arguments: dict[str, Any] = {"channels": percent, "source_of_event": source_of_event} if percent else {}
+        channels: dict[str, Any] = self.command(unit, "led", **arguments)["channels"]
+        return channels
+
     def simulation(self, unit: str) -> list[dict[str, Any]]:
         """The parameters of a simulated unit, with their limits and values."""
         found: list[dict[str, Any]] = self._get(f"/api/units/{quote(unit, safe='')}/simulation")

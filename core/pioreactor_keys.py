@@ -26,7 +26,11 @@ IGNORED: tuple[tuple[str, str, str], ...] = (
     ),
     ("od_reading.config", "pd_reference_ema", "light and reference are divided window by window"),
     ("od_reading.config", "smoothing_penalizer", "readings are not smoothed; window_s sets their bandwidth"),
-    ("od_reading.config", "turn_off_leds_during_reading", "other light is subtracted by chopping the OD LED"),
+    (
+        "od_reading.config",
+        "turn_off_leds_during_reading",
+        "other light is subtracted by chopping the OD LED; [leds.config] lock_during_od keeps LEDs dark",
+    ),
     (
         "od_reading.config",
         "duration_between_led_off_and_od_reading",

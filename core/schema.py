@@ -217,6 +217,22 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
         ),
     ),
     (
+        "leds.config",
+        "The LED channels A to D beside the OD LED's (docs/leds.md).",
+        (
+            text_key(
+                "lock_during_od",
+                "channels",
+                "",
+                "Channels that are dark for as long as od_reading runs, as in B, C; they come back when it stops.",
+            ),
+            *(
+                real_key(f"maximum_percent_{letter}", 100.0, "%", 0.0, 100.0, f"No intensity of {letter} above this.")
+                for letter in "ABCD"
+            ),
+        ),
+    ),
+    (
         "stirring.config",
         "Stirring.",
         (

@@ -116,6 +116,10 @@ def _is_numbers(text: str) -> bool:
     return all(part.strip().replace(".", "", 1).isdecimal() for part in text.split(","))
 
 
+def _is_channels(text: str) -> bool:
+    return all(part.strip() in ("A", "B", "C", "D") for part in text.split(","))
+
+
 # type: (what is permitted, in words; the test of a text that is not empty)
 TEXT_RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "text": ("text", _any_text),
@@ -125,6 +129,7 @@ TEXT_RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "host": ("a host name or an IP address", _is_host),
     "address": ("ipc:///path of at most 97 characters, or tcp://host:port", _is_address),
     "numbers": ("numbers as in 0.2, 0.01", _is_numbers),
+    "channels": ("LED channels as in B, C", _is_channels),
     "cpus": ("CPU numbers as in 3 or 0,2-3", _is_cpu_list),
 }
 

@@ -10,10 +10,13 @@ from stirbar.rt.ads111x cimport (
     ADS_SINGLE, Ads111x, ads111x_convert, ads111x_gain, ads111x_gain_bits, ads111x_rate_bits,
     ads111x_read_ready, ads111x_read_silent, ads111x_read_single, ads111x_set_single, ads111x_start_free)
 from stirbar.rt.clock cimport CLOCK_MONOTONIC, read_clock_ns
-from stirbar.rt.dac43608 cimport Dac43608, dac43608_check, dac43608_off, dac43608_on
+from stirbar.rt.dac43608 cimport (
+    DAC_POWERED_DOWN, Dac43608, dac43608_check, dac43608_off, dac43608_on, dac43608_refresh,
+    dac43608_turn)
 from stirbar.rt.hal cimport (
     PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED, AdcPlan, Conversion, Hal, HalCounters)
 from stirbar.rt.i2c_bus cimport I2cBus, I2cDevice, i2c_wire_ns
+from stirbar.rt.leds cimport LED_CHANNELS, led_code
 from stirbar.rt.rp2040 cimport Rp2040, rp2040_light, rp2040_read, rp2040_read_once, rp2040_start, rp2040_volts_per_raw
 from stirbar.rt.tmp1075 cimport Tmp1075, tmp1075_check, tmp1075_read
 from stirbar.rt.types cimport MAX_CHANNELS
@@ -56,6 +59,9 @@ cdef struct Board:
     Tmp1075 tmp
     int led_chip               # CHIP_NONE, CHIP_DAC43608, CHIP_RP2040
     int led_output
+    int[LED_CHANNELS] channel_output  # of the LED channels A..D; -1: the board has no such channel
+    uint8_t[LED_CHANNELS] channel_code  # that each was given; the OD LED's own is `light`
+    uint32_t led_checks
     int has_temperature
     Source rail
     Source version
@@ -89,12 +95,39 @@ cdef inline void board_tend(Board* board, int64_t now_ns) noexcept nogil:
 
 cdef inline int board_led_write(void* context, double intensity_percent, int64_t now_ns) noexcept nogil:
     cdef Board* board = <Board*>context
-    cdef int code = <int>(intensity_percent * 2.55 + 0.5)
     if not 0.0 <= intensity_percent <= 100.0:
         return -EINVAL
-    if code == 0 and intensity_percent > 0:
-        code = 1
-    return board_light(board, code, now_ns)
+    return board_light(board, <int>led_code(intensity_percent), now_ns)
+
+
+cdef inline int board_led_channel_write(void* context, int channel, double percent, int64_t now_ns) noexcept nogil:
+    cdef Board* board = <Board*>context
+    cdef int output = board.channel_output[channel] if 0 <= channel < LED_CHANNELS else -1
+    cdef int status
+    cdef uint8_t code
+    if output < 0 or board.led_chip == CHIP_NONE:
+        return -ENODEV
+    if not 0.0 <= percent <= 100.0:
+        return -EINVAL
+    code = <uint8_t>led_code(percent)
+    if board.led_chip == CHIP_DAC43608:
+        status = dac43608_turn(&board.dac, output, code, now_ns)
+    else:
+        status = rp2040_light(&board.mcu, output, code)
+    if status == 0:
+        board.channel_code[channel] = code
+    return status
+
+
+cdef inline int board_others_dark(Board* board) noexcept nogil:
+    """Every LED channel off; on a DAC with the write that switches the OD LED off."""
+    cdef int status = 0
+    cdef int i
+    board.dac.config = DAC_POWERED_DOWN
+    for i in range(LED_CHANNELS):
+        if board.led_chip == CHIP_RP2040 and board.channel_code[i]:
+            status = rp2040_light(&board.mcu, board.channel_output[i], 0) or status
+    return status
 
 
 cdef inline int board_dark(Board* board) noexcept nogil:
@@ -107,7 +140,8 @@ cdef inline int board_dark(Board* board) noexcept nogil:
         board.bus.down_until_ns = 0
         board.dac.device.retry_ns = 0
         board.mcu.device.retry_ns = 0
-        status = board_light(board, 0, now_ns)
+        status = board_others_dark(board)
+        status = board_light(board, 0, now_ns) or status
         if status == 0 and i > 0:
             break
     return status
@@ -236,9 +270,16 @@ cdef inline int board_temperature_check(void* context, int64_t now_ns) noexcept 
 
 
 cdef inline int board_led_check(void* context, int64_t now_ns) noexcept nogil:
-    """A driver that does not hold what was written to it gets the light anew."""
+    """A driver that does not hold what was written to it gets the light anew; every other time one of the channels that
+    are lit, in turn, gets its code again, which a driver loses with its power."""
     cdef Board* board = <Board*>context
+    cdef int channel = board.led_checks >> 1 & (LED_CHANNELS - 1)
     cdef int status = 0
+    board.led_checks += 1
+    if board.led_checks & 1 and board.channel_code[channel]:
+        if board.led_chip == CHIP_DAC43608:
+            return dac43608_refresh(&board.dac, board.channel_output[channel], board.channel_code[channel], now_ns)
+        return rp2040_light(&board.mcu, board.channel_output[channel], board.channel_code[channel])
     if board.led_chip == CHIP_DAC43608:
         status = dac43608_check(&board.dac)
     return board_light(board, 0 if board.light < 0 else board.light, now_ns) if status else 0
@@ -306,6 +347,7 @@ cdef inline void board_hal(Board* board, Hal* hal) noexcept nogil:
     hal.adc_convert = board_adc_convert
     hal.adc_read = board_adc_read
     hal.led_write = board_led_write
+    hal.led_channel_write = board_led_channel_write
     hal.temperature_read = board_temperature_read
     hal.temperature_check = board_temperature_check
     hal.led_check = board_led_check

@@ -18,6 +18,7 @@ from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED, Ha
 from stirbar.rt.hardware cimport Hardware
 from stirbar.rt.i2c_bus cimport RECOVERY_LINES, RECOVERY_NONE, RECOVERY_REGISTERS, I2cBus, i2c_open, i2c_wire_ns
 from stirbar.rt.outputs cimport outputs_add_hall, outputs_close, outputs_init
+from stirbar.rt.leds cimport LED_CHANNELS
 from stirbar.rt.rp2040 cimport MCU_INPUTS, MCU_LEDS, rp2040_init, rp2040_light, rp2040_read, rp2040_start
 from stirbar.rt.tmp1075 cimport tmp1075_init, tmp1075_start
 from stirbar.rt.types cimport MAX_CHANNELS
@@ -55,6 +56,8 @@ cdef inline void forget_board(Board* board) noexcept:
     board.bus.counters = &board.counters
     for i in range(MAX_CHANNELS):
         board.ads[i].ready.fd = -1
+    for i in range(LED_CHANNELS):
+        board.channel_output[i] = -1
 
 
 cdef inline void close_board(Board* board) noexcept:
@@ -268,18 +271,27 @@ cdef inline void lend_rail(Board* board) noexcept:
 
 
 cdef inline int configure_led(Board* board, profile) except -1:
+    cdef int i
     chip = profile.get("led", "chip")
     if chip is None:
         return 0
-    output = profile.get("led", profile.get("led", "ir"))
-    if output is None:
-        raise ConnectionError(f"the profile measures with LED {profile.get('led', 'ir')}, which has no output")
-    board.led_output = output
+    ir = profile.get("led", "ir")
+    board.led_output = -1
+    for i, letter in enumerate("abcd"):
+        output = profile.get("led", letter)
+        if output is None:
+            continue
+        if chip == "rp2040" and output >= MCU_LEDS:
+            raise ConnectionError(f"the RP2040 has no LED output {output}: [led] {letter} can be 0 to {MCU_LEDS - 1}")
+        if letter == ir:
+            board.led_output = output
+        else:
+            board.channel_output[i] = output
+    if board.led_output < 0:
+        raise ConnectionError(f"the profile measures with LED {ir}, which has no output")
     if chip == "rp2040":
         board.led_chip = CHIP_RP2040
         rp2040_init(&board.mcu, &board.bus, profile.get("led", "address"))
-        if output >= MCU_LEDS:
-            raise ConnectionError(f"the RP2040 has no LED output {output}")
     else:
         board.led_chip = CHIP_DAC43608
         dac43608_init(&board.dac, &board.bus, profile.get("led", "address"))

@@ -5,7 +5,7 @@
 # TI SLASEQ4A. Off is the output's power-down (10 kOhm to ground): its code 0 may leave the buffer's offset on the LED.
 # Codes are kept through power-down, so a change of light is one transfer: the register of power-down bits.
 
-from libc.errno cimport EIO
+from libc.errno cimport EAGAIN, EIO
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 
 from stirbar.rt.i2c_bus cimport I2cBus, I2cDevice, device_init, device_read16, device_write16
@@ -86,3 +86,27 @@ cdef inline int dac43608_on(Dac43608* dac, int output, uint8_t code, int64_t now
             return 0
     dac.config &= <uint16_t>~bit
     return dac43608_power(dac)
+
+
+cdef inline int dac43608_refresh(Dac43608* dac, int output, uint8_t code, int64_t now_ns) noexcept nogil:
+    """Write a code, whatever the output's power: one transfer."""
+    cdef int status = device_write16(&dac.device, DAC_DATA + output, <uint16_t>(code << 4))
+    if status:
+        dac43608_forget(dac)
+        return status
+    dac.code[output] = code
+    dac.written_ns[output] = now_ns
+    return 0
+
+
+cdef inline int dac43608_turn(Dac43608* dac, int output, uint8_t code, int64_t now_ns) noexcept nogil:
+    """One transfer on the way to a code, 0 is off: 0 when it is there, -EAGAIN when it takes another one."""
+    cdef int was_down = dac.config >> output & 1
+    cdef int64_t age_ns = now_ns - dac.written_ns[output]
+    cdef int status
+    if code == 0:
+        return dac43608_off(dac, output)
+    if dac.code[output] == code and (not was_down or age_ns <= DAC_TRUST_NS):
+        return dac43608_on(dac, output, code, dac.written_ns[output])
+    status = dac43608_refresh(dac, output, code, now_ns)
+    return -EAGAIN if status == 0 and (was_down or not dac.config_known) else status

@@ -59,6 +59,8 @@ cdef struct Hal:
     int (*adc_read)(void* context, int channel, int64_t now_ns, Conversion* conversion) noexcept nogil
     # set the OD LED; the light changes before this returns; 0 is the driver's power-down, truly dark
     int (*led_write)(void* context, double intensity_percent, int64_t now_ns) noexcept nogil
+    # set an LED channel (0..3: A..D), in steps of LED_FULL_CODE; -EAGAIN: not yet, it takes another transfer
+    int (*led_channel_write)(void* context, int channel, double percent, int64_t now_ns) noexcept nogil
     int (*temperature_read)(void* context, int64_t now_ns, double* celsius) noexcept nogil
     # see that the chip holds what was written to it, and write it anew where it does not
     int (*temperature_check)(void* context, int64_t now_ns) noexcept nogil

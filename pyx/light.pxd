@@ -13,7 +13,7 @@ from stirbar.rt.pilot cimport pilot_edge
 from stirbar.rt.ports cimport port_event
 from stirbar.rt.ring cimport stirbar_load_relaxed, stirbar_store_relaxed
 from stirbar.rt.sampler_state cimport (
-    LED_GUARD_NS, LIGHT_RETRY_NS, RETRY_NS, SILENCE_NS, Channel, Sampler, host_begin_ns, sampler_feed_float,
+    LED_GUARD_NS, LIGHT_RETRY_NS, RETRY_NS, SILENCE_NS, SLOW_LEDS, Channel, Sampler, host_begin_ns, sampler_feed_float,
     sampler_light_unknown, sampler_may_light, sampler_rate_hz)
 from stirbar.rt.types cimport (
     COMMAND_LED, EVENT_HALF_CYCLE, EVENT_LIGHT_BACK, EVENT_LIGHT_LOST, EVENT_LIGHT_PATH, STREAM_OD1, TRACE_COMMAND)
@@ -297,6 +297,23 @@ cdef inline int sampler_pause_half_cycles(const Sampler* s) noexcept nogil:
     return <int>(100.0 * s.burst / s.config.led_duty_percent + 0.5) - (2 * s.burst + 1)
 
 
+cdef inline void sampler_let_leds(Sampler* s) noexcept nogil:
+    """A chop period begins, or nothing is measured: LED channels that wait may change in the first gap on the bus,
+    before a conversion that counts; without one they wait on."""
+    cdef const Channel* master = &s.channel[s.master]
+    cdef int64_t now_ns
+    if not s.leds.pending:
+        return
+    now_ns = s.clock.now_ns(s.clock.context)
+    if now_ns < s.leds_retry_ns:
+        return
+    s.slow_due |= <uint32_t>1 << SLOW_LEDS
+    s.slow_from_ns[SLOW_LEDS] = s.leds.pending_ns
+    s.leds_until_ns = now_ns + <int64_t>(0.5 * master.period_ns)
+    if master.plan.pace == PACE_HOST:
+        s.leds_until_ns = host_begin_ns(&s.grid)
+
+
 cdef inline void sampler_edge(Sampler* s) noexcept nogil:
     """A half-cycle is over: change the light, or go on with a pause.
 
@@ -308,6 +325,7 @@ cdef inline void sampler_edge(Sampler* s) noexcept nogil:
     if s.held:
         if s.led.on:
             sampler_light(s, 0)
+        sampler_let_leds(s)
         return
     if s.burst:
         s.burst_left -= 1
@@ -319,10 +337,13 @@ cdef inline void sampler_edge(Sampler* s) noexcept nogil:
         if s.paused:
             if s.led.on:
                 sampler_light(s, 0)
+            sampler_let_leds(s)
             return
     if sampler_light(s, not s.led.on) == 0 and known:
         s.path_edges += 1
         sampler_learn_edge(s)
+        if s.led.on:
+            sampler_let_leds(s)
 
 
 cdef inline int sampler_half_cycle(const Sampler* s) noexcept nogil:

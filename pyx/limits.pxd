@@ -19,6 +19,8 @@ cdef enum:
     PUMP_LEASE_CEILING_MS = 5000           # of a pump that runs until somebody stops it
     VOLUME_CEILING_ML = 1000
     SUBDOSE_CEILING_ML = 100
+    LED_INTENSITY_CEILING_PERCENT = 100
+    LED_LEASE_S = 60                       # renewed by the host thread at least so often
 
 # What the heater may do on this vial.
 cdef struct HeatLimits:

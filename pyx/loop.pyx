@@ -15,6 +15,7 @@ from stirbar.rt.configure cimport (
     configure_od, configure_plan, configure_sampling, configure_slow_light, configure_stirring)
 from stirbar.rt.configure_dosing cimport configure_dosing
 from stirbar.rt.configure_heat cimport configure_heat
+from stirbar.rt.configure_leds cimport configure_leds
 from stirbar.rt.configure_board cimport close_hardware, forget_hardware, hardware_counters, open_hardware
 from stirbar.rt.chop cimport chop_rejection_db
 from stirbar.rt.clock cimport (
@@ -42,6 +43,7 @@ from stirbar.rt.ring cimport (
 from stirbar.rt.curve cimport Curve
 from stirbar.rt.estimators cimport SLOT_FUSION
 from stirbar.rt.fusion cimport FusionModel
+from stirbar.rt.leds cimport LED_CHANNELS, LedConfig, led_code, led_percent, leds_init
 from stirbar.rt.light cimport sampler_light
 from stirbar.rt.sampler_state cimport Sampler, Staged, sampler_rate_hz
 from stirbar.rt.sampling cimport housekeeping_tick, sampling_tick, temperature_tick
@@ -217,6 +219,10 @@ cdef class Loop:
     def _configure_sampler(self, config):
         cdef Sampler* s = &self.state.sampler
         cdef OdConfig od
+        cdef LedConfig leds
+        configure_leds(&leds, config, self.profile)
+        if leds_init(&s.leds, &leds):
+            raise ValueError("[leds.config] is outside the LEDs' envelope")
         s.master = configure_sampling(&s.config, config, self.profile)
         s.rail_v = NAN
         s.rail_lender = -1
@@ -677,6 +683,19 @@ cdef class Loop:
         """For how long the OD LED was lit since the start, as seconds at full intensity."""
         return stirbar_load_relaxed(&self.state.sampler.led_seconds)
 
+    def leds(self):
+        """The LED channels of the hardware and what each gives: {"B": percent}. The OD LED's is what it was set to by
+        hand; the light of the measurement does not count."""
+        cdef Sampler* s = &self.state.sampler
+        cdef int i
+        return {"ABCD"[i]: led_percent(stirbar_load_relaxed(&s.leds.code[i]))
+                for i in range(LED_CHANNELS) if s.leds.config.present >> i & 1}
+
+    def od_led(self):
+        """The channel of the OD LED, A..D; empty where there is none."""
+        cdef int i = self.state.sampler.leds.config.od
+        return "ABCD"[i] if i >= 0 else ""
+
     def rail_v(self):
         """Voltage of the PWM rail; None where the board cannot tell."""
         return None if isnan(self.state.sampler.rail_v) or self.state.sampler.rail_absent else self.state.sampler.rail_v
@@ -715,13 +734,19 @@ cdef class Loop:
     def code_addresses(self):
         """Where compiled functions lie, for a profiler that has no symbols: {"vial": [...], "ticks": [...]}."""
         cdef Hal* hal = &self.state.hal
-        vial = [<size_t>hal.adc_start, <size_t>hal.adc_read, <size_t>hal.led_write, <size_t>hal.temperature_read,
-                <size_t>hal.edges_read, <size_t>hal.stirrer_write, <size_t>hal.heater_write, <size_t>hal.pump_write]
+        vial = [<size_t>hal.adc_start, <size_t>hal.adc_read, <size_t>hal.led_write, <size_t>hal.led_channel_write,
+                <size_t>hal.temperature_read, <size_t>hal.edges_read, <size_t>hal.stirrer_write,
+                <size_t>hal.heater_write, <size_t>hal.pump_write]
         return {"vial": vial, "ticks": [<size_t>self.state.tasks[i].run for i in range(TASKS)]}
 
     def build_id(self):
         """Names the compiled code: equal ids give bit-identical replays on one architecture."""
         return STIRBAR_BUILD_ID.decode()
+
+
+def led_intensity(double percent):
+    """The intensity that the LEDs' driver makes of one that is asked for: a step of 8 bits."""
+    return led_percent(led_code(percent))
 
 
 def guard_connect(bytes path, int timeout_ms):

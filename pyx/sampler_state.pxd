@@ -16,6 +16,7 @@ from stirbar.rt.estimators cimport Estimators, estimators_apply, estimators_take
 from stirbar.rt.gain cimport (
     GAIN_FOREIGN, GAIN_FRESH, GAIN_IN_FORCE, Gain, gain_admit, gain_conversion, gain_multiple, gain_volts_per_code)
 from stirbar.rt.hal cimport PACE_PILOT, AdcPlan, Conversion, Hal
+from stirbar.rt.leds cimport Leds
 from stirbar.rt.light_path cimport LightFit, LightPath, LightSearch, light_path_add
 from stirbar.rt.pilot cimport Pilot, pilot_forget
 from stirbar.rt.ports cimport Port, port_event, port_reading, port_trace, trace_float, trace_int
@@ -33,12 +34,13 @@ cdef enum:
 
 # What has a clock of its own and waits for a gap between conversions.
 cdef enum:
-    SLOW_TEMPERATURE = 0
-    SLOW_RAIL = 1             # to be begun
-    SLOW_RAIL_READ = 2        # was begun
-    SLOW_TEMPERATURE_CHECK = 3
-    SLOW_LED_CHECK = 4
-    SLOW_DEVICES = 5
+    SLOW_LEDS = 0             # an LED channel is to change: in the first gap of a chop period
+    SLOW_TEMPERATURE = 1
+    SLOW_RAIL = 2             # to be begun
+    SLOW_RAIL_READ = 3        # was begun
+    SLOW_TEMPERATURE_CHECK = 4
+    SLOW_LED_CHECK = 5
+    SLOW_DEVICES = 6
 
 # Part of a calibration, made by the host before it sends COMMAND_CURVE and untouched until that is answered.
 cdef struct Staged:
@@ -108,6 +110,7 @@ cdef struct Sampler:
     Channel channel[MAX_CHANNELS]
     HostGrid grid
     LedTrack led
+    Leds leds                           # the channels beside the OD LED's
     LightSearch search                  # the fit of the light path that is under way
     LightFit light_path                 # in force
     Port port
@@ -158,6 +161,9 @@ cdef struct Sampler:
     double lit_ns                       # at full intensity, the rest below a second
     uint32_t led_seconds                # the same, whole seconds; read by the host
     uint32_t chop_period_ns             # read by the actuator thread; 0: not chopped
+    int64_t leds_until_ns               # a change of them that comes later waits for the next chop period
+    int64_t leds_retry_ns               # their driver refused a change: not before
+    uint32_t leds_lost                  # bits: that was told
     uint32_t slow_due                   # bits: what waits for a gap on the bus
     int64_t slow_from_ns[SLOW_DEVICES]  # since when
     int64_t slow_bus_ns[SLOW_DEVICES]   # how long it takes, as measured

@@ -14,6 +14,7 @@ from stirbar.rt.chop cimport led_track_init
 from stirbar.rt.gain cimport GAIN_AUTO, gain_init, gain_range
 from stirbar.rt.heating cimport heat_word
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED
+from stirbar.rt.leds cimport leds_renew, leds_set
 from stirbar.rt.light cimport (
     sampler_chop, sampler_choose_half_cycle, sampler_guess_edge, sampler_light, sampler_publish_chop,
     sampler_tend_path, sampler_turned)
@@ -23,15 +24,16 @@ from stirbar.rt.ports cimport port_command, port_event, port_reading, port_trace
 from stirbar.rt.reference cimport ReferenceFit
 from stirbar.rt.ring cimport stirbar_load_relaxed, stirbar_store_relaxed
 from stirbar.rt.sampler_state cimport (
-    LED_GUARD_NS, SLOW_DEVICES, SLOW_LED_CHECK, SLOW_RAIL, SLOW_RAIL_READ, SLOW_TEMPERATURE, SLOW_TEMPERATURE_CHECK,
-    Channel, Sampler, sampler_curve, sampler_feed, sampler_feed_float, sampler_light_unknown, sampler_say_none)
+    LED_GUARD_NS, SLOW_DEVICES, SLOW_LED_CHECK, SLOW_LEDS, SLOW_RAIL, SLOW_RAIL_READ, SLOW_TEMPERATURE,
+    SLOW_TEMPERATURE_CHECK, Channel, Sampler, sampler_curve, sampler_feed, sampler_feed_float, sampler_light_unknown,
+    sampler_say_none)
+from stirbar.rt.sampling_leds cimport sampler_tend_leds, sampler_write_led
 from stirbar.rt.sampling_paces cimport (
     host_plan, host_tick, sampler_begin, sampler_fetch, sampler_look, sampler_lost)
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next, sleep_until
 from stirbar.rt.types cimport (
-    COMMAND_BLANK, COMMAND_CURVE, COMMAND_DOSE_ML, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_OD_START, COMMAND_OD_STOP,
-    COMMAND_REFERENCE,
-    COMMAND_SIMULATION,
+    COMMAND_BLANK, COMMAND_CURVE, COMMAND_DOSE_ML, COMMAND_EXPERIMENT, COMMAND_LED, COMMAND_LED_RENEW, COMMAND_LED_SET,
+    COMMAND_OD_START, COMMAND_OD_STOP, COMMAND_REFERENCE, COMMAND_SIMULATION,
     COMMAND_STIR_STOP, COMMAND_TEMPERATURE, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
     EVENT_REFERENCE, EVENT_REFERENCE_ERROR, EVENT_SENSOR_BACK, EVENT_SENSOR_LOST, FLAG_DARK, FLAG_SENSOR_LOST,
     MAX_CHANNELS, RECORD_VERSION,
@@ -116,7 +118,9 @@ cdef inline void sampler_read_slow(Sampler* s, int device) noexcept nogil:
     cdef int64_t before_ns = s.clock.now_ns(s.clock.context)
     cdef int64_t took_ns
     s.slow_due &= ~(<uint32_t>1 << device)
-    if device == SLOW_TEMPERATURE:
+    if device == SLOW_LEDS:
+        sampler_write_led(s, before_ns)
+    elif device == SLOW_TEMPERATURE:
         sampler_read_temperature(s, before_ns)
     elif device == SLOW_RAIL:
         sampler_begin_rail(s, before_ns)
@@ -132,12 +136,28 @@ cdef inline void sampler_read_slow(Sampler* s, int device) noexcept nogil:
         s.slow_bus_ns[device] = took_ns
 
 
+cdef inline void sampler_change_leds(Sampler* s, int64_t due_ns) noexcept nogil:
+    """Write what LED channels wait for, as far as the gap after the light's edge has room for it; what has waited for
+    too long gets one transfer without room."""
+    cdef int64_t now_ns
+    cdef bint fits = 1
+    while fits and s.slow_due >> SLOW_LEDS & 1:
+        now_ns = s.clock.now_ns(s.clock.context)
+        fits = now_ns + s.slow_bus_ns[SLOW_LEDS] <= due_ns
+        if now_ns > s.leds_until_ns:
+            s.slow_due &= ~(<uint32_t>1 << SLOW_LEDS)
+        elif fits or now_ns - s.slow_from_ns[SLOW_LEDS] >= SLOW_LATEST_NS:
+            s.slow_forced += not fits
+            sampler_read_slow(s, SLOW_LEDS)
+
+
 cdef inline void sampler_tend_slow(Sampler* s, int64_t due_ns) noexcept nogil:
     """Read a slow device that waits, when it lets the bus go before the next conversion is due, or has waited for too
     long."""
     cdef int64_t now_ns
     cdef int device
-    for device in range(SLOW_DEVICES):
+    sampler_change_leds(s, due_ns)
+    for device in range(SLOW_LEDS + 1, SLOW_DEVICES):
         if not s.slow_due >> device & 1 or (device == SLOW_RAIL and s.rail_lender >= 0):
             continue
         now_ns = s.clock.now_ns(s.clock.context)
@@ -264,6 +284,7 @@ cdef inline int sampler_plan_channels(Sampler* s, int64_t now_ns) noexcept nogil
     s.slow_due &= ~(<uint32_t>1 << SLOW_RAIL_READ)  # its converter begins anew
     for i in range(SLOW_DEVICES):  # before it was ever measured: a read with its pointer
         s.slow_bus_ns[i] = 2 * s.channel[s.active[0]].plan.read_ns
+    s.slow_bus_ns[SLOW_LEDS] = s.channel[s.master].plan.light_ns
     bus_ns += s.channel[s.master].plan.light_ns
     s.light_first = bus_ns + LIGHT_SLACK_NS < 0.9e9 / fastest_hz
     s.poll_ns = <int64_t>(0.25e9 / fastest_hz)
@@ -336,8 +357,10 @@ cdef inline void sampler_command(Sampler* s, const Command* command, int64_t now
         status = s.simulate(s.simulated, command.index, command.value)
     elif command.code == COMMAND_OD_START:
         status = 0 if s.sampling else sampler_start(s, command.value, now_ns)
+        sampler_tend_leds(s, now_ns)
     elif command.code == COMMAND_OD_STOP:
         sampler_stop(s)
+        sampler_tend_leds(s, now_ns)
     elif command.code == COMMAND_BLANK and command.channel < MAX_CHANNELS:
         sampler_feed_float(s, TRACE_COMMAND, command.channel, COMMAND_BLANK, command.value)
     elif command.code == COMMAND_REFERENCE and command.channel < MAX_CHANNELS:
@@ -347,6 +370,12 @@ cdef inline void sampler_command(Sampler* s, const Command* command, int64_t now
     elif command.code == COMMAND_LED:
         s.config.intensity_percent = command.value
         sampler_feed_float(s, TRACE_COMMAND, 0, COMMAND_LED, command.value)
+    elif command.code == COMMAND_LED_SET:
+        status = leds_set(&s.leds, command.channel, command.value, s.sampling, now_ns)
+        sampler_tend_leds(s, now_ns)
+    elif command.code == COMMAND_LED_RENEW:
+        leds_renew(&s.leds, <uint32_t>command.index, now_ns)
+        sampler_tend_leds(s, now_ns)
     elif command.code == COMMAND_TEMPERATURE:
         s.temperature_on = command.value != 0
         s.temperature.target_ns = now_ns
@@ -378,6 +407,8 @@ cdef inline void housekeeping_tick(void* context, SleepPolicy* policy, int64_t n
     port_trace_tend(&s.port, now_ns)
     while port_command(&s.port, &command):
         sampler_command(s, &command, now_ns)
+    if now_ns >= s.leds.look_ns:
+        sampler_tend_leds(s, now_ns)
     sampler_say_references(s, now_ns)
     if stirring_off != s.stirring_off_told:
         s.stirring_off_told = stirring_off

@@ -14,6 +14,7 @@ from stirbar.rt.clock cimport WAKE_LATE_ROOM, Clock, VirtualTime, clock_virtual
 from stirbar.rt.configure cimport running_mean_correlation
 from stirbar.rt.hal cimport PACE_HOST, PACE_PILOT, PACE_READY, PACE_SMOOTHED, AdcPlan, Conversion, Hal
 from stirbar.rt.histogram cimport Histogram
+from stirbar.rt.leds cimport LedConfig, led_percent, leds_init
 from stirbar.rt.light_path cimport (
     LightPath, LightSearch, light_path_add, light_path_clear, light_path_share, light_search_begin, light_search_step)
 from stirbar.rt.od_init cimport od_init
@@ -29,7 +30,7 @@ from stirbar.rt.tasks cimport Task, drive
 from stirbar.rt.types cimport MAX_CHANNELS, Command, Event, Reading, TraceItem
 
 PACES = {"ready": PACE_READY, "pilot": PACE_PILOT, "host": PACE_HOST, "smoothed": PACE_SMOOTHED}
-KINDS = ("read", "convert", "start", "gain", "light", "temperature", "rail", "check")
+KINDS = ("read", "convert", "start", "gain", "light", "temperature", "rail", "check", "led")
 TRANSFER_DTYPE = np.dtype([("begin_ns", "<i8"), ("end_ns", "<i8"), ("kind", "<i4"), ("channel", "<i4")])
 
 cdef enum:
@@ -41,6 +42,7 @@ cdef enum:
     TEMPERATURE = 5
     RAIL = 6
     CHECK = 7
+    LED = 8
     RAIL_CONVERTS_NS = 1300000
     TRACE_ROOM = 65536
     TASKS = 3
@@ -61,6 +63,9 @@ cdef struct Bus:
     int64_t check_ns
     int64_t rail_ready_ns
     uint8_t stuck[MAX_CHANNELS]      # a transfer to it ends with the adapter's time-out
+    uint8_t led_stages               # an LED channel is lit in two transfers, as a DAC's
+    uint8_t led_staged               # bits: the first is done
+    uint8_t led_refuses
     Transfer* log
     int64_t count
     int64_t room
@@ -117,6 +122,18 @@ cdef int bus_led_write(void* context, double intensity_percent, int64_t now_ns) 
     cdef Bus* bus = <Bus*>context
     now_ns = bus_take(bus, LIGHT, -1, bus.plan[0].light_ns)
     return bus.vial.led_write(bus.vial.context, intensity_percent, now_ns)
+
+
+cdef int bus_led_channel_write(void* context, int channel, double percent, int64_t now_ns) noexcept nogil:
+    cdef Bus* bus = <Bus*>context
+    now_ns = bus_take(bus, LED, channel, bus.plan[0].light_ns)
+    if bus.led_refuses:
+        return -ETIMEDOUT
+    if bus.led_stages and percent > 0.0 and not bus.led_staged >> channel & 1:
+        bus.led_staged |= 1 << channel
+        return -EAGAIN
+    bus.led_staged &= ~(1 << channel)
+    return bus.vial.led_channel_write(bus.vial.context, channel, percent, now_ns)
 
 
 cdef int bus_temperature_read(void* context, int64_t now_ns, double* celsius) noexcept nogil:
@@ -188,7 +205,9 @@ cdef class SamplerBench:
 
     def __init__(self, plans, angles, parameters, *, seed=1, late_ns=None, double mains_hz=50.0, double rpm=0.0,
                  int half_cycle=0, int low=4, int high=9, double full_scale_v=1.024, double led_duty=50.0,
-                 double window_s=1.0, double readings_per_second=10.0, int64_t slow_ns=470000, int64_t check_ns=0):
+                 double window_s=1.0, double readings_per_second=10.0, int64_t slow_ns=470000, int64_t check_ns=0,
+                 bint led_stages=False, uint32_t leds_locked=0):
+        cdef LedConfig leds
         cdef SimConfig config
         cdef OdConfig od
         cdef Sampler* s = self.sampler
@@ -234,6 +253,13 @@ cdef class SamplerBench:
         od.normalization = OD_UNITY
         if od_init(&s.estimators.od, &od):
             raise ValueError("the estimators refuse this window or rate")
+        leds.present = 15
+        leds.locked = leds_locked
+        leds.od = 0
+        for i in range(4):
+            leds.maximum_percent[i] = 100.0
+        leds_init(&s.leds, &leds)
+        self.bus.led_stages = led_stages
         self.bus.slow_ns = slow_ns
         self.bus.check_ns = check_ns
         self._wire()
@@ -250,6 +276,7 @@ cdef class SamplerBench:
         self.hal.adc_convert = bus_adc_convert
         self.hal.adc_read = bus_adc_read
         self.hal.led_write = bus_led_write
+        self.hal.led_channel_write = bus_led_channel_write
         self.hal.temperature_read = bus_temperature_read
         self.hal.temperature_check = bus_check
         self.hal.led_check = bus_check
@@ -274,9 +301,9 @@ cdef class SamplerBench:
             self.tasks[i].context = s
             self.tasks[i].lateness = &self.lateness
 
-    def push(self, int code, double value, int channel=0):
+    def push(self, int code, double value, int channel=0, int index=0):
         """Give the sampler a command."""
-        cdef Command command = Command(0, <uint16_t>code, <uint16_t>channel, 0, value)
+        cdef Command command = Command(0, <uint16_t>code, <uint16_t>channel, index, value)
         self.ids += 1
         command.id = self.ids
         ring_push(&self.sampler.port.commands, &command)
@@ -289,6 +316,10 @@ cdef class SamplerBench:
     def stick(self, int channel, bint stuck):
         """Let every transfer to a converter end with the adapter's time-out of 20 ms, or no longer."""
         self.bus.stuck[channel] = stuck
+
+    def refuse_leds(self, bint refuse):
+        """Let the driver refuse every change of an LED channel, or no longer."""
+        self.bus.led_refuses = refuse
 
     def stir(self, double rpm, double unlocked_hz=0.0):
         """What the actuator thread says from now on: the stirrer's speed, and its PWM's frequency where that is not
@@ -337,6 +368,8 @@ cdef class SamplerBench:
             "tau_ns": s.light_path.tau_ns,
             "master": s.master,
             "led_on": bool(s.led.on),
+            "leds": [led_percent(s.leds.code[i]) for i in range(4)],
+            "leds_pending": s.leds.pending,
             "led_seconds": s.led_seconds,
             "chop_period_ns": s.chop_period_ns,
             "slow_forced": s.slow_forced,

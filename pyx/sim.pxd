@@ -13,6 +13,7 @@ from stirbar.rt.ads1115 cimport (
 from stirbar.rt.culture cimport culture_init, culture_start_lag
 from stirbar.rt.fan cimport fan_advance, fan_edges, fan_init, fan_write
 from stirbar.rt.hal cimport PACE_HOST, PACE_READY, PACE_SMOOTHED, AdcPlan, Conversion, Hal
+from stirbar.rt.leds cimport LED_CHANNELS
 from stirbar.rt.mcu_adc cimport MCU_APERTURE_S, MCU_FULL_SCALE_V, MCU_NEW, mcu_adc_code, mcu_adc_mean_v
 from stirbar.rt.optics cimport BUBBLES, bubbles_make, lamp_set, led_init, led_set_output, led_switch
 from stirbar.rt.pump cimport PUMPS, pumps_advance, pumps_init, pumps_set
@@ -270,6 +271,28 @@ cdef inline int sim_led_write(void* context, double intensity_percent, int64_t n
     return 0
 
 
+cdef inline void sim_leak(Sim* sim, double time_s) noexcept nogil:
+    """What leaks to the culture's photodiodes from the other LEDs, from this moment on."""
+    cdef double lit = 0.0
+    cdef int i
+    for i in range(LED_CHANNELS):
+        lit += sim.other[i]
+    lamp_set(&sim.others, lit * sim.parameter[PARAM_LIGHT_LEAK_V], time_s)
+
+
+cdef inline int sim_led_channel_write(void* context, int channel, double percent, int64_t now_ns) noexcept nogil:
+    """Set an LED channel beside the OD LED's; 0, -ENODEV: no such channel, -EINVAL outside 0..100."""
+    cdef Sim* sim = <Sim*>context
+    cdef double time_s = sim_time_s(sim, now_ns)
+    if not 0 <= channel < LED_CHANNELS:
+        return -ENODEV
+    if not 0.0 <= percent <= 100.0:
+        return -EINVAL
+    sim.other[channel] = 0.01 * percent
+    sim_leak(sim, time_s)
+    return 0
+
+
 cdef inline int sim_temperature_read(void* context, int64_t now_ns, double* celsius) noexcept nogil:
     """0, or -EREMOTEIO while the sensor is lost."""
     cdef Sim* sim = <Sim*>context
@@ -356,6 +379,8 @@ cdef inline int sim_set(Sim* sim, int parameter, double value) noexcept nogil:
         culture_start_lag(&sim.culture, p, sim.thermal.liquid_degc)
     elif parameter == PARAM_LED_DRIVE_H:
         sim.led.drive_h = value
+    elif parameter == PARAM_LIGHT_LEAK_V:
+        sim_leak(sim, sim.now_s)
     elif parameter == PARAM_LED_DEAD:
         led_set_output(&sim.led, p, sim.thermal.board_degc)
     elif parameter == PARAM_MAINS_HZ or parameter == PARAM_MAINS_WANDER_HZ:
@@ -439,6 +464,9 @@ cdef inline int sim_init(Sim* sim, const SimConfig* config, int64_t start_ns) no
     sim.lamp.before_v = sim.parameter[PARAM_AMBIENT_LIGHT_V]
     sim.lamp.after_v = sim.lamp.before_v
     sim.lamp.step_s = 0.0
+    sim.others.before_v = sim.others.after_v = sim.others.step_s = 0.0
+    for i in range(LED_CHANNELS):
+        sim.other[i] = 0.0
     sim.bubbles.count = 0
     bubbles_make(&sim.bubbles, sim.parameter, &sim.bubble_rng, 0.0)
     sim.now_s = 0.0
@@ -464,6 +492,7 @@ cdef inline void sim_hal(Sim* sim, Hal* hal) noexcept nogil:
     hal.adc_convert = sim_adc_convert
     hal.adc_read = sim_adc_read
     hal.led_write = sim_led_write
+    hal.led_channel_write = sim_led_channel_write
     hal.temperature_read = sim_temperature_read
     hal.temperature_check = sim_check
     hal.led_check = sim_check

@@ -153,6 +153,8 @@ cdef enum:
     COMMAND_DOSE_STOP = 26    # value: 0 at once, 1 taking out first what an exchange has let in
     COMMAND_VOLUME = 27       # channel: VOLUME_* of volume.pxd, value
     COMMAND_PUMP = 28         # channel: pump + 3 * PUMP_* of dose_plan.pxd, value
+    COMMAND_LED_SET = 30      # channel 0..3, value: intensity of an LED channel, percent
+    COMMAND_LED_RENEW = 31    # index, bits: the host thread lives, and wants the light of these channels
 
 cdef struct Command:
     uint32_t id
@@ -189,6 +191,12 @@ cdef enum:
     EVENT_DOSE_CUT = 36        # argument: CUT_*, value: mL of an exchange that did not come in
     EVENT_DOSE_OWED = 37       # argument: CUT_*, value: mL that came in and were not taken out
     EVENT_LIMITS_RESTORED = 38  # the envelope's limits had changed in memory; they are back, no heat, no inflow
+    EVENT_LED_CHANGED = 50     # argument: LED channel 0..3, value: percent that it has now
+    EVENT_LED_LAPSED = 51      # argument: LED channel; nobody renewed its lease: it goes dark
+    EVENT_LED_LAPSED_OVER = 52  # argument: LED channel; somebody did
+    EVENT_LED_LOCKED = 53      # argument: LED channel; it is dark while optical density is measured
+    EVENT_LED_LOST = 54        # argument: LED channel whose driver refused a change; tried again each second
+    EVENT_LED_LOST_OVER = 55   # argument: LED channel; it took it
 
 cdef packed struct Event:
     int64_t monotonic_ns

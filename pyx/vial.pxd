@@ -12,6 +12,7 @@ from stirbar.rt.ads1115 cimport Ads1115, ads1115_tune
 from stirbar.rt.culture cimport Culture, culture_exchange, culture_grow
 from stirbar.rt.fan cimport Fan
 from stirbar.rt.hal cimport PACE_HOST, PACE_SMOOTHED, AdcPlan
+from stirbar.rt.leds cimport LED_CHANNELS
 from stirbar.rt.optics cimport (
     Bubbles, Lamp, Led, Mains, Photodiode, bubbles_mean_od, lamp_mean, lamp_set, lamp_switches, led_step, mains_step,
     photodiode_level, photodiode_mean)
@@ -99,6 +100,8 @@ cdef struct Sim:
     Led led
     Mains mains
     Lamp lamp
+    Lamp others               # what leaks from the LED channels beside the OD LED's
+    double[LED_CHANNELS] other  # their intensities, 0..1
     Bubbles bubbles
     Beam beam[MAX_CHANNELS]
     AdcPlan plan[MAX_CHANNELS]
@@ -293,6 +296,7 @@ cdef inline double beam_mean_v(Sim* sim, Beam* beam, Ads1115* adc, double end_s,
             beam.diode.level_v * (1.0 + beam.noise + beam.vortex[0] * re + beam.vortex[1] * (re * re - im * im))
             + beam.diode.bubble_v_per_od * bubbles_mean_od(
                 &sim.bubbles, sim.parameter, &sim.bubble_rng, &beam.bubble, end_s, adc.period_s))
+        light += lamp_mean(&sim.others, end_s, adc.period_s)
     else:
         light *= beam.diode.level_v
     light += ambient

@@ -203,6 +203,9 @@ class MqttUnit:
             packed = self.header(KIND_TRACE, STREAM_IDS["raw"], TRACE.size, len(items) // TRACE.size, 0) + items
             self.client.publish(f"{self.base}/live/raw", packed, 0)
             return {"ok": True, "result": {}}
+        if name == "led":
+            asked = body.get("channels", {})
+            return {"ok": True, "result": {"channels": {letter: {"set": value} for letter, value in asked.items()}}}
         if name == "simulate":
             self.simulation |= body["set"]
             return {"ok": True, "result": {"simulation": self.simulation}}

@@ -158,6 +158,15 @@ def test_command_and_reply(client, unit):
     assert caught.value.error["limit"] == 1500 and caught.value.error["remedy"] == "lower it"
 
 
+def test_leds_are_asked_for_by_letter(client, unit):
+    assert client.led("vial1", B=20, C=0, source_of_event="programme")["B"]["set"] == 20
+    asked = unit.commands[-1]
+    assert asked["command"] == "led" and asked["channels"] == {"B": 20, "C": 0}
+    assert asked["source_of_event"] == "programme"
+    client.led("vial1")
+    assert "channels" not in unit.commands[-1]
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [
@@ -170,6 +179,8 @@ def test_command_and_reply(client, unit):
         ({"command": "start", "value": 3}, "value"),
         ({"command": "blank", "channel": True}, "channel"),
         ({"command": "raw", "seconds": "many"}, "seconds"),
+        ({"command": "led", "channels": [20]}, "channels"),
+        ({"command": "led", "channels": {"B": 20}, "source_of_event": 3}, "source_of_event"),
         ({"command": 7}, "command"),
     ],
 )

@@ -120,8 +120,8 @@ def test_an_exchange_in_the_vial(dosing):
 
 def test_the_field_s_dosing_events(dosing):
     dosing.end_of(dosing.dose(media_ml=0.5, source="chemostat"))
-    told = [event["data"] for event in dosing.events if event["code"] == "dose_step"]
-    assert [(one["event"], round(one["volume_change_ml"], 6)) for one in told] == [
+    told = [event for event in dosing.events if event["code"] == "dose_step"]
+    assert [(one["event"], round(one["volume_change"], 6)) for one in told] == [
         ("remove_waste", 0.5),
         ("add_media", 0.5),
         ("remove_waste", 1.0),

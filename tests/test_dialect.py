@@ -109,10 +109,9 @@ def test_log_and_statistics() -> None:
 
 def test_what_a_pump_has_moved_is_a_dosing_event() -> None:
     dialect, said = make()
-    data = {"event": "add_media", "volume_change_ml": 0.5, "source_of_event": "chemostat"}
+    data = {"event": "add_media", "volume_change": 0.5, "source_of_event": "chemostat"}
     told = {"level": "debug", "source": "bioreactor", "code": "dose_step", "message": "media pump: 0.500 mL"}
-    dialect.event({**told, "wall_ns": 1_750_000_000_123_456_789, "data": data})
-    dialect.event({**told, "wall_ns": 1_750_000_000_123_456_789, "data": 7})
+    dialect.event({**told, "wall_ns": 1_750_000_000_123_456_789, **data})
     payload = (
         b'{"volume_change":0.5,"event":"add_media","source_of_event":"chemostat",'
         b'"timestamp":"2025-06-15T15:06:40.123Z"}'

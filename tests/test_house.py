@@ -124,8 +124,8 @@ POINTED_AT = {
     "actuators": {"actuators_tick", "doses_tick", "pulses_tick"},
     "board": {
         "board_adc_plan", "board_adc_start", "board_adc_gain", "board_adc_convert", "board_adc_read",
-        "board_led_write", "board_led_check", "board_temperature_read", "board_temperature_check", "board_rail_convert",
-        "board_rail_read",
+        "board_led_write", "board_led_channel_write", "board_led_check", "board_temperature_read",
+        "board_temperature_check", "board_rail_convert", "board_rail_read",
     },
     "hardware": {
         "hardware_edges_read", "hardware_stirrer_write", "hardware_heater_write", "hardware_pump_write",
@@ -134,19 +134,15 @@ POINTED_AT = {
     "clock": {"real_now_ns", "real_sleep_until_ns", "virtual_now_ns", "virtual_sleep_until_ns"},
     "sim": {
         "sim_adc_plan", "sim_adc_start", "sim_adc_gain", "sim_adc_convert", "sim_adc_read", "sim_led_write",
-        "sim_temperature_read", "sim_check", "sim_rail_convert", "sim_rail_read", "sim_edges_read",
-        "sim_stirrer_write", "sim_heater_write", "sim_pump_write", "sim_stirrer_period",
+        "sim_led_channel_write", "sim_temperature_read", "sim_check", "sim_rail_convert", "sim_rail_read",
+        "sim_edges_read", "sim_stirrer_write", "sim_heater_write", "sim_pump_write", "sim_stirrer_period",
     },
 }  # fmt: skip
 # these turn objects into structs, before the threads live
 HOST_ONLY = {
-    "configure.pxd",
-    "configure_board.pxd",
-    "configure_dosing.pxd",
-    "configure_heat.pxd",
-    "configure_outputs.pxd",
-    "stage.pxd",
-}
+    "configure.pxd", "configure_board.pxd", "configure_dosing.pxd", "configure_heat.pxd", "configure_leds.pxd",
+    "configure_outputs.pxd", "stage.pxd",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -389,5 +389,6 @@ def test_a_worker_answers_counts_and_refuses(worker) -> None:
         "od_reading": "ready",
         "stirring": "ready",
         "temperature_automation": "ready",
+        "leds": "disconnected",
         "monitor": "ready",
     }

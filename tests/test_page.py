@@ -322,6 +322,20 @@ def test_a_refused_target_says_why_and_changes_nothing(page: Page) -> None:
     assert "99999" not in page.text("[data-tile=rpm]")
 
 
+def test_an_led_is_set_and_the_od_led_is_refused(page: Page) -> None:
+    _open_unit(page)
+    page.type("#set-led-B", "50")
+    page.click("form:has(#set-led-B) button")
+    answer = "form:has(#set-led-B) output"
+    _until("the worker's answer is shown", lambda: "✓ 49.8 % in force" in page.text(answer))
+    _until("and what the channel gives", lambda: "gives 49.8 %" in page.text("form:has(#set-led-B) .hint"))
+    page.type("#set-led-A", "50")
+    page.click("form:has(#set-led-A) button")
+    refused = "form:has(#set-led-A) output"
+    _until("the refusal says why", lambda: "✗ LED A is the OD LED" in page.text(refused))
+    assert "ir_led_intensity" in page.text(refused)
+
+
 def test_a_blank_is_taken_and_cleared(page: Page) -> None:
     _open_unit(page)
     od = "[data-tile^=od] .hint"

@@ -47,6 +47,7 @@ SETTING_UNITS = {  # of what ends in a channel's number, the number is left out
     "heater_duty_cycle": "%",
     "blank": "AU",
     "interval": "s",
+    **dict.fromkeys(("A", "B", "C", "D", "intensity"), "%"),  # of the LED channels
 }
 # what a worker knows (docs/protocol.md), with the fields that each takes
 COMMANDS: dict[str, tuple[str, ...]] = {
@@ -57,6 +58,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "stop": ("job",),
     "set": ("job", "setting", "value"),
     "blank": ("channel", "seconds", "value", "clear"),
+    "led": ("channels", "source_of_event"),
     "simulate": ("set",),
     "raw": ("seconds",),
     "dose": ("pump", "ml", "seconds", "source"),
@@ -264,6 +266,8 @@ def command(site: Site, unit: str) -> HTTPResponse:
         "source": str,
         "finish": bool,
         **dict.fromkeys(("ml", "media_ml", "alt_media_ml", "waste_ml", "dose"), (int, float)),
+        "channels": dict,
+        "source_of_event": str,
     }
     fields = body_fields(every)
     name = fields.get("command")

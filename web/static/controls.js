@@ -1,9 +1,10 @@
-// Purpose: the controls of a unit: jobs, stirring speed, blank, LED, experiment. Each shows the worker's answer beside it.
+// Purpose: the controls of a unit: jobs, stirring speed, blank, OD light, LEDs, experiment. Each shows the worker's answer beside it.
 
 import { command, get, path, put, remove } from "./api.js";
 import { act, h, notice, options, reason, text } from "./dom.js";
 import { fixed, jobName } from "./format.js";
 import { Pumps } from "./pumps.js";
+import { Leds } from "./leds.js";
 import { experimentOf, odChannels, setting } from "./units.js";
 
 const RUNNING = ["ready", "init"];
@@ -17,12 +18,14 @@ export class Controls {
     this.unit = unit;
     this.rows = new Map();
     this.jobs = h("ul", { class: "jobs" });
+    this.leds = new Leds(unit);
     root.append(
       panel("Jobs", this.jobs),
       this.#number("Stirring speed", "stirring", "target_rpm", "rpm", [0]),
       this.#blank(),
       this.#number("Temperature", "temperature_automation", "target_temperature", "°C", [0]),
       this.#number("OD light", "od_reading", "ir_led_intensity", "%", [0, 100]),
+      this.leds.element,
       this.#experiment(),
     );
     this.pumps = new Pumps(root, unit, panel, output);
@@ -176,6 +179,7 @@ export class Controls {
       text(inForce, [Number.isFinite(value) ? `in force: ${value} ${unit}` : "", hint].filter(Boolean).join(" · "));
     }
     this.pumps.draw();
+    this.leds.draw();
     const blanks = odChannels(this.unit).map((one) => [
       one.angle,
       setting(this.unit, "od_reading", `blank${one.channel}`)?.value,

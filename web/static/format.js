@@ -102,6 +102,7 @@ const JOBS = {
   stirring: "Stirring",
   temperature_automation: "Temperature",
   bioreactor: "Pumps",
+  leds: "LEDs",
   monitor: "Monitor",
 };
 export const jobName = (job) => JOBS[job] ?? job;
