@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 DUTY_CEILING_PERCENT: int
+RAMP_CEILING: int
 RPM_CEILING: int
 RPM_FLOOR: int
 RPM_LIMIT: int
@@ -40,6 +41,7 @@ class Settings(TypedDict, total=False):
     kick_duty_percent: float
     kick_s: float
     rpm_maximum: float
+    ramp_rpm_per_s: float
     report_period_s: float
 
 def fit_edges(
@@ -51,6 +53,7 @@ class Stirrer:
     def __init__(self, **settings: Unpack[Settings]) -> None: ...
     def target_rpm(self, rpm: float, now_ns: int) -> None: ...
     def duty(self, duty_percent: float, now_ns: int) -> None: ...
+    def ramp(self, rpm_per_s: float) -> None: ...
     def stop(self, now_ns: int) -> None: ...
     def edge(self, stamp_ns: int) -> bool: ...
     def tick(self, now_ns: int) -> tuple[float, int, float]: ...

@@ -6,16 +6,18 @@ from libc.errno cimport EDOM
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
+from stirbar.rt.stir_report cimport stir_reading
 from stirbar.rt.stirring cimport (
-    STIR_DUTY_CEILING_PERCENT, STIR_FAULT, STIR_KICK, STIR_KICK_CEILING_MS, STIR_OFF, STIR_RETRIES_CEILING,
-    STIR_RPM_CEILING, STIR_RPM_FLOOR, STIR_RUN, STIR_START, StirConfig, StirState, stir_config_default, stir_duty,
-    stir_edge, stir_init, stir_reading, stir_stop, stir_target_rpm, stir_tick)
+    STIR_DUTY_CEILING_PERCENT, STIR_FAULT, STIR_KICK, STIR_KICK_CEILING_MS, STIR_OFF, STIR_RAMP_CEILING,
+    STIR_RETRIES_CEILING, STIR_RPM_CEILING, STIR_RPM_FLOOR, STIR_RUN, STIR_START, StirConfig, StirState,
+    stir_config_default, stir_duty, stir_edge, stir_init, stir_ramp_rate, stir_stop, stir_target_rpm, stir_tick)
 from stirbar.rt.tachometer cimport (
     TACHOMETER_RPM_LIMIT, Tachometer, TachometerFit, tachometer_bound_rpm, tachometer_edge, tachometer_fit,
     tachometer_init)
 from stirbar.rt.types cimport Reading
 
 DUTY_CEILING_PERCENT = STIR_DUTY_CEILING_PERCENT
+RAMP_CEILING = STIR_RAMP_CEILING
 RPM_CEILING = STIR_RPM_CEILING
 RPM_FLOOR = STIR_RPM_FLOOR
 KICK_CEILING_S = STIR_KICK_CEILING_MS * 1e-3
@@ -85,6 +87,11 @@ cdef class Stirrer:
         """Open loop at a duty; 0 stops. ValueError outside 0..duty_maximum_percent, and nothing changes."""
         if stir_duty(&self.state, duty_percent, now_ns) == -EDOM:
             raise ValueError(f"duty {duty_percent} %: must be 0..{self.state.config.duty_maximum_percent} %")
+
+    def ramp(self, double rpm_per_s):
+        """How fast the speed may change, 0: at once. ValueError outside 0..10000 rpm/s."""
+        if stir_ramp_rate(&self.state, rpm_per_s) == -EDOM:
+            raise ValueError(f"ramp {rpm_per_s} rpm/s: must be 0..{STIR_RAMP_CEILING} rpm/s")
 
     def stop(self, int64_t now_ns):
         """Duty 0 from the next tick; ends a fault."""

@@ -7,11 +7,13 @@ from libc.stdint cimport int64_t, uint32_t
 from stirbar.rt.heating cimport (
     HeatState, heat_duty, heat_fill, heat_reading, heat_renew, heat_stop, heat_target, heat_tick, heat_unlock,
     heat_word_degc)
+from stirbar.rt.stir_report cimport stir_is_seen, stir_reading
 from stirbar.rt.stirring cimport (
-    StirState, stir_duty, stir_edge, stir_is_seen, stir_reading, stir_stop, stir_target_rpm, stir_tick)
+    StirState, stir_duty, stir_edge, stir_ramp_rate, stir_stop, stir_target_rpm, stir_tick)
 from stirbar.rt.types cimport (
     COMMAND_HEAT_DUTY, COMMAND_HEAT_RENEW, COMMAND_HEAT_STOP, COMMAND_HEAT_TARGET, COMMAND_HEAT_UNLOCK,
-    COMMAND_STIR_DUTY, COMMAND_STIR_RPM, TRACE_COMMAND, TRACE_EDGE, TRACE_TEMPERATURE, TRACE_TICK, Reading, TraceItem)
+    COMMAND_STIR_DUTY, COMMAND_STIR_RAMP, COMMAND_STIR_RPM, TRACE_COMMAND, TRACE_EDGE, TRACE_TEMPERATURE,
+    TRACE_TICK, Reading, TraceItem)
 
 cdef enum:
     TICK_NO_GUARD = 1        # TraceItem.flags of a TRACE_TICK
@@ -33,6 +35,8 @@ cdef inline int controllers_command(Controllers* c, uint32_t code, double value)
         return stir_target_rpm(&c.stir, value, c.command_ns)
     if code == COMMAND_STIR_DUTY:
         return stir_duty(&c.stir, value, c.command_ns)
+    if code == COMMAND_STIR_RAMP:
+        return stir_ramp_rate(&c.stir, value)
     if code == COMMAND_HEAT_TARGET:
         return heat_target(&c.heat, value, c.command_ns)
     if code == COMMAND_HEAT_DUTY:

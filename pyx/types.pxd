@@ -72,7 +72,7 @@ cdef packed struct Reading:          # 88 bytes
     float window_s
     float noise_bandwidth_hz         # equivalent noise bandwidth of the window
     float signal_v                   # od: on minus off, or the uncalibrated value; fused: se by its model; rpm: duty
-    float reference_v                # od: reference photodiode; rpm: target rpm; else NaN
+    float reference_v                # od: reference photodiode; rpm: speed asked for; else NaN
     float ambient_v                  # od: level of the off phase; else NaN
     float blank                      # what was subtracted, unit of value; 0 without FLAG_BLANKED
     uint32_t used                    # conversions (or edges) that made the value
@@ -142,6 +142,7 @@ cdef enum:
     COMMAND_HEAT_STOP = 16
     COMMAND_HEAT_RENEW = 17   # the host thread lives
     COMMAND_HEAT_UNLOCK = 18  # a person has acknowledged that the board was too hot
+    COMMAND_STIR_RAMP = 35    # value: rpm per second by which the stirrer's speed may change; 0: at once
 
 cdef struct Command:
     uint32_t id

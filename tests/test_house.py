@@ -370,9 +370,10 @@ def test_commands_and_events_have_one_number_each() -> None:
 
 
 def test_ceilings_in_python_are_those_that_are_compiled_in() -> None:
-    from stirbar.rt.control_arrays import RPM_CEILING
+    from stirbar.rt.control_arrays import RAMP_CEILING, RPM_CEILING, RPM_FLOOR
 
-    assert stirring_job.RPM_CEILING == RPM_CEILING
+    assert (stirring_job.RPM_FLOOR, stirring_job.RPM_CEILING) == (RPM_FLOOR, RPM_CEILING)
+    assert stirring_job.RAMP_CEILING == RAMP_CEILING
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

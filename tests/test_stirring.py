@@ -641,3 +641,119 @@ def test_defaults_are_inside_the_envelope() -> None:
     assert defaults["duty_maximum_percent"] == DUTY_CEILING_PERCENT
     with pytest.raises(TypeError, match="unknown settings \\['ku'\\]"):
         Stirrer(ku=1)
+
+
+# --- ramps ---
+
+
+def ramped(plant=None, rate: float = 100.0, **config) -> Bench:
+    return bench(plant, config={"ramp_rpm_per_s": rate, **config})
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_ramp_is_followed_and_does_not_overshoot(name: str) -> None:
+    run = ramped(PLANTS[name])
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(6)
+    run.stirrer.target_rpm(1200, run.now_ns)
+    trial = run.run(10)
+    assert codes(trial) == [KICK, RUNNING, RUNNING]
+    time, rpm = np.array(trial.time_s), np.array(trial.rpm)
+    asked = np.clip(500 + 100 * (time - 6), 500, 1200)
+    assert np.abs(rpm - asked)[time > 6].max() < 25
+    assert rpm[time > 6].max() < 1.013 * 1200
+    assert trial.settled_s(1200, begin_s=6) < 7.8
+    run.stirrer.target_rpm(300, run.now_ns)
+    trial = run.run(13)
+    assert trial.speed(16).min() > 0.9 * 300
+    assert trial.settled_s(300, begin_s=16) < 10.5
+
+
+def test_without_windup_the_integral_stays_on_a_true_feed_forward() -> None:
+    run = ramped()
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(6)
+    run.stirrer.target_rpm(1500, run.now_ns)
+    assert max(run.run(14).rpm) < 1504
+
+
+def test_a_ramp_from_rest_begins_at_200_rpm() -> None:
+    run = ramped(rate=50)
+    run.stirrer.target_rpm(500, run.now_ns)
+    trial = run.run(9)
+    assert codes(trial) == [KICK, RUNNING]
+    asked = [float(reading(data)["reference_v"]) for data in trial.readings]
+    assert 200 <= asked[0] <= 260
+    assert np.diff(asked[:5]) == pytest.approx(50, abs=1)
+    assert asked[-1] == 500
+    assert np.abs(trial.speed(1.5, 5.0) - (200 + 50 * np.arange(1.5, 4.9995, 0.001))).max() < 40
+
+
+def test_a_change_in_mid_ramp_turns_from_where_it_is() -> None:
+    run = ramped(rate=200)
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(4)
+    run.stirrer.target_rpm(1500, run.now_ns)
+    top = run.run(2).rpm[-1]
+    assert 840 < top < 940
+    run.stirrer.target_rpm(600, run.now_ns)
+    trial = run.run(4)
+    assert max(trial.rpm) < top + 40
+    assert trial.settled_s(600, begin_s=6) < 2.2
+    run.stirrer.target_rpm(1500, run.now_ns)
+    run.run(1)
+    run.stirrer.ramp(0)
+    assert run.run(3).settled_s(1500, begin_s=11) < 2.5
+
+
+def test_a_slow_ramp_is_no_stall() -> None:
+    run = ramped(rate=20)
+    run.stirrer.target_rpm(60, run.now_ns)
+    run.run(12)
+    run.stirrer.target_rpm(1500, run.now_ns)
+    before = len(run.trial.events)
+    trial = run.run(30)
+    assert STALL not in [code for _, code, _ in trial.events[before:]]
+    assert 600 < trial.rpm[-1] < 720
+
+
+def test_stop_ends_a_ramp_at_once() -> None:
+    run = ramped(rate=50)
+    run.stirrer.target_rpm(1000, run.now_ns)
+    run.run(3)
+    run.stirrer.stop(run.now_ns)
+    trial = run.run(4)
+    assert set(trial.duty[3010:]) == {0.0}
+    assert trial.rpm[-1] < 1
+    assert run.stirrer.phase == "off"
+
+
+def test_a_stall_on_a_ramp_begins_it_anew() -> None:
+    run = ramped(rate=100)
+    run.stirrer.target_rpm(1000, run.now_ns)
+    run.run(5)
+    run.plant.speed_hz, free = 0.0, run.plant.start
+    run.plant.start = 2.0
+    run.run(1.0)
+    run.plant.start = free
+    trial = run.run(11)
+    assert STALL in codes(trial) and FAULT not in codes(trial)
+    assert trial.settled_s(1000, begin_s=6) < 9.5
+    assert max(trial.rpm) < 1015
+
+
+def test_a_ramp_without_a_sensor_is_feed_forward() -> None:
+    run = bench(config={"ramp_rpm_per_s": 100.0, "use_rpm": 0}, sensor=lambda stamp, chance: [])
+    run.stirrer.target_rpm(500, run.now_ns)
+    trial = run.run(6)
+    assert trial.speed(2.0, 2.1).mean() == pytest.approx(400, abs=15)
+    assert trial.rpm[-1] == pytest.approx(500, rel=0.01)
+
+
+@pytest.mark.parametrize("rate", [-1, math.nan, 10001])
+def test_a_ramp_outside_the_envelope_changes_nothing(rate: float) -> None:
+    stirrer = Stirrer()
+    before = stirrer.snapshot()
+    with pytest.raises(ValueError, match=r"must be 0\.\.10000"):
+        stirrer.ramp(rate)
+    assert stirrer.snapshot() == before
