@@ -7,11 +7,15 @@ Synchronization: none; belongs to the host thread.
 
 from __future__ import annotations
 
+import itertools
+
 from stirbar.core import events
 from stirbar.core.jobs import ACTUATORS, DISCONNECTED, INIT, READY, SLEEPING, CommandError, Job, allowed, number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from stirbar.core.config import Config
     from stirbar.core.host import Host
     from stirbar.core.jobs import Done
@@ -20,10 +24,27 @@ SECTION = "stirring.config"
 # What is compiled into the controller (STIR_RPM_FLOOR, STIR_RPM_CEILING); the config can only lower the ceiling.
 RPM_FLOOR, RPM_CEILING = 60.0, 3000.0
 RAMP_CEILING = 10_000.0  # STIR_RAMP_CEILING
+# A calibration's table (pyx/feed_forward.pxd): so many duties, then the speeds of the first and the last; and the part
+# that puts the config's line in force again.
+CURVE_POINTS, CURVE_LINE = 16, 18
 
 
 def _ignore(ok: bool, limit: float) -> None:
     """For what was checked before it was sent."""
+
+
+def checked_curve(curve: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A stirring calibration as active.json has it. Raises ValueError with what is wrong and the remedy."""
+    if curve is None:
+        return None
+    remedy = f"put it in force anew with `stirbar calibrations set-active stirring '{curve.get('name')}'`"
+    if "duty_percent" not in curve:
+        raise ValueError(f"calibration '{curve.get('name')}' of stirring has no table of duties: {remedy}")
+    duty, low, high = curve["duty_percent"], curve["low_rpm"], curve["high_rpm"]
+    rises = len(duty) == CURVE_POINTS and all(after > before for before, after in itertools.pairwise(duty))
+    if not (rises and duty[0] >= 0 and duty[-1] <= 100 and 0 <= low <= high - 1):
+        raise ValueError(f"calibration '{curve.get('name')}' of stirring does not rise within 0 to 100 %: {remedy}")
+    return curve
 
 
 class Stirring(Job):
@@ -38,6 +59,8 @@ class Stirring(Job):
         self.target_rpm = float(config.get(SECTION, "initial_target_rpm"))
         self.duty_percent = float(config.get(SECTION, "initial_duty_cycle"))
         self.ramp_rpm_per_s = float(config.get(SECTION, "ramp_rpm_per_s"))
+        self.pwm_hz = float(config.get(SECTION, "pwm_hz"))
+        self.curve: dict[str, Any] | None = None  # the calibration in force
         self.rpm_maximum = min(RPM_CEILING, float(config.get(SECTION, "maximum_rpm")))
         self.duty_maximum = float(config.get(SECTION, "duty_maximum_percent"))
 
@@ -87,6 +110,47 @@ class Stirring(Job):
     def stop(self, done: Done) -> None:
         self.host.send(ACTUATORS, events.COMMAND_STIR_STOP, 0, 0, 0.0, self._then(DISCONNECTED, done))
 
+    def apply_curve(self, curve: dict[str, Any] | None, done: Done) -> None:
+        """Let feed-forward be a calibration that checked_curve passed; None: the config's line."""
+
+        def answered(ok: bool, limit: float) -> None:
+            if ok:
+                self.curve = curve
+                self._tell_curve()
+            done(ok, limit)
+
+        if curve is None:
+            self.host.send(ACTUATORS, events.COMMAND_STIR_CURVE, CURVE_LINE, 0, 0.0, answered)
+            return
+        parts = [*curve["duty_percent"], curve["low_rpm"], curve["high_rpm"]]
+        for part, value in enumerate(parts):  # the last puts them in force; the loop's queue holds 64 commands
+            last = part + 1 == len(parts)
+            self.host.send(ACTUATORS, events.COMMAND_STIR_CURVE, part, 0, value, answered if last else _ignore)
+
+    def _tell_curve(self) -> None:
+        from stirbar.core.calibrations import describe
+
+        curve = self.curve
+        self.host.publish_setting(self.name, "calibration", None if curve is None else describe(curve))
+        if curve is not None and curve["pwm_hz"] != self.pwm_hz:
+            text = (
+                f"calibration '{curve['name']}' was made at a PWM of {curve['pwm_hz']:g} Hz, it is {self.pwm_hz:g} Hz: "
+                "the same duty gives another speed"
+            )
+            self.host.event("warning", self.name, text, code="calibration")
+        self._tell_range()
+
+    def _tell_range(self) -> None:
+        """Say that a target is outside what was calibrated."""
+        curve = self.curve
+        if curve is None or not self.use_rpm or curve["low_rpm"] <= self.target_rpm <= curve["high_rpm"]:
+            return
+        text = (
+            f"{self.target_rpm:g} rpm is outside calibration '{curve['name']}' ({curve['low_rpm']:.0f} to "
+            f"{curve['high_rpm']:.0f} rpm): its end is prolonged in a straight line"
+        )
+        self.host.event("notice", self.name, text, code="calibration_range")
+
     def _set_ramp(self, value: object, done: Done) -> None:
         ramp_rpm_per_s = number(value, "ramp_rpm_per_s", 0.0, RAMP_CEILING, "rpm/s")
 
@@ -115,6 +179,8 @@ class Stirring(Job):
         def answered(ok: bool, limit: float) -> None:
             if ok:
                 self.publish()
+                if setting == "target_rpm" and before != (self.use_rpm, self.target_rpm, self.duty_percent):
+                    self._tell_range()
                 if self.state == SLEEPING:
                     self.become(READY)
             else:

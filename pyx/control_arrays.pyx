@@ -6,11 +6,12 @@ from libc.errno cimport EDOM
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
+from stirbar.rt.feed_forward cimport FORWARD_HIGH, FORWARD_LINE, FORWARD_LOW, FORWARD_POINTS
 from stirbar.rt.stir_report cimport stir_reading
 from stirbar.rt.stirring cimport (
     STIR_DUTY_CEILING_PERCENT, STIR_FAULT, STIR_KICK, STIR_KICK_CEILING_MS, STIR_OFF, STIR_RAMP_CEILING,
     STIR_RETRIES_CEILING, STIR_RPM_CEILING, STIR_RPM_FLOOR, STIR_RUN, STIR_START, StirConfig, StirState,
-    stir_config_default, stir_duty, stir_edge, stir_init, stir_ramp_rate, stir_stop, stir_target_rpm, stir_tick)
+    stir_config_default, stir_curve, stir_duty, stir_edge, stir_init, stir_ramp_rate, stir_stop, stir_target_rpm, stir_tick)
 from stirbar.rt.tachometer cimport (
     TACHOMETER_RPM_LIMIT, Tachometer, TachometerFit, tachometer_bound_rpm, tachometer_edge, tachometer_fit,
     tachometer_init)
@@ -22,6 +23,8 @@ RPM_CEILING = STIR_RPM_CEILING
 RPM_FLOOR = STIR_RPM_FLOOR
 KICK_CEILING_S = STIR_KICK_CEILING_MS * 1e-3
 RETRIES_CEILING = STIR_RETRIES_CEILING
+CURVE_POINTS = FORWARD_POINTS
+CURVE_LINE = FORWARD_LINE
 RPM_LIMIT = TACHOMETER_RPM_LIMIT
 PHASES = {STIR_OFF: "off", STIR_START: "start", STIR_KICK: "kick", STIR_RUN: "run", STIR_FAULT: "fault"}
 
@@ -92,6 +95,22 @@ cdef class Stirrer:
         """How fast the speed may change, 0: at once. ValueError outside 0..10000 rpm/s."""
         if stir_ramp_rate(&self.state, rpm_per_s) == -EDOM:
             raise ValueError(f"ramp {rpm_per_s} rpm/s: must be 0..{STIR_RAMP_CEILING} rpm/s")
+
+    def curve(self, duty_percent, double low_rpm, double high_rpm):
+        """Feed-forward from CURVE_POINTS duties at equal steps of speed; ValueError when they do not rise in 0..100."""
+        cdef int part
+        cdef int status = 0
+        parts = [*duty_percent, low_rpm, high_rpm]
+        if len(parts) != FORWARD_HIGH + 1:
+            raise ValueError(f"{len(parts) - 2} duties, expected {FORWARD_LOW}")
+        for part in range(FORWARD_HIGH + 1):
+            status = stir_curve(&self.state, part, parts[part])
+        if status:
+            raise ValueError(f"duties that do not rise within 0..100 %, or speeds that do not: {parts}")
+
+    def line(self):
+        """Feed-forward by the line of the settings again."""
+        stir_curve(&self.state, FORWARD_LINE, 0.0)
 
     def stop(self, int64_t now_ns):
         """Duty 0 from the next tick; ends a fault."""

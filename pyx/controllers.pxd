@@ -9,10 +9,10 @@ from stirbar.rt.heating cimport (
     heat_word_degc)
 from stirbar.rt.stir_report cimport stir_is_seen, stir_reading
 from stirbar.rt.stirring cimport (
-    StirState, stir_duty, stir_edge, stir_ramp_rate, stir_stop, stir_target_rpm, stir_tick)
+    StirState, stir_curve, stir_duty, stir_edge, stir_ramp_rate, stir_stop, stir_target_rpm, stir_tick)
 from stirbar.rt.types cimport (
     COMMAND_HEAT_DUTY, COMMAND_HEAT_RENEW, COMMAND_HEAT_STOP, COMMAND_HEAT_TARGET, COMMAND_HEAT_UNLOCK,
-    COMMAND_STIR_DUTY, COMMAND_STIR_RAMP, COMMAND_STIR_RPM, TRACE_COMMAND, TRACE_EDGE, TRACE_TEMPERATURE,
+    COMMAND_STIR_CURVE, COMMAND_STIR_DUTY, COMMAND_STIR_RAMP, COMMAND_STIR_RPM, TRACE_COMMAND, TRACE_EDGE, TRACE_TEMPERATURE,
     TRACE_TICK, Reading, TraceItem)
 
 cdef enum:
@@ -29,14 +29,16 @@ cdef struct Controllers:
     int status               # of the last command: 0, or minus an errno
 
 
-cdef inline int controllers_command(Controllers* c, uint32_t code, double value) noexcept nogil:
-    """0, or minus an errno and nothing changed."""
+cdef inline int controllers_command(Controllers* c, uint32_t code, int part, double value) noexcept nogil:
+    """`part` is the command's channel. 0, or minus an errno and nothing changed."""
     if code == COMMAND_STIR_RPM:
         return stir_target_rpm(&c.stir, value, c.command_ns)
     if code == COMMAND_STIR_DUTY:
         return stir_duty(&c.stir, value, c.command_ns)
     if code == COMMAND_STIR_RAMP:
         return stir_ramp_rate(&c.stir, value)
+    if code == COMMAND_STIR_CURVE:
+        return stir_curve(&c.stir, part, value)
     if code == COMMAND_HEAT_TARGET:
         return heat_target(&c.heat, value, c.command_ns)
     if code == COMMAND_HEAT_DUTY:
@@ -67,5 +69,5 @@ cdef inline int controllers_apply(Controllers* c, const TraceItem* item, Reading
     elif item.kind == TRACE_COMMAND and item.phase == 0:
         c.command_ns = item.value.i
     elif item.kind == TRACE_COMMAND:
-        c.status = controllers_command(c, item.index, item.value.f)
+        c.status = controllers_command(c, item.index, item.channel, item.value.f)
     return 0

@@ -7,6 +7,7 @@ from libc.math cimport NAN, fabs, isfinite
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from stirbar.rt.feed_forward cimport FORWARD_LINE, FeedForward, forward_give, forward_line, forward_percent
 from stirbar.rt.tachometer cimport (
     Tachometer, tachometer_edge, tachometer_expect_change, tachometer_init, tachometer_is_late, tachometer_restart,
     tachometer_turn_rpm)
@@ -65,6 +66,7 @@ cdef struct StirConfig:
 cdef struct StirState:
     StirConfig config
     Tachometer tachometer
+    FeedForward forward
     uint64_t reports                  # readings given so far
     int64_t tick_ns                   # the last control tick
     int64_t update_ns                 # the last PI update
@@ -74,6 +76,7 @@ cdef struct StirState:
     int64_t alive_ns                  # the last edge, or the kick or command since
     int64_t stall_ns                  # silence that is a stall
     int64_t next_report_ns            # 0: not set yet
+    double gain                       # slope of the calibration over the configured one, for which kp, ki and kd are
     double ceiling_percent            # the highest duty that may ever be written, whatever a controller asks for
     double target_rpm                 # 0: open loop or off
     double goal_rpm                   # the speed asked for now: moves to the target at ramp_rpm_per_s
@@ -155,14 +158,15 @@ cdef inline int stir_init(StirState* s, const StirConfig* config) noexcept nogil
         status = stir_config_check(config)
     if status == 0:
         s.config = config[0]
+        forward_line(&s.forward, config.feed_forward_offset_percent, config.feed_forward_percent_per_rpm)
+        s.gain = 1.0
         s.ceiling_percent = stir_clamp(config.duty_maximum_percent, 0.0, STIR_DUTY_CEILING_PERCENT)
     return status
 
 
 cdef inline double stir_feed_forward(const StirState* s) noexcept nogil:
     """Duty for the goal; on a ramp that for where a usual fan's lag would take it."""
-    cdef double rpm = s.goal_rpm + STIR_LAG_MS * 1e-3 * s.rate_rpm_per_s
-    return s.config.feed_forward_offset_percent + s.config.feed_forward_percent_per_rpm * rpm
+    return forward_percent(&s.forward, s.goal_rpm + STIR_LAG_MS * 1e-3 * s.rate_rpm_per_s)
 
 
 cdef inline int64_t stir_stall_ns(double target_rpm) noexcept nogil:
@@ -254,6 +258,26 @@ cdef inline int stir_ramp_rate(StirState* s, double rpm_per_s) noexcept nogil:
     return 0
 
 
+cdef inline int stir_curve(StirState* s, int part, double value) noexcept nogil:
+    """One part of a calibration's table (feed_forward.pxd), or FORWARD_LINE; 0, or minus an errno and nothing changed.
+
+    A turning rotor does not notice: the integral holds what the table and the curve before it differ by.
+    """
+    cdef double before = stir_feed_forward(s)
+    cdef int status = 1
+    if part == FORWARD_LINE:
+        forward_line(&s.forward, s.config.feed_forward_offset_percent, s.config.feed_forward_percent_per_rpm)
+    else:
+        status = forward_give(&s.forward, part, value)
+    if status == 1 and s.config.feed_forward_percent_per_rpm > 0.0:
+        s.gain = stir_clamp(s.forward.percent_per_rpm / s.config.feed_forward_percent_per_rpm, 0.2, 5.0)
+    if status == 1 and s.target_rpm > 0.0 and s.config.use_rpm and s.phase == STIR_RUN:
+        s.integral_percent += before - stir_feed_forward(s)
+    elif status == 1 and s.target_rpm > 0.0:
+        stir_aim(s, s.goal_rpm)
+    return status if status < 0 else 0
+
+
 cdef inline int stir_duty(StirState* s, double duty_percent, int64_t now_ns) noexcept nogil:
     """Open loop at a duty; 0 stops. 0, or -EDOM and nothing changed: outside 0..duty_maximum_percent."""
     if duty_percent == 0.0:
@@ -293,8 +317,9 @@ cdef inline void stir_control(StirState* s, double rpm, double step_s) noexcept 
     cdef double dead_ms = 1.5 * 60e3 / s.goal_rpm
     cdef double scale = stir_clamp((STIR_LOOP_MS + 1.5 * STIR_TURN_MS) / (STIR_LOOP_MS + dead_ms), 0.0, 1.0)
     cdef double ceiling = s.ceiling_percent
-    cdef double floor = stir_clamp(s.config.feed_forward_offset_percent * (STIR_FLOOR_PERCENT * 0.01), 0.0, ceiling)
+    cdef double floor = stir_clamp(s.forward.idle_percent * (STIR_FLOOR_PERCENT * 0.01), 0.0, ceiling)
     cdef double error, wanted, integral
+    scale *= s.gain
     if not s.referenced:
         s.referenced = 1
         s.reference_rpm = rpm
@@ -383,8 +408,8 @@ cdef inline double stir_kick_s(const StirState* s) noexcept nogil:
 
     Full duty for longer throws the stir bar out of the magnets' hold; a rotor that needs more gets it by the retries.
     """
-    cdef double reach = s.config.kick_duty_percent - s.config.feed_forward_offset_percent
-    cdef double wanted = s.demand_percent - s.config.feed_forward_offset_percent
+    cdef double reach = s.config.kick_duty_percent - s.forward.idle_percent
+    cdef double wanted = s.demand_percent - s.forward.idle_percent
     if s.stalls or not 0.0 < wanted < reach:
         return s.config.kick_s
     return min(s.config.kick_s, max(STIR_LAG_MS * 1e-3 * wanted / reach, STIR_KICK_MINIMUM_MS * 1e-3))

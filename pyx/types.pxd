@@ -104,7 +104,7 @@ cdef union TraceValue:
 
 cdef packed struct TraceItem:        # 16 bytes
     uint8_t kind
-    uint8_t channel                  # 0..3; of a curve its slot
+    uint8_t channel                  # 0..3; of a curve its slot, of a command to the stirrer its part
     uint8_t phase                    # PHASE_*
     uint8_t flags                    # bit 0: the converter clipped
     uint32_t index
@@ -143,6 +143,7 @@ cdef enum:
     COMMAND_HEAT_RENEW = 17   # the host thread lives
     COMMAND_HEAT_UNLOCK = 18  # a person has acknowledged that the board was too hot
     COMMAND_STIR_RAMP = 35    # value: rpm per second by which the stirrer's speed may change; 0: at once
+    COMMAND_STIR_CURVE = 36   # channel: part of a stirring calibration (feed_forward.pxd), value
 
 cdef struct Command:
     uint32_t id

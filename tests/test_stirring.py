@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stirbar.core.records import FLAGS, READING_DTYPE
 from stirbar.rt.control_arrays import (
+    CURVE_POINTS,
     DUTY_CEILING_PERCENT,
     RPM_CEILING,
     RPM_FLOOR,
@@ -757,3 +758,95 @@ def test_a_ramp_outside_the_envelope_changes_nothing(rate: float) -> None:
     with pytest.raises(ValueError, match=r"must be 0\.\.10000"):
         stirrer.ramp(rate)
     assert stirrer.snapshot() == before
+
+
+# --- feed-forward from a calibration ---
+
+
+def speed_at(plant, duty_percent: float) -> float:
+    turning = copy.copy(plant)
+    turning.speed_hz = 1.0
+    for _ in range(6000):
+        turning.step(duty_percent / 100, 1e-3)
+    return turning.speed_hz * 60
+
+
+def calibrated(plant, low: float = 15, high: float = 70) -> tuple[list[float], float, float]:
+    """A plant's duties at equal steps of speed."""
+    duty = np.linspace(low, high, 40)
+    rpm = np.array([speed_at(plant, one) for one in duty])
+    duty, rpm = duty[rpm > 30], rpm[rpm > 30]
+    steps = np.linspace(rpm[0], rpm[-1], CURVE_POINTS)
+    return np.interp(steps, rpm, duty).tolist(), float(rpm[0]), float(rpm[-1])
+
+
+FAR = {
+    "half as fast": LagPlant(full_hz=25.0),
+    "twice as fast": LagPlant(full_hz=100.0),
+    "hard to start": LagPlant(full_hz=60.0, dead=0.25, start=0.33),
+    "inertia and drag": PLANTS["inertia and drag"],
+    "less drag": PLANTS["less drag"],
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_a_calibrated_fan_overshoots_less_and_settles_in_time(name: str) -> None:
+    peaks, settled = {}, {}
+    for with_curve in (False, True):
+        run = bench(FAR[name])
+        if with_curve:
+            run.stirrer.curve(*calibrated(FAR[name]))
+        run.stirrer.target_rpm(500, run.now_ns)
+        run.run(6)
+        run.stirrer.target_rpm(900, run.now_ns)
+        trial = run.run(6)
+        peaks[with_curve] = max(trial.speed(0, 6)) / 500 - 1
+        settled[with_curve] = max(trial.settled_s(500, end_s=6), trial.settled_s(900, begin_s=6))
+    assert settled[True] < 2.6
+    assert peaks[True] < 0.16
+    if name != "half as fast":
+        assert peaks[True] < 0.6 * peaks[False]
+    else:
+        assert settled[True] < settled[False] - 0.5 and settled[False] > 3
+
+
+def test_a_curve_and_its_ends() -> None:
+    run = bench(config={"use_rpm": 0})
+    run.stirrer.curve([20 + i for i in range(CURVE_POINTS)], 300, 1050)
+    for target, duty in ((300, 20), (325, 20.5), (675, 27.5), (1050, 35), (1200, 38), (100, 16)):
+        run.stirrer.target_rpm(target, run.now_ns)
+        assert run.run(1.5).duty[-1] == pytest.approx(duty)
+    run.stirrer.line()
+    run.stirrer.target_rpm(500, run.now_ns)
+    assert run.run(1.5).duty[-1] == pytest.approx(25)
+
+
+def test_a_curve_put_in_force_while_it_turns_is_not_noticed() -> None:
+    run = bench(PLANTS["30 % faster"])
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(5)
+    run.stirrer.curve(*calibrated(PLANTS["30 % faster"]))
+    trial = run.run(4)
+    assert np.abs(trial.speed(5.0) / 500 - 1).max() < 0.005
+    run.stirrer.line()
+    assert np.abs(run.run(4).speed(9.0) / 500 - 1).max() < 0.005
+
+
+@pytest.mark.parametrize(
+    ("duty", "low", "high"),
+    [
+        ([20.0] * 16, 300, 900),
+        ([20 + i if i != 7 else math.nan for i in range(16)], 300, 900),
+        ([90 + i for i in range(16)], 300, 900),
+        ([i - 1 for i in range(16)], 300, 900),
+        ([20 + i for i in range(16)], 900, 300),
+        ([20 + i for i in range(16)], math.nan, 900),
+        ([20 + i for i in range(16)], 300, math.inf),
+    ],
+)
+def test_a_curve_that_does_not_rise_is_refused_and_the_line_stays(duty: list[float], low: float, high: float) -> None:
+    run = bench(config={"use_rpm": 0})
+    with pytest.raises(ValueError, match="do not rise"):
+        run.stirrer.curve(duty, low, high)
+    run.stirrer.target_rpm(500, run.now_ns)
+    assert run.run(1.5).duty[-1] == pytest.approx(25)

@@ -6,7 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from stirbar.core import records
+from stirbar.core import calibration_files as files
+from stirbar.core import calibrations_command, records, stirring_calibration
 from stirbar.core.commands import Commands
 from stirbar.core.config import load_config, parse_overrides
 from stirbar.core.twin import Twin
@@ -36,8 +37,23 @@ class Stirred:
         json.dumps(answers[0], allow_nan=False)
         return answers[0]
 
-    def set(self, setting: str, value: object) -> dict:
-        return self.ask(command="set", job="stirring", setting=setting, value=value)
+    def set(self, *words: object) -> dict:
+        job, setting, value = ("stirring", *words)[-3:]
+        return self.ask(command="set", job=job, setting=setting, value=value)
+
+    # what stirring_calibration.measure asks of a worker
+
+    def start(self, job: str) -> None:
+        assert self.ask(command="start", job=job)["ok"]
+
+    def stop(self, job: str) -> None:
+        assert self.ask(command="stop", job=job)["ok"]
+
+    def latest(self, stream: str) -> dict:
+        return self.ask(command="status")["result"]["latest"][stream]
+
+    def settings(self) -> dict:
+        return {key: body["value"] for key, body in self.twin.host.settings.items()}
 
     def setting(self, name: str) -> object:
         return self.twin.host.settings[("stirring", name)]["value"]
@@ -87,3 +103,132 @@ def test_a_ramp_is_taken_up_by_the_run_after(stirred) -> None:
     assert job.remember() == {"use_rpm": True, "target_rpm": 700, "duty_percent": 30, "ramp_rpm_per_s": 30}
     job.recall({"ramp_rpm_per_s": 1e9})
     assert job.ramp_rpm_per_s == 30
+
+
+# --- calibration ---
+
+FAR = (
+    "simulation.fan_full_speed_rpm=6000",
+    "simulation.fan_run_duty_percent=12",
+    "simulation.fan_start_duty_percent=16",
+)
+
+
+def made(name: str, x: list[float], y: list[float], **changes: object) -> dict:
+    document = stirring_calibration.document(name, "unit", x, y, 200.0, 5.0) | changes
+    return files.for_worker(files.check(document, name), "stirring")
+
+
+def start_of(vial: Stirred) -> tuple[float, float]:
+    """Highest speed and the speed after three seconds, of a start from rest to 500 rpm, per turn."""
+    vial.run(0.2)
+    vial.stop("stirring")
+    vial.run(6)
+    vial.messages.clear()
+    vial.start("stirring")
+    vial.run(5)
+    rows = vial.readings("rpm")
+    return float(rows["value"].max()), float(rows["value"][3])
+
+
+def test_measured_on_the_vial_and_put_in_force_it_starts_better(stirred, tmp_path) -> None:
+    vial = stirred(*FAR)
+    vial.run(3)
+    highest_before, _ = start_of(vial)
+    x, y = stirring_calibration.measure(vial, vial.run, stirring_calibration.sweep(14, 30, 5))
+    assert len(x) == len(y) == 15
+    assert np.all(np.diff(np.array(y)[4::-1]) > 0)
+    assert stirring_calibration.hysteresis_rpm(x, y) < 25
+    assert vial.setting("target_rpm") == 500 and vial.setting("duty_cycle") is None, "as it was before"
+    curve = made("far", x, y)
+    files.put_in_force(str(tmp_path), "stirring", curve)
+    answer = vial.ask(command="calibrations", reload=True)["result"]["calibrations"]
+    assert [one["name"] for one in answer] == ["far"]
+    assert vial.setting("calibration")["low_rpm"] == pytest.approx(curve["low_rpm"])
+    highest, after_3s = start_of(vial)
+    assert highest_before > 1.12 * 500
+    assert highest < 1.06 * 500
+    assert after_3s == pytest.approx(500, rel=0.01)
+
+    again = Stirred(tmp_path, *FAR)
+    again.run(6)
+    assert again.setting("calibration")["name"] == "far", "loaded at the next start"
+    assert again.readings("rpm")["value"].max() < 1.06 * 500
+    files.put_in_force(str(tmp_path), "stirring", None)
+    again.ask(command="calibrations", reload=True)
+    assert again.setting("calibration") is None
+
+
+def test_what_does_not_match_is_said(stirred, tmp_path) -> None:
+    curve = made("other", [20, 30, 40], [300, 600, 900], pwm_hz=100.0)
+    files.put_in_force(str(tmp_path), "stirring", curve)
+    vial = stirred()
+    vial.run(3)
+    said = [event["message"] for event in vial.events() if event["code"].startswith("calibration")]
+    assert said == ["calibration 'other' was made at a PWM of 100 Hz, it is 200 Hz: the same duty gives another speed"]
+    vial.messages.clear()
+    vial.set("target_rpm", 1200)
+    vial.set("target_rpm", 1200)
+    vial.set("target_rpm", 800)
+    said = [event["message"] for event in vial.events() if event["code"] == "calibration_range"]
+    assert len(said) == 1 and "1200 rpm is outside calibration 'other' (300 to 900 rpm)" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("curve", "says"),
+    [
+        ({"name": "old"}, "calibration 'old' of stirring has no table of duties: put it in force anew"),
+        ({"name": "flat", "duty_percent": [30] * 16, "low_rpm": 1, "high_rpm": 900}, "does not rise within 0 to 100 %"),
+        ({"name": "short", "duty_percent": [30, 40], "low_rpm": 1, "high_rpm": 900}, "does not rise"),
+    ],
+)
+def test_a_table_that_cannot_be_is_refused_and_nothing_changes(stirred, tmp_path, curve, says) -> None:
+    vial = stirred()
+    vial.run(1)
+    files.write_active(str(tmp_path), {"devices": {"stirring": curve}})
+    answer = vial.ask(command="calibrations", reload=True)
+    assert says in answer["error"]["message"]
+    assert vial.setting("calibration") is None if ("stirring", "calibration") in vial.twin.host.settings else True
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "says"),
+    [
+        ([20, 30, 40, 50, 60], [300, 600, 700, 600, 500], "does not rise at a duty of"),
+        ([], [], "has no recorded_data"),
+        ([20, 30, 40], [-300, -200, -100], "gives no speed between 20 and 40 %"),
+    ],
+)
+def test_a_curve_that_gives_no_duty_for_a_speed_is_refused(x, y, says) -> None:
+    curve = {"type": "poly", "coefficients": np.polyfit(x, y, 2).tolist() if x else [20.0, 0.0]}
+    with pytest.raises(files.CalibrationError, match=says):
+        made("bad", x or [20, 30, 40], y or [1, 2, 3], curve_data_=curve, recorded_data={"x": x, "y": y})
+
+
+def test_a_stirrer_that_stands_still_is_left_out_or_ends_it(stirred) -> None:
+    vial = stirred("simulation.fan_run_duty_percent=25", "simulation.fan_start_duty_percent=30")
+    vial.run(2)
+    said: list[str] = []
+    x, _ = stirring_calibration.measure(vial, vial.run, stirring_calibration.sweep(20, 45, 6), say=said.append)
+    assert min(x) == 30 and any("20.00 %" in line and "does not turn" in line for line in said)
+    vial.stop("stirring")
+    vial.ask(command="simulate", set={"fan_stalled": 1})
+    with pytest.raises(ValueError, match="turned at 0 of 3 duties, 3 are needed"):
+        stirring_calibration.measure(vial, vial.run, [40, 30, 20], measure_s=1)
+    assert vial.twin.host.jobs["stirring"].state == "disconnected", "as it was before"
+
+
+def test_the_command_measures_a_running_worker(start_worker, capsys) -> None:
+    running = start_worker()
+    options = ["--set", "unit.name=w", "--set", f"unit.runtime_directory={running.directory}/run"]
+    options += ["--set", f"unit.data_directory={running.directory}/data"]
+    words = ["run", "stirring", "--name", "mine", "--low", "20", "--high", "40", "--points", "3", "--set-active"]
+    words += ["--settle-seconds", "0.5", "--measure-seconds", "1", *options]
+    assert calibrations_command.main(words) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert out.count(" rpm\n") >= 9 and "in force" in out
+    assert running.client.settings()["stirring", "calibration"]["name"] == "mine"
+    assert calibrations_command.main(words) == 1
+    assert "has a calibration 'mine'" in capsys.readouterr().err
+    assert calibrations_command.main([*words[:3], "x", "--low", "50", "--high", "40", *options]) == 1
+    assert "expected 0 < low < high" in capsys.readouterr().err
