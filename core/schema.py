@@ -225,6 +225,9 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "How fast a new target is approached; 0: at once. From rest a ramp begins at 200 rpm.",
             ),
             integer_key("pulses_per_turn", 1, "edges", 1, 8, "Edges that the tachometer gives in one turn."),
+            real_key(
+                "turns_window_s", 10.0, "s", 1.0, 3600.0, "Turns of so long make one reading of the stream `turns`."
+            ),
             real_key("duty_maximum_percent", 100.0, "%", 1.0, 100.0, "No duty above this is set."),
             real_key("kick_duty_percent", 100.0, "%", 0.0, 100.0, "Duty that breaks the rotor loose."),
             real_key("kick_s", 0.35, "s", 0.0, 0.5, "How long a kick lasts at most."),

@@ -78,7 +78,8 @@ def measure(
     before = worker.settings()
     state, target = before["stirring", "$state"], before["stirring", "target_rpm"]
     duty_before = before["stirring", "duty_cycle"]
-    x, y = [], []
+    x: list[float] = []
+    y: list[float] = []
     try:
         for duty in duties:
             worker.set("stirring", "duty_cycle", duty)

@@ -7,11 +7,12 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from stirbar.rt.feed_forward cimport FORWARD_HIGH, FORWARD_LINE, FORWARD_LOW, FORWARD_POINTS
-from stirbar.rt.stir_report cimport stir_reading
+from stirbar.rt.stir_report cimport stir_reading, stir_turns
 from stirbar.rt.stirring cimport (
     STIR_DUTY_CEILING_PERCENT, STIR_FAULT, STIR_KICK, STIR_KICK_CEILING_MS, STIR_OFF, STIR_RAMP_CEILING,
     STIR_RETRIES_CEILING, STIR_RPM_CEILING, STIR_RPM_FLOOR, STIR_RUN, STIR_START, StirConfig, StirState,
-    stir_config_default, stir_curve, stir_duty, stir_edge, stir_init, stir_ramp_rate, stir_stop, stir_target_rpm, stir_tick)
+    stir_config_default, stir_curve, stir_duty, stir_edge, stir_init, stir_ramp_rate, stir_stop, stir_target_rpm,
+    stir_tick)
 from stirbar.rt.tachometer cimport (
     TACHOMETER_RPM_LIMIT, Tachometer, TachometerFit, tachometer_bound_rpm, tachometer_edge, tachometer_fit,
     tachometer_init)
@@ -142,6 +143,13 @@ cdef class Stirrer:
         """The reading due now as the bytes of one record (stirbar.core.records.READING), or None."""
         cdef Reading reading
         if not stir_reading(&self.state, now_ns, &reading):
+            return None
+        return (<char*>&reading)[:sizeof(Reading)]
+
+    def turns(self, int64_t now_ns):
+        """The statistics of turns due now, as `reading`; or None."""
+        cdef Reading reading
+        if not stir_turns(&self.state, now_ns, &reading):
             return None
         return (<char*>&reading)[:sizeof(Reading)]
 

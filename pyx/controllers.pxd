@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t, uint32_t
 from stirbar.rt.heating cimport (
     HeatState, heat_duty, heat_fill, heat_reading, heat_renew, heat_stop, heat_target, heat_tick, heat_unlock,
     heat_word_degc)
-from stirbar.rt.stir_report cimport stir_is_seen, stir_reading
+from stirbar.rt.stir_report cimport stir_is_seen, stir_reading, stir_turns
 from stirbar.rt.stirring cimport (
     StirState, stir_curve, stir_duty, stir_edge, stir_ramp_rate, stir_stop, stir_target_rpm, stir_tick)
 from stirbar.rt.types cimport (
@@ -60,7 +60,7 @@ cdef inline int controllers_apply(Controllers* c, const TraceItem* item, Reading
         stir_tick(&c.stir, item.value.i, &c.stir_percent, &c.event, &c.event_value)
         c.heat_percent = heat_tick(
             &c.heat, stir_is_seen(&c.stir, item.value.i), not item.flags & TICK_NO_GUARD, item.value.i)
-        return stir_reading(&c.stir, item.value.i, reading)
+        return stir_reading(&c.stir, item.value.i, reading) or stir_turns(&c.stir, item.value.i, reading)
     elif item.kind == TRACE_TEMPERATURE:
         heat_reading(&c.heat, heat_word_degc(item.index), item.value.i)
         if c.heat.liquid.started:

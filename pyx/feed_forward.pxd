@@ -2,14 +2,14 @@
 # Thread rule: pure functions on one flat struct; the thread that owns the struct calls them.
 # Units: rpm, duty in percent.
 #
-# A table of duties at equal steps of speed, straight between them and beyond its ends. The line of the config is a table
-# of two points.
+# A table of duties at equal steps of speed, straight between them and beyond its ends. The line of the config is a
+# table of two points.
 
 from libc.errno cimport EDOM, EINVAL
 
 cdef enum:
     FORWARD_POINTS = 16
-    FORWARD_LOW = 16       # parts of a table as it is given: the duties 0..15, then the speeds of the first and the last
+    FORWARD_LOW = 16       # parts of a table as it is given: the duties 0..15, then the speeds of the first and last
     FORWARD_HIGH = 17      # the last part puts it in force
     FORWARD_PARTS = 18
     FORWARD_LINE = 18      # and the line of the config again

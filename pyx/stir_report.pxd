@@ -8,8 +8,9 @@ from libc.string cimport memset
 
 from stirbar.rt.stirring cimport STIR_FAULT, STIR_OFF, StirState
 from stirbar.rt.tachometer cimport TachometerFit, tachometer_fit
+from stirbar.rt.turns cimport TurnsSummary, turns_clear, turns_summary
 from stirbar.rt.types cimport (
-    FLAG_SENSOR_LOST, FLAG_STALLED, FLAG_STIRRING_OFF, RECORD_VERSION, STREAM_RPM, Reading)
+    FLAG_SENSOR_LOST, FLAG_STALLED, FLAG_STIRRING_OFF, RECORD_VERSION, STREAM_RPM, STREAM_TURNS, Reading)
 
 cdef enum:
     STIR_UNKNOWN_S = 10               # without an edge for longer nobody knows that it turns (IS-14)
@@ -75,3 +76,41 @@ cdef inline int stir_reading(StirState* s, int64_t now_ns, Reading* out) noexcep
     s.bounced_reported = s.tachometer.bounced
     s.reports += 1
     return 1
+
+
+cdef inline int stir_turns(StirState* s, int64_t now_ns, Reading* out) noexcept nogil:
+    """1 and a reading of stream `turns` when a window of steady turning is over, by its time or by a new command.
+
+    value is the standard deviation of the time of a turn, us; se_instrument the standard error of that; se_culture what
+    of it is the rotor's own. signal_v is the mean turn, reference_v the shortest, ambient_v the longest, us; blank how
+    unevenly the magnets sit, percent (NaN with one edge a turn); used counts turns, rejected edges bounced or lost.
+    """
+    cdef TurnsSummary summary
+    cdef uint32_t odd
+    cdef int whole
+    if now_ns < s.next_turns_ns:
+        return 0
+    s.next_turns_ns = now_ns + <int64_t>(s.config.turns_window_s * 1e9)
+    whole = turns_summary(&s.turns, &s.tachometer, &summary)
+    if whole:
+        odd = s.tachometer.bounced + s.tachometer.lost - s.turns.odd
+        memset(out, 0, sizeof(Reading))
+        out.sequence = s.turn_reports
+        out.monotonic_ns = s.turns.end_ns
+        out.value = summary.sd_us
+        out.se_instrument = <float>summary.standard_error_us
+        out.se_culture = <float>summary.rotor_sd_us
+        out.window_s = <float>summary.window_s
+        out.noise_bandwidth_hz = NAN
+        out.signal_v = <float>summary.mean_us
+        out.reference_v = <float>summary.shortest_us
+        out.ambient_v = <float>summary.longest_us
+        out.blank = <float>summary.asymmetry_percent
+        out.used = s.turns.turns
+        out.rejected = odd
+        out.flags = stir_flags(s, now_ns)
+        out.stream = STREAM_TURNS
+        out.version = RECORD_VERSION
+        s.turn_reports += 1
+    turns_clear(&s.turns, &s.tachometer)
+    return whole

@@ -11,6 +11,7 @@ from stirbar.rt.feed_forward cimport FORWARD_LINE, FeedForward, forward_give, fo
 from stirbar.rt.tachometer cimport (
     Tachometer, tachometer_edge, tachometer_expect_change, tachometer_init, tachometer_is_late, tachometer_restart,
     tachometer_turn_rpm)
+from stirbar.rt.turns cimport Turns, turns_edge
 from stirbar.rt.types cimport EVENT_STIR_FAULT, EVENT_STIR_KICK, EVENT_STIR_RUNNING, EVENT_STIR_STALL
 
 # The envelope: compiled in, lowered by config, raised by nothing.
@@ -62,11 +63,15 @@ cdef struct StirConfig:
     double rpm_maximum
     double ramp_rpm_per_s             # how fast the speed asked for moves to the target; 0: at once
     double report_period_s
+    double turns_window_s             # how long turns are gathered for their statistics
 
 cdef struct StirState:
     StirConfig config
     Tachometer tachometer
     FeedForward forward
+    Turns turns                       # of steady turning
+    uint64_t turn_reports             # readings of them given so far
+    int64_t next_turns_ns             # when the next is due
     uint64_t reports                  # readings given so far
     int64_t tick_ns                   # the last control tick
     int64_t update_ns                 # the last PI update
@@ -122,6 +127,7 @@ cdef inline void stir_config_default(StirConfig* config) noexcept nogil:
     config.rpm_maximum = 1500.0
     config.ramp_rpm_per_s = 0.0
     config.report_period_s = 1.0
+    config.turns_window_s = 10.0
 
 
 cdef inline int stir_config_check(const StirConfig* config) noexcept nogil:
@@ -145,6 +151,8 @@ cdef inline int stir_config_check(const StirConfig* config) noexcept nogil:
     if not (0.0 <= config.ramp_rpm_per_s <= STIR_RAMP_CEILING):
         return -EDOM
     if not (0.1 <= config.report_period_s <= 60.0):
+        return -EDOM
+    if not (1.0 <= config.turns_window_s <= 3600.0):
         return -EDOM
     return 0
 
@@ -205,6 +213,7 @@ cdef inline void stir_begin(StirState* s, int64_t now_ns) noexcept nogil:
     s.command_edges = 0
     s.stalls = 0
     s.reached = 0
+    s.next_turns_ns = now_ns
     tachometer_expect_change(&s.tachometer)
     if turning and s.phase == STIR_OFF:
         s.phase = STIR_RUN
@@ -228,6 +237,7 @@ cdef inline int stir_stop(StirState* s, int64_t now_ns) noexcept nogil:
     s.referenced = 0
     s.stalls = 0
     s.reached = 0
+    s.next_turns_ns = now_ns
     tachometer_expect_change(&s.tachometer)
     return 0
 
@@ -302,6 +312,8 @@ cdef inline int stir_edge(StirState* s, int64_t stamp_ns) noexcept nogil:
     s.fresh += 1
     s.kick_edges += 1
     s.command_edges += 1
+    if s.reached == STIR_REACHED_TURNS:
+        turns_edge(&s.turns, &s.tachometer)
     return 1
 
 
@@ -380,6 +392,7 @@ cdef inline int stir_watch(StirState* s, int64_t now_ns, double* event_value) no
     s.stalls += 1
     s.integral_percent = stir_clamp(s.integral_percent, 0.0, s.ceiling_percent) + STIR_STALL_BOOST_PERCENT
     s.reached = 0
+    s.next_turns_ns = now_ns
     s.referenced = 0
     tachometer_restart(&s.tachometer)
     stir_aim(s, min(s.target_rpm, STIR_RAMP_START_RPM))

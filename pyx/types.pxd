@@ -19,6 +19,7 @@ cdef enum:
     STREAM_RPM = 8          # stirring speed
     STREAM_TEMPERATURE = 9  # of the heater board
     STREAM_LIQUID = 10      # of the liquid, as estimated
+    STREAM_TURNS = 12       # what the times of the stirrer's turns do
     STREAM_EVENT = 16
     STREAM_STATUS = 17
     STREAM_RAW = 18         # trace of the sampling thread

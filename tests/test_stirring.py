@@ -850,3 +850,96 @@ def test_a_curve_that_does_not_rise_is_refused_and_the_line_stays(duty: list[flo
         run.stirrer.curve(duty, low, high)
     run.stirrer.target_rpm(500, run.now_ns)
     assert run.run(1.5).duty[-1] == pytest.approx(25)
+
+
+# --- statistics of turns ---
+
+
+def rows_of(parts: list[bytes]) -> np.ndarray:
+    return np.concatenate([np.frombuffer(data, READING_DTYPE) for data in parts])
+
+
+def steady(stamps: np.ndarray, **config) -> np.ndarray:
+    """Rows of `turns` for these edges, on a controller that holds a duty."""
+    stirrer, rows = Stirrer(**config), []
+    stirrer.duty(30, 0)
+    at = 0
+    for now in range(0, int(stamps[-1]) + 12 * SECOND, 10 * MS):
+        while at < len(stamps) and stamps[at] <= now:
+            stirrer.edge(int(stamps[at]))
+            at += 1
+        stirrer.tick(now)
+        row = stirrer.turns(now)
+        rows += [row] if row is not None else []
+    return rows_of(rows)
+
+
+def test_statistics_of_turns_equal_numpy() -> None:
+    chance = np.random.default_rng(4)
+    stamps = (SECOND + np.cumsum(chance.normal(120e6, 2e6, 400))).astype(np.int64)
+    rows = steady(stamps)
+    assert len(rows) == 5
+    assert rows["sequence"].tolist() == [0, 1, 2, 3, 4]
+    for row in rows[1:4]:
+        last = int(np.flatnonzero(stamps == row["monotonic_ns"])[0])
+        turns = np.diff(stamps[last - row["used"] : last + 1]) * 1e-3
+        assert len(turns) == row["used"] > 75
+        assert row["value"] == pytest.approx(turns.std(ddof=1), rel=1e-6)
+        assert row["se_instrument"] == pytest.approx(row["value"] / math.sqrt(2 * (len(turns) - 1)))
+        assert row["signal_v"] == pytest.approx(turns.mean(), rel=1e-6)
+        assert (row["reference_v"], row["ambient_v"]) == pytest.approx((turns.min(), turns.max()), rel=1e-6)
+        assert row["window_s"] == pytest.approx(turns.sum() * 1e-6, rel=1e-6)
+        assert row["stream"] == 12 and row["version"] == 1 and math.isnan(row["blank"])
+
+
+@pytest.mark.parametrize(("jitter_us", "rotor_us"), [(50, 0), (50, 1000), (20, 60), (0, 500)])
+def test_the_rotors_own_part_is_told_from_the_stamps(jitter_us: float, rotor_us: float) -> None:
+    own, total = [], []
+    for seed in range(30):
+        chance = np.random.default_rng(seed)
+        edges = SECOND + np.cumsum(chance.normal(120e6, 1e3 * rotor_us, 190))
+        rows = steady((edges + chance.normal(0, 1e3 * jitter_us, len(edges))).astype(np.int64))
+        own += [rows["se_culture"][1]]
+        total += [rows["value"][1]]
+    assert np.mean(np.square(total)) == pytest.approx(rotor_us**2 + 2 * jitter_us**2, rel=0.1)
+    assert np.sqrt(np.mean(np.square(own))) == pytest.approx(rotor_us, rel=0.1, abs=0.75 * jitter_us)
+
+
+def test_a_slow_drift_is_the_rotors() -> None:
+    turns = np.arange(300)
+    edges = SECOND + np.cumsum(120e6 + 2e6 * np.sin(turns / 12))
+    row = steady(edges.astype(np.int64))[1]
+    assert row["se_culture"] == pytest.approx(row["value"], rel=0.05)
+    assert row["value"] == pytest.approx(2000 / math.sqrt(2), rel=0.1)
+
+
+def test_uneven_magnets_are_measured_and_are_no_variation() -> None:
+    turns = SECOND + 120 * MS * np.arange(200)
+    stamps = np.sort(np.concatenate([turns, turns + 57 * MS])).astype(np.int64)
+    row = steady(stamps, pulses_per_turn=2)[1]
+    assert row["blank"] == pytest.approx(100 * (63 - 57) / 60, rel=1e-6)
+    assert row["value"] == pytest.approx(0, abs=1e-3)
+
+
+def test_lost_and_bounced_edges_are_counted_and_left_out() -> None:
+    clean = rotor_edges(500, 40, start_ns=SECOND)
+    keep = np.ones(len(clean), bool)
+    keep[[60, 90, 160]] = False
+    stamps = np.sort(np.concatenate([clean[keep], clean[100:103] + 5 * MS]))
+    rows = steady(stamps)
+    assert rows["value"][:3] == pytest.approx(0, abs=1e-3)
+    assert rows["rejected"].sum() == 6
+    assert int(rows["used"][1]) in (79, 80, 81)
+
+
+def test_only_steady_turning_counts_and_a_new_target_closes_the_window() -> None:
+    run = bench()
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(8)
+    run.stirrer.target_rpm(1000, run.now_ns)
+    run.run(6)
+    run.stirrer.stop(run.now_ns)
+    rows = rows_of(run.run(15).turns)
+    assert rows["signal_v"] == pytest.approx([120e3, 60e3], rel=0.01)
+    assert rows["ambient_v"] / rows["signal_v"] == pytest.approx(1, abs=0.05)
+    assert rows["window_s"][0] < 8 and rows["window_s"][1] < 6

@@ -232,3 +232,24 @@ def test_the_command_measures_a_running_worker(start_worker, capsys) -> None:
     assert "has a calibration 'mine'" in capsys.readouterr().err
     assert calibrations_command.main([*words[:3], "x", "--low", "50", "--high", "40", *options]) == 1
     assert "expected 0 < low < high" in capsys.readouterr().err
+
+
+# --- turns ---
+
+
+def test_the_vials_own_variation_is_published(stirred) -> None:
+    still = stirred("simulation.fan_variation_percent=0", "simulation.edge_jitter_us=50", "simulation.edge_latency_us=400")
+    still.run(40)
+    ideal = still.readings("turns")[1:]
+    assert len(ideal) >= 2
+    assert ideal["value"] == pytest.approx(50 * 2**0.5, rel=0.35)
+    assert ideal["se_culture"].max() < 60
+    assert ideal["signal_v"] == pytest.approx(120e3, rel=0.002)
+    assert (ideal["flags"] & ~np.uint32(records.FLAGS["simulated"]) == 0).all()
+
+    varied = Stirred(still.twin.host.directory, "simulation.fan_variation_percent=1.5")
+    varied.run(40)
+    rows = varied.readings("turns")[1:]
+    assert rows["se_culture"].min() > 3 * ideal["se_culture"].max()
+    assert rows["se_culture"] == pytest.approx(rows["value"], rel=0.2)
+    assert varied.latest("turns")["used"] > 70
