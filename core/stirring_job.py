@@ -24,6 +24,7 @@ SECTION = "stirring.config"
 # What is compiled into the controller (STIR_RPM_FLOOR, STIR_RPM_CEILING); the config can only lower the ceiling.
 RPM_FLOOR, RPM_CEILING = 60.0, 3000.0
 RAMP_CEILING = 10_000.0  # STIR_RAMP_CEILING
+REST_MAXIMUM_S = 8  # DODGE_REST_CEILING_S
 # A calibration's table (pyx/feed_forward.pxd): so many duties, then the speeds of the first and the last; and the part
 # that puts the config's line in force again.
 CURVE_POINTS, CURVE_LINE = 16, 18
@@ -51,7 +52,9 @@ class Stirring(Job):
     """The stirrer, held at a speed (`target_rpm`, approached by `ramp_rpm_per_s`) or at a duty (`duty_cycle`)."""
 
     name = "stirring"
-    settable = ("target_rpm", "duty_cycle", "ramp_rpm_per_s")
+    settable = (
+        "target_rpm", "duty_cycle", "ramp_rpm_per_s", "enable_dodging_od", "target_rpm_during_od_reading"
+    )  # fmt: skip
 
     def __init__(self, host: Host, config: Config) -> None:
         super().__init__(host, config)
@@ -59,6 +62,10 @@ class Stirring(Job):
         self.target_rpm = float(config.get(SECTION, "initial_target_rpm"))
         self.duty_percent = float(config.get(SECTION, "initial_duty_cycle"))
         self.ramp_rpm_per_s = float(config.get(SECTION, "ramp_rpm_per_s"))
+        self.dodges = bool(config.get(SECTION, "enable_dodging_od"))
+        self.quiet_rpm = float(config.get(SECTION, "target_rpm_during_od_reading"))
+        self.period_s = float(config.get(SECTION, "dodging_period_s"))
+        self.quiet_s = float(config.get(SECTION, "dodging_od_s"))
         self.pwm_hz = float(config.get(SECTION, "pwm_hz"))
         self.curve: dict[str, Any] | None = None  # the calibration in force
         self.rpm_maximum = min(RPM_CEILING, float(config.get(SECTION, "maximum_rpm")))
@@ -72,6 +79,11 @@ class Stirring(Job):
             self.name, "duty_cycle", None if self.use_rpm else self.duty_percent, "%", settable=True
         )
         self.host.publish_setting(self.name, "ramp_rpm_per_s", self.ramp_rpm_per_s, "rpm/s", settable=True)
+
+        self.host.publish_setting(self.name, "enable_dodging_od", self.dodges, settable=True)
+        self.host.publish_setting(self.name, "target_rpm_during_od_reading", self.quiet_rpm, "rpm", settable=True)
+        self.host.publish_setting(self.name, "dodging_period_s", self.period_s, "s")
+        self.host.publish_setting(self.name, "dodging_od_s", self.quiet_s, "s")
 
     def remember(self) -> dict[str, object]:
         return {
@@ -88,11 +100,11 @@ class Stirring(Job):
         self.ramp_rpm_per_s = allowed(kept.get("ramp_rpm_per_s"), 0.0, RAMP_CEILING, self.ramp_rpm_per_s)
         self.publish()
 
-    def _checked_rpm(self, value: object) -> float:
-        rpm = number(value, "target_rpm", 0.0, self.rpm_maximum, "rpm")
+    def _checked_rpm(self, value: object, setting: str = "target_rpm") -> float:
+        rpm = number(value, setting, 0.0, self.rpm_maximum, "rpm")
         if 0.0 < rpm < RPM_FLOOR:
             limit = f"0 (off), or {RPM_FLOOR:g} to {self.rpm_maximum:g} rpm"
-            raise CommandError(f"target_rpm must be {limit}, not {rpm:g}", "target_rpm", limit)
+            raise CommandError(f"{setting} must be {limit}, not {rpm:g}", setting, limit)
         return rpm
 
     def _drive(self, done: Done) -> None:
@@ -105,10 +117,43 @@ class Stirring(Job):
         self.check_outputs("stir")
         self.become(INIT)
         self.host.send(ACTUATORS, events.COMMAND_STIR_RAMP, 0, 0, self.ramp_rpm_per_s, _ignore)
+        self._send_schedule(_ignore)
         self._drive(self._then(READY, done))
 
     def stop(self, done: Done) -> None:
         self.host.send(ACTUATORS, events.COMMAND_STIR_STOP, 0, 0, 0.0, self._then(DISCONNECTED, done))
+
+    def _send_schedule(self, done: Done) -> None:
+        parts = (self.period_s, self.quiet_s, self.quiet_rpm, float(self.dodges))
+        for part, value in enumerate(parts):  # the last puts it in force
+            last = part + 1 == len(parts)
+            self.host.send(ACTUATORS, events.COMMAND_STIR_DODGE, part, 0, value, done if last else _ignore)
+
+    def _set_schedule(self, setting: str, value: object, done: Done) -> None:
+        before = (self.dodges, self.quiet_rpm)
+        if setting == "enable_dodging_od":
+            if value not in (True, False):
+                raise CommandError(f"{setting} must be true or false", setting, [True, False])
+            self.dodges = bool(value)
+        else:
+            self.quiet_rpm = self._checked_rpm(value, setting)
+            if self.quiet_rpm == 0.0 and self.quiet_s > REST_MAXIMUM_S:
+                self.quiet_rpm = before[1]
+                raise CommandError(
+                    f"{setting} must be {RPM_FLOOR:g} rpm or more: dodging_od_s is {self.quiet_s:g} s, and a liquid "
+                    f"that nobody stirs for more than {REST_MAXIMUM_S} s is not heated",
+                    setting,
+                    f"{RPM_FLOOR:g} to {self.rpm_maximum:g} rpm",
+                )
+
+        def answered(ok: bool, limit: float) -> None:
+            if ok:
+                self.publish()
+            else:
+                self.dodges, self.quiet_rpm = before
+            done(ok, limit)
+
+        self._send_schedule(answered)
 
     def apply_curve(self, curve: dict[str, Any] | None, done: Done) -> None:
         """Let feed-forward be a calibration that checked_curve passed; None: the config's line."""
@@ -165,6 +210,9 @@ class Stirring(Job):
     def set(self, setting: str, value: object, done: Done) -> None:
         if setting == "ramp_rpm_per_s":
             self._set_ramp(value, done)
+            return
+        if setting in ("enable_dodging_od", "target_rpm_during_od_reading"):
+            self._set_schedule(setting, value, done)
             return
         before = (self.use_rpm, self.target_rpm, self.duty_percent)
         if setting == "target_rpm":

@@ -15,7 +15,7 @@ from stirbar.rt.pulse_lock cimport locked_period_ns
 from stirbar.rt.ring cimport stirbar_load_relaxed, stirbar_store_relaxed
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next
 from stirbar.rt.types cimport (
-    COMMAND_EXPERIMENT, COMMAND_HEAT_TARGET, COMMAND_HEAT_UNLOCK, COMMAND_SIMULATION, COMMAND_STIR_CURVE,
+    COMMAND_EXPERIMENT, COMMAND_HEAT_TARGET, COMMAND_HEAT_UNLOCK, COMMAND_SIMULATION, COMMAND_STIR_DODGE,
     COMMAND_STIR_RAMP, COMMAND_STIR_RPM, COMMAND_STIR_STOP, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED,
     EVENT_HEAT_FREED, EVENT_HEAT_LIMITED, STREAM_LIQUID, STREAM_RPM, TRACE_COMMAND, TRACE_EDGE,
     TRACE_TEMPERATURE, TRACE_TICK, Command, Reading, TraceItem)
@@ -84,7 +84,7 @@ cdef inline void actuators_command(Actuators* a, const Command* command, int64_t
         status = a.simulate(a.simulated, command.index, command.value)
     elif COMMAND_STIR_RPM <= command.code <= COMMAND_STIR_STOP or (
             COMMAND_HEAT_TARGET <= command.code <= COMMAND_HEAT_UNLOCK) or (
-            COMMAND_STIR_RAMP <= command.code <= COMMAND_STIR_CURVE):
+            COMMAND_STIR_RAMP <= command.code <= COMMAND_STIR_DODGE):
         trace_int(&item, TRACE_COMMAND, 0, 0, 0, command.code, now_ns)
         actuators_feed(a, &item)
         trace_float(&item, TRACE_COMMAND, command.channel, 1, command.code, command.value)

@@ -4,22 +4,23 @@
 
 from libc.stdint cimport int64_t, uint32_t
 
+from stirbar.rt.dodging cimport Dodging, dodge_duty, dodge_give, dodge_stop, dodge_target, dodge_tick
 from stirbar.rt.heating cimport (
     HeatState, heat_duty, heat_fill, heat_reading, heat_renew, heat_stop, heat_target, heat_tick, heat_unlock,
     heat_word_degc)
 from stirbar.rt.stir_report cimport stir_is_seen, stir_reading, stir_turns
-from stirbar.rt.stirring cimport (
-    StirState, stir_curve, stir_duty, stir_edge, stir_ramp_rate, stir_stop, stir_target_rpm, stir_tick)
+from stirbar.rt.stirring cimport StirState, stir_curve, stir_edge, stir_ramp_rate, stir_tick
 from stirbar.rt.types cimport (
     COMMAND_HEAT_DUTY, COMMAND_HEAT_RENEW, COMMAND_HEAT_STOP, COMMAND_HEAT_TARGET, COMMAND_HEAT_UNLOCK,
-    COMMAND_STIR_CURVE, COMMAND_STIR_DUTY, COMMAND_STIR_RAMP, COMMAND_STIR_RPM, TRACE_COMMAND, TRACE_EDGE, TRACE_TEMPERATURE,
-    TRACE_TICK, Reading, TraceItem)
+    COMMAND_STIR_CURVE, COMMAND_STIR_DODGE, COMMAND_STIR_DUTY, COMMAND_STIR_RAMP, COMMAND_STIR_RPM, TRACE_COMMAND,
+    TRACE_EDGE, TRACE_TEMPERATURE, TRACE_TICK, Reading, TraceItem)
 
 cdef enum:
     TICK_NO_GUARD = 1        # TraceItem.flags of a TRACE_TICK
 
 cdef struct Controllers:
     StirState stir
+    Dodging dodging
     HeatState heat
     int64_t command_ns       # of the first half of a TRACE_COMMAND
     double stir_percent      # the duties that the last tick asks for
@@ -32,13 +33,15 @@ cdef struct Controllers:
 cdef inline int controllers_command(Controllers* c, uint32_t code, int part, double value) noexcept nogil:
     """`part` is the command's channel. 0, or minus an errno and nothing changed."""
     if code == COMMAND_STIR_RPM:
-        return stir_target_rpm(&c.stir, value, c.command_ns)
+        return dodge_target(&c.dodging, &c.stir, value, c.command_ns)
     if code == COMMAND_STIR_DUTY:
-        return stir_duty(&c.stir, value, c.command_ns)
+        return dodge_duty(&c.dodging, &c.stir, value, c.command_ns)
     if code == COMMAND_STIR_RAMP:
         return stir_ramp_rate(&c.stir, value)
     if code == COMMAND_STIR_CURVE:
         return stir_curve(&c.stir, part, value)
+    if code == COMMAND_STIR_DODGE:
+        return dodge_give(&c.dodging, &c.stir, part, value, c.command_ns)
     if code == COMMAND_HEAT_TARGET:
         return heat_target(&c.heat, value, c.command_ns)
     if code == COMMAND_HEAT_DUTY:
@@ -49,7 +52,7 @@ cdef inline int controllers_command(Controllers* c, uint32_t code, int part, dou
         return heat_renew(&c.heat, c.command_ns)
     if code == COMMAND_HEAT_UNLOCK:
         return heat_unlock(&c.heat)
-    return stir_stop(&c.stir, c.command_ns)
+    return dodge_stop(&c.dodging, &c.stir, c.command_ns)
 
 
 cdef inline int controllers_apply(Controllers* c, const TraceItem* item, Reading* reading) noexcept nogil:
@@ -57,6 +60,7 @@ cdef inline int controllers_apply(Controllers* c, const TraceItem* item, Reading
     if item.kind == TRACE_EDGE:
         stir_edge(&c.stir, item.value.i)
     elif item.kind == TRACE_TICK:
+        dodge_tick(&c.dodging, &c.stir, item.value.i)
         stir_tick(&c.stir, item.value.i, &c.stir_percent, &c.event, &c.event_value)
         c.heat_percent = heat_tick(
             &c.heat, stir_is_seen(&c.stir, item.value.i), not item.flags & TICK_NO_GUARD, item.value.i)

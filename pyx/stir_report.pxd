@@ -6,7 +6,7 @@ from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
 
-from stirbar.rt.stirring cimport STIR_FAULT, STIR_OFF, StirState
+from stirbar.rt.stirring cimport STIR_FAULT, STIR_OFF, STIR_REST, StirState
 from stirbar.rt.tachometer cimport TachometerFit, tachometer_fit
 from stirbar.rt.turns cimport TurnsSummary, turns_clear, turns_summary
 from stirbar.rt.types cimport (
@@ -25,7 +25,7 @@ cdef inline uint32_t stir_flags(const StirState* s, int64_t now_ns) noexcept nog
     """FLAG_* of a reading made now."""
     cdef uint32_t flags = 0
     cdef int64_t since_ns = now_ns - s.command_ns
-    if s.phase == STIR_OFF:
+    if s.phase == STIR_OFF or s.phase == STIR_REST:
         return FLAG_STIRRING_OFF
     if s.phase == STIR_FAULT:
         flags |= FLAG_STIRRING_OFF

@@ -47,6 +47,7 @@ cdef enum StirPhase:
     STIR_KICK = 2
     STIR_RUN = 3
     STIR_FAULT = 4                    # duty 0 until a new command
+    STIR_REST = 5                     # duty 0 until the schedule goes on (dodging.pxd)
 
 cdef struct StirConfig:
     int pulses_per_turn
@@ -99,6 +100,7 @@ cdef struct StirState:
     uint32_t stalls                   # in a row
     uint32_t referenced               # reference_rpm is set
     uint32_t reached                  # updates in a row near the target; stays at STIR_REACHED_TURNS once told
+    uint32_t told                     # EVENT_STIR_RUNNING was, since the command or the last stall
     uint32_t updates                  # counter: PI updates
     uint32_t saturated                # counter: PI updates that wanted more or less than the drive can give
     uint32_t bounced_reported         # of tachometer.bounced, up to the last reading
@@ -134,9 +136,7 @@ cdef inline int stir_config_check(const StirConfig* config) noexcept nogil:
     """0, or -EDOM when a field is not a number or is outside the envelope."""
     if not (0.0 <= config.kp <= 10.0 and 0.0 <= config.ki <= 100.0 and 0.0 <= config.kd <= 10.0):
         return -EDOM
-    if not (-100.0 <= config.feed_forward_offset_percent <= 100.0):
-        return -EDOM
-    if not (0.0 <= config.feed_forward_percent_per_rpm <= 10.0):
+    if not (fabs(config.feed_forward_offset_percent) <= 100.0 and 0.0 <= config.feed_forward_percent_per_rpm <= 10.0):
         return -EDOM
     if not (0.0 < config.duty_maximum_percent <= STIR_DUTY_CEILING_PERCENT):
         return -EDOM
@@ -150,9 +150,7 @@ cdef inline int stir_config_check(const StirConfig* config) noexcept nogil:
         return -EDOM
     if not (0.0 <= config.ramp_rpm_per_s <= STIR_RAMP_CEILING):
         return -EDOM
-    if not (0.1 <= config.report_period_s <= 60.0):
-        return -EDOM
-    if not (1.0 <= config.turns_window_s <= 3600.0):
+    if not (0.1 <= config.report_period_s <= 60.0 and 1.0 <= config.turns_window_s <= 3600.0):
         return -EDOM
     return 0
 
@@ -213,12 +211,13 @@ cdef inline void stir_begin(StirState* s, int64_t now_ns) noexcept nogil:
     s.command_edges = 0
     s.stalls = 0
     s.reached = 0
+    s.told = 0
     s.next_turns_ns = now_ns
     tachometer_expect_change(&s.tachometer)
-    if turning and s.phase == STIR_OFF:
+    if turning and (s.phase == STIR_OFF or s.phase == STIR_REST):
         s.phase = STIR_RUN
         s.update_ns = now_ns
-    elif s.phase == STIR_OFF or s.phase == STIR_FAULT:
+    elif s.phase != STIR_START and s.phase != STIR_KICK and s.phase != STIR_RUN:
         s.integral_percent = 0.0
         s.phase = STIR_START
 
@@ -232,8 +231,7 @@ cdef inline int stir_stop(StirState* s, int64_t now_ns) noexcept nogil:
     s.goal_rpm = 0.0
     s.rate_rpm_per_s = 0.0
     s.open_duty_percent = 0.0
-    s.demand_percent = 0.0
-    s.integral_percent = 0.0
+    s.demand_percent = s.integral_percent = 0.0
     s.referenced = 0
     s.stalls = 0
     s.reached = 0
@@ -242,19 +240,41 @@ cdef inline int stir_stop(StirState* s, int64_t now_ns) noexcept nogil:
     return 0
 
 
+cdef inline double stir_goal_rpm(const StirState* s, int64_t now_ns) noexcept nogil:
+    """Where a ramp to the target begins: at the speed asked for, at that of a coasting rotor, or as from rest."""
+    cdef double rpm = s.goal_rpm if s.goal_rpm > 0.0 else tachometer_turn_rpm(&s.tachometer, now_ns)
+    return rpm if rpm >= STIR_RPM_FLOOR else min(s.target_rpm, STIR_RAMP_START_RPM)
+
+
+cdef inline void stir_switch(StirState* s, double rpm, int64_t now_ns) noexcept nogil:
+    """Change the target of a command that goes on: nothing that was learned is forgotten. 0: at rest."""
+    if rpm == s.target_rpm:
+        return
+    s.target_rpm = rpm
+    s.alive_ns = now_ns
+    s.reached = 0
+    s.next_turns_ns = now_ns
+    tachometer_expect_change(&s.tachometer)
+    if rpm == 0.0:
+        s.phase = STIR_REST
+        s.goal_rpm = s.rate_rpm_per_s = s.demand_percent = 0.0
+        s.referenced = 0
+        return
+    stir_aim(s, stir_goal_rpm(s, now_ns))
+    if s.phase == STIR_REST:
+        s.phase = STIR_RUN if tachometer_turn_rpm(&s.tachometer, now_ns) >= STIR_RPM_FLOOR else STIR_START
+        s.update_ns = now_ns
+
+
 cdef inline int stir_target_rpm(StirState* s, double rpm, int64_t now_ns) noexcept nogil:
     """Closed loop at rpm; 0 stops. 0, or -EDOM and nothing changed: not 0 and not STIR_RPM_FLOOR..rpm_maximum."""
-    cdef double goal_rpm = s.goal_rpm
     if rpm == 0.0:
         return stir_stop(s, now_ns)
     if not (STIR_RPM_FLOOR <= rpm <= s.config.rpm_maximum and rpm <= STIR_RPM_CEILING):
         return -EDOM
-    if goal_rpm == 0.0:
-        goal_rpm = tachometer_turn_rpm(&s.tachometer, now_ns)
-        goal_rpm = goal_rpm if goal_rpm >= STIR_RPM_FLOOR else min(rpm, STIR_RAMP_START_RPM)
     s.target_rpm = rpm
     s.open_duty_percent = 0.0
-    stir_aim(s, goal_rpm)
+    stir_aim(s, stir_goal_rpm(s, now_ns))
     stir_begin(s, now_ns)
     return 0
 
@@ -374,7 +394,8 @@ cdef inline int stir_update(StirState* s, int64_t now_ns, double* event_value) n
         s.reached += 1
     if now_ns - s.kick_ns > STIR_FORGET_MS * <int64_t>1000000:
         s.stalls = 0
-    if s.reached == STIR_REACHED_TURNS and reached != STIR_REACHED_TURNS:
+    if s.reached == STIR_REACHED_TURNS and reached != STIR_REACHED_TURNS and not s.told:
+        s.told = 1
         event_value[0] = rpm
         return EVENT_STIR_RUNNING
     return 0
@@ -392,6 +413,7 @@ cdef inline int stir_watch(StirState* s, int64_t now_ns, double* event_value) no
     s.stalls += 1
     s.integral_percent = stir_clamp(s.integral_percent, 0.0, s.ceiling_percent) + STIR_STALL_BOOST_PERCENT
     s.reached = 0
+    s.told = 0
     s.next_turns_ns = now_ns
     s.referenced = 0
     tachometer_restart(&s.tachometer)
@@ -413,7 +435,7 @@ cdef inline int stir_kick(StirState* s, int64_t now_ns, double* event_value) noe
     s.alive_ns = now_ns
     s.kick_edges = 0
     tachometer_expect_change(&s.tachometer)
-    return EVENT_STIR_KICK
+    return 0 if s.told else EVENT_STIR_KICK
 
 
 cdef inline double stir_kick_s(const StirState* s) noexcept nogil:

@@ -145,6 +145,7 @@ cdef enum:
     COMMAND_HEAT_UNLOCK = 18  # a person has acknowledged that the board was too hot
     COMMAND_STIR_RAMP = 35    # value: rpm per second by which the stirrer's speed may change; 0: at once
     COMMAND_STIR_CURVE = 36   # channel: part of a stirring calibration (feed_forward.pxd), value
+    COMMAND_STIR_DODGE = 37   # channel: part of a schedule of speeds (dodging.pxd), value
 
 cdef struct Command:
     uint32_t id

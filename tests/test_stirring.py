@@ -943,3 +943,75 @@ def test_only_steady_turning_counts_and_a_new_target_closes_the_window() -> None
     assert rows["signal_v"] == pytest.approx([120e3, 60e3], rel=0.01)
     assert rows["ambient_v"] / rows["signal_v"] == pytest.approx(1, abs=0.05)
     assert rows["window_s"][0] < 8 and rows["window_s"][1] < 6
+
+
+# --- dodging ---
+
+
+@pytest.mark.parametrize(
+    ("name", "quiet_rpm"),
+    [
+        ("nominal", 0),
+        ("30 % faster", 0),
+        ("inertia and drag", 0),
+        ("nominal", 150),
+        ("30 % faster", 150),
+        ("inertia and drag", 250),
+    ],
+)
+def test_the_schedule_is_a_grid_of_the_clock(name: str, quiet_rpm: int) -> None:
+    run = bench(PLANTS[name], config={"ramp_rpm_per_s": 300.0 if quiet_rpm else 0.0})
+    run.stirrer.dodge(10, 4, quiet_rpm, run.now_ns)
+    run.stirrer.target_rpm(500, run.now_ns)
+    trial = run.run(39)  # begins at 1 s of the clock
+    time, rpm, duty = np.array(trial.time_s) + 1, np.array(trial.rpm), np.array(trial.duty)
+    phase = time % 10
+    late = (phase > 3.2) & (phase < 3.99) & (time > 10)
+    assert (rpm[late] < 5).all() if quiet_rpm == 0 else np.abs(rpm[late] / quiet_rpm - 1).max() < 0.4
+    outside = (phase > 7.2) & (time > 5)
+    assert np.abs(rpm[outside] / 500 - 1).max() < 0.01
+    if quiet_rpm == 0:
+        assert (duty[(phase > 0.02) & (phase < 3.99)] == 0).all()
+    assert STALL not in codes(trial) and len(trial.events) <= 2
+    assert {500, quiet_rpm or 500} <= set(rows_of(trial.readings)["reference_v"].tolist())
+    turns = rows_of(trial.turns)
+    assert turns["ambient_v"] / turns["reference_v"] == pytest.approx(1, abs=0.12), "each reading is of one phase"
+
+
+def test_dodging_begins_and_ends_while_it_turns() -> None:
+    run = bench()
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(2.5)
+    run.stirrer.dodge(10, 5, 100, run.now_ns)
+    assert run.run(1).rpm[-1] < 250
+    run.stirrer.dodge(10, 5, 100, run.now_ns, on=False)
+    trial = run.run(12)
+    assert np.abs(trial.speed(7) / 500 - 1).max() < 0.01
+    run.stirrer.dodge(10, 5, 0, run.now_ns)
+    run.run(10)
+    run.stirrer.target_rpm(700, run.now_ns)
+    run.run(10)
+    assert max(run.trial.speed(33)) == pytest.approx(700, rel=0.05)
+    run.stirrer.duty(30, run.now_ns)
+    assert min(run.run(20).duty[-19000:]) == 30.0, "open loop has no schedule"
+    run.stirrer.stop(run.now_ns)
+    assert set(run.run(20).duty[-19900:]) == {0.0}
+
+
+def test_a_rotor_held_fast_while_dodging_ends_in_a_fault() -> None:
+    run = bench()
+    run.stirrer.dodge(8, 4, 0, run.now_ns)
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(7)
+    run.plant.dead = run.plant.start = 2.0
+    run.plant.speed_hz = 0.0
+    trial = run.run(20)
+    assert codes(trial)[-1] == FAULT and set(trial.duty[-8000:]) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("period", "quiet", "rpm"), [(10, 9.5, 100), (10, 9, 0), (10, 5, 30), (10, 5, 2000), (1e4, 5, 0)]
+)
+def test_a_schedule_that_cannot_be_is_refused(period: float, quiet: float, rpm: float) -> None:
+    with pytest.raises(ValueError, match="outside the envelope"):
+        Stirrer().dodge(period, quiet, rpm, SECOND)

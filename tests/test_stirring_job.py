@@ -238,7 +238,8 @@ def test_the_command_measures_a_running_worker(start_worker, capsys) -> None:
 
 
 def test_the_vials_own_variation_is_published(stirred) -> None:
-    still = stirred("simulation.fan_variation_percent=0", "simulation.edge_jitter_us=50", "simulation.edge_latency_us=400")
+    jitter = ("simulation.edge_jitter_us=50", "simulation.edge_latency_us=400")
+    still = stirred("simulation.fan_variation_percent=0", *jitter)
     still.run(40)
     ideal = still.readings("turns")[1:]
     assert len(ideal) >= 2
@@ -253,3 +254,63 @@ def test_the_vials_own_variation_is_published(stirred) -> None:
     assert rows["se_culture"].min() > 3 * ideal["se_culture"].max()
     assert rows["se_culture"] == pytest.approx(rows["value"], rel=0.2)
     assert varied.latest("turns")["used"] > 70
+
+
+# --- dodging ---
+
+
+@pytest.mark.parametrize("quiet_rpm", [0, 200])
+def test_optical_density_goes_on_while_the_stirrer_dodges(stirred, quiet_rpm) -> None:
+    vial = stirred(
+        "stirring.config.enable_dodging_od=1",
+        "stirring.config.dodging_od_s=6",
+        f"stirring.config.target_rpm_during_od_reading={quiet_rpm}",
+    )
+    vial.run(90)
+    od = vial.readings("od2")
+    od = od[od["monotonic_ns"] > od["monotonic_ns"][0] + 25_000_000_000]
+    assert (np.diff(od["sequence"]) == 1).all()
+    assert np.diff(od["monotonic_ns"]).max() < 0.25e9, "the stream never stops"
+    assert not (od["flags"] & records.FLAGS["gap"]).any()
+    phase_s = od["monotonic_ns"] * 1e-9 % 20
+    off = (od["flags"] & records.FLAGS["stirring_off"]) != 0
+    if quiet_rpm == 0:
+        assert off[(phase_s > 0.2) & (phase_s < 5.9)].all() and not off[(phase_s > 7)].any()
+    assert not [event for event in vial.events() if event["code"] in ("stir_stall", "stir_fault", "heat_unstirred")]
+    rpm = vial.readings("rpm")
+    rpm = rpm[rpm["monotonic_ns"] > 25e9]
+    phase_s = rpm["monotonic_ns"] * 1e-9 % 20
+    assert rpm["value"][(phase_s > 4.5) & (phase_s < 6)] == pytest.approx(quiet_rpm, abs=10)
+    assert rpm["value"][phase_s > 11] == pytest.approx(500, rel=0.02)
+
+
+def test_dodging_is_set_while_it_runs_and_refused_with_reasons(stirred) -> None:
+    vial = stirred("stirring.config.target_rpm_during_od_reading=200", "stirring.config.dodging_od_s=10")
+    vial.run(3)
+    assert vial.set("enable_dodging_od", True)["result"]["value"] is True
+    assert vial.set("target_rpm_during_od_reading", 100)["result"]["value"] == 100
+    vial.run(1)
+    vial.messages.clear()
+    vial.run(25)
+    assert set(vial.readings("rpm")["reference_v"].tolist()) == {100, 500}
+    assert "liquid that nobody stirs" in vial.set("target_rpm_during_od_reading", 0)["error"]["message"]
+    assert vial.set("target_rpm_during_od_reading", 30)["error"]["limit"] == "0 (off), or 60 to 1500 rpm"
+    assert vial.set("enable_dodging_od", "perhaps")["error"]["limit"] == [True, False]
+    assert vial.set("enable_dodging_od", False)["result"]["value"] is False
+    vial.run(12)
+    assert vial.readings("rpm")["value"][-1] == pytest.approx(500, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["dodging_period_s=10", "dodging_od_s=9.5"], "must leave a second of dodging_period_s"),
+        (["target_rpm_during_od_reading=30"], "must be 0, or 60 to maximum_rpm"),
+        (["dodging_od_s=9"], "at rest: write at most 8 s"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused_at_the_start(settings, says) -> None:
+    from stirbar.core.config import ConfigError
+
+    with pytest.raises(ConfigError, match=says):
+        load_config(overrides=parse_overrides([f"stirring.config.{one}" for one in settings]))
