@@ -68,6 +68,7 @@ INSTRUMENT = (
     "od_cost",
     "od_bus",
     "heat_against_field",
+    "stirring",
 )
 KERNELS = ("bench_ring", "bench_od", "bench_tick", "bench_codec")
 HEADER = "| command | what | figure | budget | met | remark |\n|---|---|---|---|---|---|\n"
