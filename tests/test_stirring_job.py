@@ -314,3 +314,31 @@ def test_a_schedule_that_cannot_be_is_refused_at_the_start(settings, says) -> No
 
     with pytest.raises(ConfigError, match=says):
         load_config(overrides=parse_overrides([f"stirring.config.{one}" for one in settings]))
+
+
+# --- by hand ---
+
+
+def test_jobs_are_run_from_the_command_line(start_worker, capsys) -> None:
+    from stirbar.core import cli
+
+    running = start_worker()
+
+    def run(*words: str) -> tuple[int, str]:
+        status = cli.main([*words, "--address", running.address])
+        said = capsys.readouterr()
+        return status, (said.err if status else said.out).strip()
+
+    assert run("set", "stirring", "target_rpm", "600") == (0, "stirring target_rpm = 600.0")
+    assert run("set", "stirring", "enable_dodging_od", "true") == (0, "stirring enable_dodging_od = true")
+    assert run("stop", "stirring") == (0, "stirring: disconnected")
+    status, said = run("set", "stirring", "duty_cycle", "35")
+    assert (status, said) == (0, "stirring duty_cycle = 35.0 (the job is disconnected: in force when it starts)")
+    assert run("start", "stirring") == (0, "stirring: ready")
+    assert running.client.settings()["stirring", "target_rpm"] is None
+    status, said = run("set", "stirring", "target_rpm", "5000")
+    assert status == 1 and said == "stirbar set: target_rpm must be from 0 to 1500 rpm, not 5000"
+    status, said = run("set", "stirring", "colour", "red")
+    assert status == 1 and "no setting 'colour'" in said and "allowed: ['target_rpm'" in said
+    status, said = run("start", "dancing")
+    assert status == 1 and "no job 'dancing'" in said and "od_reading" in said
