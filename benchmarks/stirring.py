@@ -110,7 +110,7 @@ def instructions(code: str) -> int:
 
 
 def cost(setup: str, work: str, few: int, many: int) -> float:
-    """Instructions of one item of `work`: two lengths, the lesser of two runs each, as the interpreter's start varies."""
+    """Instructions of one item of `work`: two lengths, the lesser of two runs each; the interpreter's start varies."""
     counts = [min(instructions(f"{setup}\n{work.format(n=n)}") for _ in range(2)) for n in (few, many)]
     return (counts[1] - counts[0]) / (many - few)
 
