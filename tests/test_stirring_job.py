@@ -10,6 +10,7 @@ from stirbar.core import calibration_files as files
 from stirbar.core import calibrations_command, records, stirring_calibration
 from stirbar.core.commands import Commands
 from stirbar.core.config import load_config, parse_overrides
+from stirbar.core.recording import replay
 from stirbar.core.twin import Twin
 
 QUIET = ("simulation.culture_noise_percent=0.01", "simulation.bubble_rate_hz=0")
@@ -314,6 +315,29 @@ def test_a_schedule_that_cannot_be_is_refused_at_the_start(settings, says) -> No
 
     with pytest.raises(ConfigError, match=says):
         load_config(overrides=parse_overrides([f"stirring.config.{one}" for one in settings]))
+
+
+def test_a_recording_repeats_ramps_curves_schedule_and_turns(stirred, tmp_path) -> None:
+    vial = stirred("stirring.config.dodging_period_s=30", "stirring.config.dodging_od_s=8")
+    path = str(tmp_path / "stirred.rec")
+    recorder = vial.twin.record(path)
+    vial.run(3)
+    vial.set("ramp_rpm_per_s", 150)
+    files.put_in_force(str(tmp_path), "stirring", made("mine", [20, 30, 40], [300, 600, 900]))
+    assert vial.ask(command="calibrations", reload=True)["ok"]
+    vial.set("enable_dodging_od", True)
+    vial.set("target_rpm", 800)
+    vial.run(70)
+    recorder.close()
+    again = list(replay(path, vial.twin.host.config))
+    for stream, fewest in (("rpm", 60), ("turns", 2)):
+        live = {int(row["monotonic_ns"]): row for row in vial.readings(stream)}
+        rows = [row for row in again if row["stream"] == records.STREAM_IDS[stream]]
+        assert len(rows) >= fewest
+        for row in rows:
+            original = live[row["monotonic_ns"]]
+            for name in ("value", "signal_v", "reference_v", "used", "se_culture"):
+                assert np.array_equal(np.float64(row[name]), np.float64(original[name]), equal_nan=True), (stream, name)
 
 
 # --- by hand ---
