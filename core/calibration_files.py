@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stirbar.core.calibration_fits import evaluate, residual_scale
 from stirbar.core.calibrations import VERSION, active_path, read_active
 from stirbar.core.ini import write_atomically
+from stirbar.core.stirring_calibration import table_of
 
 if TYPE_CHECKING:
     Document = dict[str, Any]
@@ -273,6 +274,12 @@ def _curve_for_worker(document: Document, device: str) -> Document:
         "residual": residual,
         **curve,
     }
+    if document["calibration_type"] == "simple_stirring":
+        try:
+            table = table_of(curve, points["x"], made["name"])
+        except ValueError as error:
+            raise CalibrationError(str(error)) from None
+        return {**made, **table, "pwm_hz": document["pwm_hz"], "voltage": document["voltage"]}
     if document["calibration_type"] not in OD_TAGS:
         return made
     if len(set(points["x"])) < 2:

@@ -1,4 +1,4 @@
-"""The calibrations in force: from `<data>/calibrations/active.json` into the loop's estimators.
+"""The calibrations in force: from `<data>/calibrations/active.json` into the loop's estimators and its stirrer.
 
 `stirbar calibrations` writes that file from the field's YAML files (`calibration_files`); the worker needs no YAML.
 docs/calibration.md has its contents.
@@ -13,6 +13,7 @@ import os
 
 from stirbar.core import events
 from stirbar.core.jobs import SAMPLING, CommandError
+from stirbar.core.stirring_job import Stirring, checked_curve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class ActiveCalibrations:
                 self.host.loop.prepare_calibration(slot, data)
             except ValueError as error:
                 raise ValueError(f"'{data['name']}': {error}") from None
+        stirring = checked_curve(active.get("devices", {}).get("stirring"))
         references = {int(channel): float(one["coefficient"]) for channel, one in active.get("reference", {}).items()}
         for channel in range(1, 5):
             value = references.get(channel, float("nan"))
@@ -127,7 +129,16 @@ class ActiveCalibrations:
         for problem in problems:
             self._tell("warning", f"{problem}: not applied")
         self.loading = True
-        self._step(slots, 0, 0, done)
+
+        def stirred(ok: bool, limit: float) -> None:
+            if ok:
+                self._step(slots, 0, 0, done)
+            else:
+                self.loading = False
+                done(ok, limit)
+
+        # the stirrer's first: at the worker's start it is in force before the stirrer starts
+        self.stirrer.apply_curve(stirring, stirred)
 
     def _step(self, slots: dict[int, Data], slot: int, part: int, done: Done) -> None:
         """Give the loop one part; its answer brings the next."""
@@ -165,6 +176,18 @@ class ActiveCalibrations:
         self.check_intensity()
         done(True, 0.0)
 
+    @property
+    def stirrer(self) -> Stirring:
+        """The job whose feed-forward a calibration can be."""
+        job = self.host.jobs["stirring"]
+        assert isinstance(job, Stirring)
+        return job
+
+    def describe(self) -> list[Data]:
+        """What is in force, for a person."""
+        curves = [*self.in_force.values(), *([self.stirrer.curve] if self.stirrer.curve else [])]
+        return [describe(curve) for curve in curves]
+
     def channels(self) -> dict[int, Data]:
         """Channel (1..4): the curve in force."""
         return {slot + 1: curve for slot, curve in self.in_force.items() if slot != FUSION_SLOT}
@@ -194,7 +217,10 @@ class ActiveCalibrations:
 
 def describe(curve: Data) -> Data:
     """What a person wants to know of a calibration; without its coefficients."""
-    kept = ("name", "device", "x", "y", "angle", "channel", "ir_led_intensity", "domain", "residual", "standard_errors")
+    kept = (
+        "name", "device", "x", "y", "angle", "channel", "ir_led_intensity", "domain", "residual", "standard_errors",
+        "low_rpm", "high_rpm", "pwm_hz", "voltage",
+    )  # fmt: skip
     described = {key: curve[key] for key in kept if key in curve}
     if "angles" in curve:
         described["angles"] = [one["angle"] for one in curve["angles"]]

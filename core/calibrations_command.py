@@ -65,6 +65,19 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--ir-led-intensity", type=float, help="percent (default: of the config)")
     for option in ("--hz", "--dc", "--voltage", "--pwm-hz"):
         fit.add_argument(option, type=float, help="of pump and stirring calibrations")
+    run = command("run", "measure a calibration on the running worker", "device")
+    run.description = (
+        "DEVICE is stirring: it runs at duties from high to low, up and down again, and the polynomial through "
+        "its speeds is kept (docs/calibration.md). Fill the vial as you will use it, stir bar inside."
+    )
+    run.add_argument("--name", required=True)
+    run.add_argument("--low", type=float, help="percent (default: two thirds of initial_duty_cycle)")
+    run.add_argument("--high", type=float, help="percent (default: four thirds of initial_duty_cycle)")
+    run.add_argument("--points", type=int, default=5, help="duties of each way (default: 5)")
+    run.add_argument("--settle-seconds", type=float, default=2.0, help="after each change (default: 2)")
+    run.add_argument("--measure-seconds", type=int, default=2, help="of each duty (default: 2)")
+    run.add_argument("--voltage", type=float, help="of the fan's supply (default: as the board measures it, else 5)")
+    run.add_argument("--set-active", action="store_true", help="put it in force at once")
     reference = command("reference", "measure the reference's coefficient while the LED warms up")
     reference.description = (
         "Switches the LED off and on several times and learns from its warming-up how the photodiode follows the "
@@ -90,6 +103,7 @@ def main(argv: list[str]) -> int:
             "end": _end,
             "remove": _remove,
             "fit": _fit,
+            "run": _run,
             "reference": _reference,
         }[arguments.command]
         run(arguments, config, data_directory(config))
@@ -190,6 +204,12 @@ def _set_active(arguments: argparse.Namespace, config: Config, directory: str) -
                 f"'{arguments.name}' is for photodiode {made['channel']} at {made['angle']}°, "
                 f"[od_config.photodiode_channel] {made['channel']} is {angle or 'empty'}"
             )
+    if "pwm_hz" in made and made["pwm_hz"] != config.get("stirring.config", "pwm_hz"):
+        print(
+            f"warning: '{arguments.name}' was made at a PWM of {made['pwm_hz']:g} Hz, [stirring.config] pwm_hz is "
+            f"{config.get('stirring.config', 'pwm_hz'):g} Hz: the same duty gives another speed there",
+            file=sys.stderr,
+        )
     files.put_in_force(directory, arguments.device, made)
     _reload(config)
 
@@ -257,6 +277,54 @@ def _reference(arguments: argparse.Namespace, config: Config, directory: str) ->
     files.put_reference(directory, int(arguments.channel), found)
     print(f"coefficient {found['coefficient']:+.4f} ± {found['standard_error']:.4f}")
     _reload(config)
+
+
+# --- the stirrer ------------------------------------------------------------------------------------------------------
+
+
+def _run(arguments: argparse.Namespace, config: Config, directory: str) -> None:
+    import time
+
+    from stirbar.core import stirring_calibration
+    from stirbar.core.client import CommandRefused, Worker, WorkerUnreachable
+
+    if arguments.device != "stirring":
+        raise CalibrationError(f"only stirring can be measured by itself, not {arguments.device}: use `fit`")
+    files.check_name(arguments.name)
+    _refuse_existing(directory, arguments.device, arguments.name)
+    usual, most = (float(config.get("stirring.config", key)) for key in ("initial_duty_cycle", "duty_maximum_percent"))
+    low = usual * 2 / 3 if arguments.low is None else arguments.low
+    high = min(most, usual * 4 / 3) if arguments.high is None else arguments.high
+    if not 0 < low < high <= most or arguments.points < 3 or arguments.measure_seconds < 1:
+        raise CalibrationError(
+            f"--low {low:g} to --high {high:g} % in --points {arguments.points}: expected 0 < low < high <= "
+            f"{most:g} %, at least 3 points and at least a second of measuring"
+        )
+    duties = stirring_calibration.sweep(low, high, arguments.points)
+    total_s = len(duties) * (arguments.settle_seconds + arguments.measure_seconds)
+    print(f"about {total_s:.0f} s", flush=True)
+    try:
+        with Worker(None, config=config) as worker:
+            x, y = stirring_calibration.measure(
+                worker,
+                time.sleep,
+                duties,
+                arguments.settle_seconds,
+                arguments.measure_seconds,
+                lambda text: print(text, flush=True),
+            )
+            rail_v = worker.settings().get(("monitor", "voltage_on_pwm_rail"))
+    except (WorkerUnreachable, CommandRefused) as error:
+        raise CalibrationError(str(error)) from None
+    voltage = arguments.voltage or rail_v or stirring_calibration.NOMINAL_VOLTAGE
+    document = stirring_calibration.document(
+        arguments.name, unit_name(config), x, y, float(config.get("stirring.config", "pwm_hz")), float(voltage)
+    )
+    files.for_worker(files.check(document, arguments.name), arguments.device)
+    print(f"speeds at one duty differ by up to {stirring_calibration.hysteresis_rpm(x, y):.1f} rpm")
+    print(files.save(directory, arguments.device, document))
+    if arguments.set_active:
+        _set_active(arguments, config, directory)
 
 
 # --- fitting ----------------------------------------------------------------------------------------------------------

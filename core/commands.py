@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 
 from stirbar.core import events, records
-from stirbar.core.calibrations import describe
 from stirbar.core.dosing_job import parse_dose, parse_exchange
 from stirbar.core.host import NO_EXPERIMENT, all_of
 from stirbar.core.jobs import CommandError, number, refusal
@@ -305,7 +304,7 @@ class Commands:
         calibrations = self.host.calibrations
 
         def in_force() -> dict[str, object]:
-            return {"calibrations": [describe(curve) for curve in calibrations.in_force.values()]}
+            return {"calibrations": calibrations.describe()}
 
         if request.get("reload"):
             calibrations.reload(self._by_loop(request, reply, in_force))

@@ -34,6 +34,9 @@ COMMAND_VOLUME = 27
 COMMAND_PUMP = 28
 COMMAND_LED_SET = 30
 COMMAND_LED_RENEW = 31
+COMMAND_STIR_RAMP = 35
+COMMAND_STIR_CURVE = 36
+COMMAND_STIR_DODGE = 37
 
 EVENT_COMMAND_DONE = 1
 EVENT_COMMAND_REFUSED = 2
@@ -152,7 +155,7 @@ EVENTS: dict[int, tuple[str, str, str, str]] = {
         "limits_restored",
         "error",
         "monitor",
-        "limits of the envelope had changed in memory: they are back, the heater is off and nothing more comes in; restart "
+        "limits of the envelope had changed in memory: they are back, no heat, no inflow; restart "
         "the worker, and look at the unit's memory and its supply",
     ),
     EVENT_REFERENCE_ERROR: (

@@ -21,8 +21,6 @@ from stirbar.core.jobs import (
     ACTUATORS,
     INIT,
     READY,
-    RPM_CEILING,
-    RPM_FLOOR,
     SAMPLING,
     CommandError,
     Job,
@@ -31,6 +29,7 @@ from stirbar.core.jobs import (
 )
 from stirbar.core.led_hours import LedHours
 from stirbar.core.records import Header
+from stirbar.core.stirring_job import RPM_CEILING, RPM_FLOOR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

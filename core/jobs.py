@@ -26,9 +26,6 @@ INIT, READY, SLEEPING, DISCONNECTED, LOST = "init", "ready", "sleeping", "discon
 
 SAMPLING, ACTUATORS = 0, 1  # which of the loop's threads a command is for
 
-# What is compiled into the controller (STIR_RPM_FLOOR, STIR_RPM_CEILING); the config can only lower the ceiling.
-RPM_FLOOR, RPM_CEILING = 60.0, 3000.0
-
 
 class CommandError(Exception):
     """Why a command was not done: the field it is about, the limit, and the remedy."""
@@ -214,93 +211,12 @@ class OdReading(Job):
         self.host.send(SAMPLING, events.COMMAND_LED, 0, 0, intensity, answered)
 
 
-class Stirring(Job):
-    """The stirrer, held at a speed (`target_rpm`) or at a duty (`duty_cycle`)."""
-
-    name = "stirring"
-    settable = ("target_rpm", "duty_cycle")
-
-    def __init__(self, host: Host, config: Config) -> None:
-        super().__init__(host, config)
-        self.use_rpm = bool(config.get("stirring.config", "use_rpm"))
-        self.target_rpm = float(config.get("stirring.config", "initial_target_rpm"))
-        self.duty_percent = float(config.get("stirring.config", "initial_duty_cycle"))
-        self.rpm_maximum = min(RPM_CEILING, float(config.get("stirring.config", "maximum_rpm")))
-        self.duty_maximum = float(config.get("stirring.config", "duty_maximum_percent"))
-
-    def publish(self) -> None:
-        self.host.publish_setting(
-            self.name, "target_rpm", self.target_rpm if self.use_rpm else None, "rpm", settable=True
-        )
-        self.host.publish_setting(
-            self.name, "duty_cycle", None if self.use_rpm else self.duty_percent, "%", settable=True
-        )
-
-    def remember(self) -> dict[str, object]:
-        return {"use_rpm": self.use_rpm, "target_rpm": self.target_rpm, "duty_percent": self.duty_percent}
-
-    def recall(self, kept: dict[str, object]) -> None:
-        self.use_rpm = kept.get("use_rpm") is not False
-        self.target_rpm = allowed(kept.get("target_rpm"), RPM_FLOOR, self.rpm_maximum, self.target_rpm)
-        self.duty_percent = allowed(kept.get("duty_percent"), 0.0, self.duty_maximum, self.duty_percent)
-        self.publish()
-
-    def _checked_rpm(self, value: object) -> float:
-        rpm = number(value, "target_rpm", 0.0, self.rpm_maximum, "rpm")
-        if 0.0 < rpm < RPM_FLOOR:
-            limit = f"0 (off), or {RPM_FLOOR:g} to {self.rpm_maximum:g} rpm"
-            raise CommandError(f"target_rpm must be {limit}, not {rpm:g}", "target_rpm", limit)
-        return rpm
-
-    def _drive(self, done: Done) -> None:
-        if self.use_rpm:
-            self.host.send(ACTUATORS, events.COMMAND_STIR_RPM, 0, 0, self.target_rpm, done)
-        else:
-            self.host.send(ACTUATORS, events.COMMAND_STIR_DUTY, 0, 0, self.duty_percent, done)
-
-    def start(self, done: Done) -> None:
-        self.check_outputs("stir")
-        self.become(INIT)
-        self._drive(self._then(READY, done))
-
-    def stop(self, done: Done) -> None:
-        self.host.send(ACTUATORS, events.COMMAND_STIR_STOP, 0, 0, 0.0, self._then(DISCONNECTED, done))
-
-    def set(self, setting: str, value: object, done: Done) -> None:
-        before = (self.use_rpm, self.target_rpm, self.duty_percent)
-        if setting == "target_rpm":
-            self.target_rpm = self._checked_rpm(value)
-            self.use_rpm = True
-        elif setting == "duty_cycle":
-            self.duty_percent = number(value, setting, 0.0, self.duty_maximum, "%")
-            self.use_rpm = False
-        else:
-            super().set(setting, value, done)
-
-        def answered(ok: bool, limit: float) -> None:
-            if ok:
-                self.publish()
-                if self.state == SLEEPING:
-                    self.become(READY)
-            else:
-                self.use_rpm, self.target_rpm, self.duty_percent = before
-            done(ok, limit)
-
-        if self.state in (READY, SLEEPING):
-            self._drive(answered)
-        else:
-            answered(True, 0.0)
-
-    def on_event(self, code: int, value: float) -> None:
-        if code == events.EVENT_STIR_FAULT and self.state == READY:
-            self.become(SLEEPING)
-
-
 def make_jobs(host: Host, config: Config) -> dict[str, Job]:
     """The jobs of a worker by name."""
     from stirbar.core.dosing_job import Bioreactor
     from stirbar.core.leds_job import Leds
     from stirbar.core.monitor_job import Monitor
+    from stirbar.core.stirring_job import Stirring
     from stirbar.core.temperature_job import TemperatureAutomation
 
     kinds = (OdReading, Stirring, TemperatureAutomation, Bioreactor, Leds, Monitor)

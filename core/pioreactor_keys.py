@@ -15,9 +15,9 @@ IGNORED: tuple[tuple[str, str, str], ...] = (
     ("stirring.config", "duration_between_updates_seconds", "the speed is controlled on each edge of the tachometer"),
     (
         "stirring.config",
-        "enable_dodging_od pre_delay_duration post_delay_duration target_rpm_during_od_reading"
-        " target_rpm_outside_od_reading",
-        "stirring need not stop for a reading: the light is chopped and the readings are continuous",
+        "pre_delay_duration post_delay_duration target_rpm_outside_od_reading",
+        "readings are continuous: dodging has a schedule of its own, dodging_period_s and dodging_od_s, and target_rpm"
+        " is the speed outside",
     ),
     (
         "od_reading.config",

@@ -97,6 +97,27 @@ def _duties_below_maximum(get: Get) -> str | None:
     return None
 
 
+REST_MAXIMUM_S, SLOWEST_RPM = 8, 60
+
+
+def _schedule_can_be(get: Get) -> str | None:
+    period_s, quiet_s = get(STIRRING, "dodging_period_s"), get(STIRRING, "dodging_od_s")
+    rpm, maximum = get(STIRRING, "target_rpm_during_od_reading"), get(STIRRING, "maximum_rpm")
+    if quiet_s > period_s - 1:
+        return f"dodging_od_s ({number(quiet_s)} s) must leave a second of dodging_period_s ({number(period_s)} s)"
+    if rpm and not SLOWEST_RPM <= rpm <= maximum:
+        return (
+            f"target_rpm_during_od_reading ({number(rpm)} rpm) must be 0, or {SLOWEST_RPM} to maximum_rpm"
+            f" ({number(maximum)})"
+        )
+    if rpm == 0 and quiet_s > REST_MAXIMUM_S:
+        return (
+            f"dodging_od_s ({number(quiet_s)} s) at rest: write at most {REST_MAXIMUM_S} s, or a"
+            " target_rpm_during_od_reading, because a liquid that nobody stirs is not heated"
+        )
+    return None
+
+
 def _roots_differ(get: Get) -> str | None:
     if get("mqtt", "topic_root") == get("mqtt", "data_root"):
         return "topic_root and data_root are the same, and dashboards would misread our records; change one"
@@ -173,6 +194,15 @@ RULES: tuple[tuple[str, tuple[tuple[str, str], ...], Callable[[Get], str | None]
         f"No duty ({', '.join(f'`{key}`' for key in DUTIES)}) is above `duty_maximum_percent`.",
         tuple((STIRRING, key) for key in (*DUTIES, "duty_maximum_percent")),
         _duties_below_maximum,
+    ),
+    (
+        f"`dodging_od_s` leaves a second of `dodging_period_s`; `target_rpm_during_od_reading` is {SLOWEST_RPM} rpm to"
+        f" `maximum_rpm`, or 0 for at most {REST_MAXIMUM_S} s.",
+        tuple(
+            (STIRRING, key)
+            for key in ("dodging_period_s", "dodging_od_s", "target_rpm_during_od_reading", "maximum_rpm")
+        ),
+        _schedule_can_be,
     ),
     (
         "`target_temperature` is not above `target_maximum_degc`.",

@@ -19,9 +19,9 @@ from stirbar.rt.ring cimport stirbar_load_relaxed, stirbar_store_relaxed
 from stirbar.rt.sleep_policy cimport SleepPolicy, sleep_for_ever, sleep_next
 from stirbar.rt.types cimport (
     COMMAND_DOSE_ML, COMMAND_EXPERIMENT, COMMAND_HEAT_TARGET, COMMAND_HEAT_UNLOCK, COMMAND_PUMP, COMMAND_SIMULATION,
-    COMMAND_STIR_RPM, COMMAND_STIR_STOP, COMMAND_TRACE, EVENT_COMMAND_DONE, EVENT_COMMAND_REFUSED, EVENT_HEAT_FREED,
-    EVENT_HEAT_LIMITED, EVENT_LIMITS_RESTORED, STREAM_LIQUID, STREAM_RPM, STREAM_VOLUME, TRACE_COMMAND, TRACE_DOSE,
-    TRACE_EDGE, TRACE_TEMPERATURE, TRACE_TICK, Command, Reading, TraceItem)
+    COMMAND_STIR_DODGE, COMMAND_STIR_RAMP, COMMAND_STIR_RPM, COMMAND_STIR_STOP, COMMAND_TRACE, EVENT_COMMAND_DONE,
+    EVENT_COMMAND_REFUSED, EVENT_HEAT_FREED, EVENT_HEAT_LIMITED, EVENT_LIMITS_RESTORED, STREAM_LIQUID, STREAM_RPM,
+    STREAM_VOLUME, TRACE_COMMAND, TRACE_DOSE, TRACE_EDGE, TRACE_TEMPERATURE, TRACE_TICK, Command, Reading, TraceItem)
 from stirbar.rt.volume cimport DOSE_PUMPS
 
 cdef extern from "<unistd.h>" nogil:
@@ -178,6 +178,7 @@ cdef inline void actuators_command(Actuators* a, const Command* command, int64_t
         status = a.simulate(a.simulated, command.index, command.value)
     elif COMMAND_STIR_RPM <= command.code <= COMMAND_STIR_STOP or (
             COMMAND_HEAT_TARGET <= command.code <= COMMAND_HEAT_UNLOCK) or (
+            COMMAND_STIR_RAMP <= command.code <= COMMAND_STIR_DODGE) or (
             COMMAND_DOSE_ML <= command.code <= COMMAND_PUMP):
         trace_int(&item, TRACE_COMMAND, 0, 0, 0, command.code, now_ns)
         actuators_feed(a, &item)

@@ -175,4 +175,6 @@ cdef inline int configure_stirring(StirConfig* stir, config) except -1:
     stir.kick_duty_percent = config.get("stirring.config", "kick_duty_percent")
     stir.kick_s = config.get("stirring.config", "kick_s")
     stir.rpm_maximum = config.get("stirring.config", "maximum_rpm")
+    stir.turns_window_s = config.get("stirring.config", "turns_window_s")
+    stir.ramp_rpm_per_s = config.get("stirring.config", "ramp_rpm_per_s")
     return 0

@@ -4,6 +4,7 @@
 
 from libc.stdint cimport int64_t, uint32_t
 
+from stirbar.rt.dodging cimport Dodging, dodge_duty, dodge_give, dodge_stop, dodge_target, dodge_tick
 from stirbar.rt.doser cimport (
     Doser, doser_continuous, doser_dose, doser_exchange, doser_fill, doser_part, doser_pump, doser_renew, doser_stop,
     doser_tick)
@@ -11,13 +12,14 @@ from stirbar.rt.heating cimport (
     HeatState, heat_duty, heat_fill, heat_reading, heat_renew, heat_stop, heat_target, heat_tick, heat_unlock,
     heat_word_degc)
 from stirbar.rt.liquid cimport liquid_exchange, liquid_resize
-from stirbar.rt.stirring cimport (
-    STIR_OFF, StirState, stir_duty, stir_edge, stir_is_seen, stir_reading, stir_stop, stir_target_rpm, stir_tick)
+from stirbar.rt.stir_report cimport stir_is_seen, stir_reading, stir_turns
+from stirbar.rt.stirring cimport STIR_OFF, StirState, stir_curve, stir_edge, stir_ramp_rate, stir_tick
 from stirbar.rt.types cimport (
     COMMAND_DOSE_CONTINUOUS, COMMAND_DOSE_EXCHANGE, COMMAND_DOSE_ML, COMMAND_DOSE_PART, COMMAND_DOSE_RENEW,
     COMMAND_DOSE_SECONDS, COMMAND_DOSE_STOP, COMMAND_HEAT_DUTY, COMMAND_HEAT_RENEW, COMMAND_HEAT_STOP,
-    COMMAND_HEAT_TARGET, COMMAND_HEAT_UNLOCK, COMMAND_PUMP, COMMAND_STIR_DUTY, COMMAND_STIR_RPM, COMMAND_VOLUME,
-    TRACE_COMMAND, TRACE_DOSE, TRACE_EDGE, TRACE_TEMPERATURE, TRACE_TICK, Reading, TraceItem)
+    COMMAND_HEAT_TARGET, COMMAND_HEAT_UNLOCK, COMMAND_PUMP, COMMAND_STIR_CURVE, COMMAND_STIR_DODGE, COMMAND_STIR_DUTY,
+    COMMAND_STIR_RAMP, COMMAND_STIR_RPM, COMMAND_VOLUME, TRACE_COMMAND, TRACE_DOSE, TRACE_EDGE, TRACE_TEMPERATURE,
+    TRACE_TICK, Reading, TraceItem)
 from stirbar.rt.volume cimport VOLUME_ML, volume_set
 
 cdef enum:
@@ -25,6 +27,7 @@ cdef enum:
 
 cdef struct Controllers:
     StirState stir
+    Dodging dodging
     HeatState heat
     Doser dose
     int64_t command_ns       # of the first half of a TRACE_COMMAND
@@ -87,12 +90,18 @@ cdef inline int controllers_dose(Controllers* c, const TraceItem* item, Reading*
     return 1
 
 
-cdef inline int controllers_command(Controllers* c, uint32_t code, double value) noexcept nogil:
-    """0, or minus an errno and nothing changed."""
+cdef inline int controllers_command(Controllers* c, uint32_t code, int part, double value) noexcept nogil:
+    """`part` is the command's channel. 0, or minus an errno and nothing changed."""
     if code == COMMAND_STIR_RPM:
-        return stir_target_rpm(&c.stir, value, c.command_ns)
+        return dodge_target(&c.dodging, &c.stir, value, c.command_ns)
     if code == COMMAND_STIR_DUTY:
-        return stir_duty(&c.stir, value, c.command_ns)
+        return dodge_duty(&c.dodging, &c.stir, value, c.command_ns)
+    if code == COMMAND_STIR_RAMP:
+        return stir_ramp_rate(&c.stir, value)
+    if code == COMMAND_STIR_CURVE:
+        return stir_curve(&c.stir, part, value)
+    if code == COMMAND_STIR_DODGE:
+        return dodge_give(&c.dodging, &c.stir, part, value, c.command_ns)
     if code == COMMAND_HEAT_TARGET:
         return heat_target(&c.heat, value, c.command_ns)
     if code == COMMAND_HEAT_DUTY:
@@ -103,7 +112,7 @@ cdef inline int controllers_command(Controllers* c, uint32_t code, double value)
         return heat_renew(&c.heat, c.command_ns)
     if code == COMMAND_HEAT_UNLOCK:
         return heat_unlock(&c.heat)
-    return stir_stop(&c.stir, c.command_ns)
+    return dodge_stop(&c.dodging, &c.stir, c.command_ns)
 
 
 cdef inline int controllers_apply(Controllers* c, const TraceItem* item, Reading* reading) noexcept nogil:
@@ -111,10 +120,11 @@ cdef inline int controllers_apply(Controllers* c, const TraceItem* item, Reading
     if item.kind == TRACE_EDGE:
         stir_edge(&c.stir, item.value.i)
     elif item.kind == TRACE_TICK:
+        dodge_tick(&c.dodging, &c.stir, item.value.i)
         stir_tick(&c.stir, item.value.i, &c.stir_percent, &c.event, &c.event_value)
         c.heat_percent = heat_tick(
             &c.heat, stir_is_seen(&c.stir, item.value.i), not item.flags & TICK_NO_GUARD, item.value.i)
-        return stir_reading(&c.stir, item.value.i, reading)
+        return stir_reading(&c.stir, item.value.i, reading) or stir_turns(&c.stir, item.value.i, reading)
     elif item.kind == TRACE_TEMPERATURE:
         heat_reading(&c.heat, heat_word_degc(item.index), item.value.i)
         if c.heat.liquid.started:
@@ -127,5 +137,5 @@ cdef inline int controllers_apply(Controllers* c, const TraceItem* item, Reading
     elif item.kind == TRACE_COMMAND and COMMAND_DOSE_ML <= item.index <= COMMAND_PUMP:
         return controllers_dose(c, item, reading)
     elif item.kind == TRACE_COMMAND:
-        c.status = controllers_command(c, item.index, item.value.f)
+        c.status = controllers_command(c, item.index, item.channel, item.value.f)
     return 0

@@ -7,12 +7,12 @@ from libc.math cimport NAN, fabs, isfinite
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
+from stirbar.rt.feed_forward cimport FORWARD_LINE, FeedForward, forward_give, forward_line, forward_percent
 from stirbar.rt.tachometer cimport (
-    Tachometer, TachometerFit, tachometer_bound_rpm, tachometer_edge, tachometer_expect_change, tachometer_fit,
-    tachometer_init, tachometer_is_late, tachometer_restart, tachometer_silence_ns, tachometer_turn_rpm)
-from stirbar.rt.types cimport (
-    EVENT_STIR_FAULT, EVENT_STIR_KICK, EVENT_STIR_RUNNING, EVENT_STIR_STALL, FLAG_SENSOR_LOST, FLAG_STALLED,
-    FLAG_STIRRING_OFF, RECORD_VERSION, STREAM_RPM, Reading)
+    Tachometer, tachometer_edge, tachometer_expect_change, tachometer_init, tachometer_is_late, tachometer_restart,
+    tachometer_turn_rpm)
+from stirbar.rt.turns cimport Turns, turns_edge
+from stirbar.rt.types cimport EVENT_STIR_FAULT, EVENT_STIR_KICK, EVENT_STIR_RUNNING, EVENT_STIR_STALL
 
 # The envelope: compiled in, lowered by config, raised by nothing.
 cdef enum:
@@ -20,6 +20,7 @@ cdef enum:
     STIR_RPM_CEILING = 3000
     STIR_RPM_FLOOR = 60               # the slowest target: below it a stall takes more than 3 s to see
     STIR_KICK_CEILING_MS = 500
+    STIR_RAMP_CEILING = 10000         # rpm per second
     STIR_RETRIES_CEILING = 10
 
 cdef enum:
@@ -30,13 +31,13 @@ cdef enum:
     STIR_STALL_BOOST_PERCENT = 2      # a stall says that feed-forward is too low by about this
     STIR_UPDATE_MINIMUM_MS = 50       # at most 20 updates a second (IS-34)
     STIR_STEP_MAXIMUM_MS = 100        # a later tick counts as this much for the slew
+    STIR_RAMP_START_RPM = 200         # from rest a ramp begins here: slower, a kicked rotor stops again
     STIR_REFERENCE_MS = 250           # time constant of the speed that PI is asked for, from where the rotor is
     STIR_LOOP_MS = 300                # closed-loop time constant that the default gains aim at
     STIR_TURN_MS = 120                # turn time that the gains are for; slower turns are a longer dead time
     STIR_STALL_MINIMUM_MS = 500
     STIR_STALL_TURNS = 3
     STIR_FORGET_MS = 5000             # turning for this long forgives earlier stalls
-    STIR_UNKNOWN_S = 10               # without an edge for longer nobody knows that it turns (IS-14)
     STIR_REACHED_PERCENT = 2          # EVENT_STIR_RUNNING: this close to the target
     STIR_REACHED_TURNS = 3            # for so many updates in a row
 
@@ -46,6 +47,7 @@ cdef enum StirPhase:
     STIR_KICK = 2
     STIR_RUN = 3
     STIR_FAULT = 4                    # duty 0 until a new command
+    STIR_REST = 5                     # duty 0 until the schedule goes on (dodging.pxd)
 
 cdef struct StirConfig:
     int pulses_per_turn
@@ -60,11 +62,17 @@ cdef struct StirConfig:
     double kick_duty_percent
     double kick_s
     double rpm_maximum
+    double ramp_rpm_per_s             # how fast the speed asked for moves to the target; 0: at once
     double report_period_s
+    double turns_window_s             # how long turns are gathered for their statistics
 
 cdef struct StirState:
     StirConfig config
     Tachometer tachometer
+    FeedForward forward
+    Turns turns                       # of steady turning
+    uint64_t turn_reports             # readings of them given so far
+    int64_t next_turns_ns             # when the next is due
     uint64_t reports                  # readings given so far
     int64_t tick_ns                   # the last control tick
     int64_t update_ns                 # the last PI update
@@ -74,13 +82,16 @@ cdef struct StirState:
     int64_t alive_ns                  # the last edge, or the kick or command since
     int64_t stall_ns                  # silence that is a stall
     int64_t next_report_ns            # 0: not set yet
+    double gain                       # slope of the calibration over the configured one, for which kp, ki and kd are
     double ceiling_percent            # the highest duty that may ever be written, whatever a controller asks for
     double target_rpm                 # 0: open loop or off
+    double goal_rpm                   # the speed asked for now: moves to the target at ramp_rpm_per_s
+    double rate_rpm_per_s             # of the goal, signed; 0: it stands at the target
     double open_duty_percent          # of stir_duty
     double duty_percent               # what the last tick put out
     double demand_percent             # where the duty slews to
     double integral_percent
-    double reference_rpm              # the speed asked of PI: moves from the measured speed to the target
+    double reference_rpm              # the speed asked of PI: moves from the measured speed to the goal
     double measured_rpm               # at the last PI update
     int phase                         # STIR_OFF..STIR_FAULT
     uint32_t fresh                    # edges accepted since the last PI update
@@ -89,6 +100,7 @@ cdef struct StirState:
     uint32_t stalls                   # in a row
     uint32_t referenced               # reference_rpm is set
     uint32_t reached                  # updates in a row near the target; stays at STIR_REACHED_TURNS once told
+    uint32_t told                     # EVENT_STIR_RUNNING was, since the command or the last stall
     uint32_t updates                  # counter: PI updates
     uint32_t saturated                # counter: PI updates that wanted more or less than the drive can give
     uint32_t bounced_reported         # of tachometer.bounced, up to the last reading
@@ -115,16 +127,16 @@ cdef inline void stir_config_default(StirConfig* config) noexcept nogil:
     config.kick_duty_percent = 100.0
     config.kick_s = 0.35
     config.rpm_maximum = 1500.0
+    config.ramp_rpm_per_s = 0.0
     config.report_period_s = 1.0
+    config.turns_window_s = 10.0
 
 
 cdef inline int stir_config_check(const StirConfig* config) noexcept nogil:
     """0, or -EDOM when a field is not a number or is outside the envelope."""
     if not (0.0 <= config.kp <= 10.0 and 0.0 <= config.ki <= 100.0 and 0.0 <= config.kd <= 10.0):
         return -EDOM
-    if not (-100.0 <= config.feed_forward_offset_percent <= 100.0):
-        return -EDOM
-    if not (0.0 <= config.feed_forward_percent_per_rpm <= 10.0):
+    if not (fabs(config.feed_forward_offset_percent) <= 100.0 and 0.0 <= config.feed_forward_percent_per_rpm <= 10.0):
         return -EDOM
     if not (0.0 < config.duty_maximum_percent <= STIR_DUTY_CEILING_PERCENT):
         return -EDOM
@@ -136,7 +148,9 @@ cdef inline int stir_config_check(const StirConfig* config) noexcept nogil:
         return -EDOM
     if not (STIR_RPM_FLOOR <= config.rpm_maximum <= STIR_RPM_CEILING):
         return -EDOM
-    if not (0.1 <= config.report_period_s <= 60.0):
+    if not (0.0 <= config.ramp_rpm_per_s <= STIR_RAMP_CEILING):
+        return -EDOM
+    if not (0.1 <= config.report_period_s <= 60.0 and 1.0 <= config.turns_window_s <= 3600.0):
         return -EDOM
     return 0
 
@@ -150,18 +164,43 @@ cdef inline int stir_init(StirState* s, const StirConfig* config) noexcept nogil
         status = stir_config_check(config)
     if status == 0:
         s.config = config[0]
+        forward_line(&s.forward, config.feed_forward_offset_percent, config.feed_forward_percent_per_rpm)
+        s.gain = 1.0
         s.ceiling_percent = stir_clamp(config.duty_maximum_percent, 0.0, STIR_DUTY_CEILING_PERCENT)
     return status
 
 
-cdef inline double stir_feed_forward(const StirState* s, double rpm) noexcept nogil:
-    return s.config.feed_forward_offset_percent + s.config.feed_forward_percent_per_rpm * rpm
+cdef inline double stir_feed_forward(const StirState* s) noexcept nogil:
+    """Duty for the goal; on a ramp that for where a usual fan's lag would take it."""
+    return forward_percent(&s.forward, s.goal_rpm + STIR_LAG_MS * 1e-3 * s.rate_rpm_per_s)
 
 
 cdef inline int64_t stir_stall_ns(double target_rpm) noexcept nogil:
     """Silence that is a stall: max(0.5 s, 3 turns at the target, or at the slowest one in open loop)."""
-    cdef double turns_ns = STIR_STALL_TURNS * 60e9 / (target_rpm if target_rpm > 0.0 else STIR_RPM_FLOOR)
+    cdef double turns_ns = STIR_STALL_TURNS * 60e9 / max(target_rpm, STIR_RPM_FLOOR)
     return <int64_t>max(turns_ns, STIR_STALL_MINIMUM_MS * 1e6)
+
+
+cdef inline void stir_aim(StirState* s, double goal_rpm) noexcept nogil:
+    """Let the goal stand at goal_rpm, and move from there to the target when a ramp is asked for."""
+    s.goal_rpm = goal_rpm if s.config.ramp_rpm_per_s > 0.0 else s.target_rpm
+    s.rate_rpm_per_s = s.config.ramp_rpm_per_s * ((s.target_rpm > s.goal_rpm) - (s.target_rpm < s.goal_rpm))
+    s.stall_ns = stir_stall_ns(min(s.goal_rpm, s.target_rpm))
+    if s.target_rpm > 0.0:
+        s.demand_percent = stir_clamp(stir_feed_forward(s) + s.integral_percent, 0.0, s.ceiling_percent)
+
+
+cdef inline void stir_ramp(StirState* s, int64_t step_ns) noexcept nogil:
+    """Move the goal on, and what PI is asked for with it: it corrects only the rotor's departure from the ramp."""
+    cdef double before = stir_feed_forward(s)
+    cdef double step = 1e-3 * s.rate_rpm_per_s * stir_clamp(1e-6 * <double>step_ns, 0.0, STIR_STEP_MAXIMUM_MS)
+    if fabs(step) >= fabs(s.target_rpm - s.goal_rpm):
+        step = s.target_rpm - s.goal_rpm
+        s.rate_rpm_per_s = 0.0
+    s.goal_rpm += step
+    s.reference_rpm += step
+    s.demand_percent = stir_clamp(s.demand_percent + stir_feed_forward(s) - before, 0.0, s.ceiling_percent)
+    s.stall_ns = stir_stall_ns(min(s.goal_rpm, s.target_rpm))
 
 
 cdef inline void stir_begin(StirState* s, int64_t now_ns) noexcept nogil:
@@ -169,15 +208,16 @@ cdef inline void stir_begin(StirState* s, int64_t now_ns) noexcept nogil:
     cdef bint turning = tachometer_turn_rpm(&s.tachometer, now_ns) >= STIR_RPM_FLOOR
     s.command_ns = now_ns
     s.alive_ns = now_ns
-    s.stall_ns = stir_stall_ns(s.target_rpm)
     s.command_edges = 0
     s.stalls = 0
     s.reached = 0
+    s.told = 0
+    s.next_turns_ns = now_ns
     tachometer_expect_change(&s.tachometer)
-    if turning and s.phase == STIR_OFF:
+    if turning and (s.phase == STIR_OFF or s.phase == STIR_REST):
         s.phase = STIR_RUN
         s.update_ns = now_ns
-    elif s.phase == STIR_OFF or s.phase == STIR_FAULT:
+    elif s.phase != STIR_START and s.phase != STIR_KICK and s.phase != STIR_RUN:
         s.integral_percent = 0.0
         s.phase = STIR_START
 
@@ -188,14 +228,42 @@ cdef inline int stir_stop(StirState* s, int64_t now_ns) noexcept nogil:
     s.command_ns = now_ns
     s.command_edges = 0
     s.target_rpm = 0.0
+    s.goal_rpm = 0.0
+    s.rate_rpm_per_s = 0.0
     s.open_duty_percent = 0.0
-    s.demand_percent = 0.0
-    s.integral_percent = 0.0
+    s.demand_percent = s.integral_percent = 0.0
     s.referenced = 0
     s.stalls = 0
     s.reached = 0
+    s.next_turns_ns = now_ns
     tachometer_expect_change(&s.tachometer)
     return 0
+
+
+cdef inline double stir_goal_rpm(const StirState* s, int64_t now_ns) noexcept nogil:
+    """Where a ramp to the target begins: at the speed asked for, at that of a coasting rotor, or as from rest."""
+    cdef double rpm = s.goal_rpm if s.goal_rpm > 0.0 else tachometer_turn_rpm(&s.tachometer, now_ns)
+    return rpm if rpm >= STIR_RPM_FLOOR else min(s.target_rpm, STIR_RAMP_START_RPM)
+
+
+cdef inline void stir_switch(StirState* s, double rpm, int64_t now_ns) noexcept nogil:
+    """Change the target of a command that goes on: nothing that was learned is forgotten. 0: at rest."""
+    if rpm == s.target_rpm:
+        return
+    s.target_rpm = rpm
+    s.alive_ns = now_ns
+    s.reached = 0
+    s.next_turns_ns = now_ns
+    tachometer_expect_change(&s.tachometer)
+    if rpm == 0.0:
+        s.phase = STIR_REST
+        s.goal_rpm = s.rate_rpm_per_s = s.demand_percent = 0.0
+        s.referenced = 0
+        return
+    stir_aim(s, stir_goal_rpm(s, now_ns))
+    if s.phase == STIR_REST:
+        s.phase = STIR_RUN if tachometer_turn_rpm(&s.tachometer, now_ns) >= STIR_RPM_FLOOR else STIR_START
+        s.update_ns = now_ns
 
 
 cdef inline int stir_target_rpm(StirState* s, double rpm, int64_t now_ns) noexcept nogil:
@@ -206,9 +274,38 @@ cdef inline int stir_target_rpm(StirState* s, double rpm, int64_t now_ns) noexce
         return -EDOM
     s.target_rpm = rpm
     s.open_duty_percent = 0.0
-    s.demand_percent = stir_clamp(stir_feed_forward(s, rpm) + s.integral_percent, 0.0, s.ceiling_percent)
+    stir_aim(s, stir_goal_rpm(s, now_ns))
     stir_begin(s, now_ns)
     return 0
+
+
+cdef inline int stir_ramp_rate(StirState* s, double rpm_per_s) noexcept nogil:
+    """How fast the speed may change from now on; 0: at once. 0, or -EDOM and nothing changed."""
+    if not 0.0 <= rpm_per_s <= STIR_RAMP_CEILING:
+        return -EDOM
+    s.config.ramp_rpm_per_s = rpm_per_s
+    stir_aim(s, s.goal_rpm)
+    return 0
+
+
+cdef inline int stir_curve(StirState* s, int part, double value) noexcept nogil:
+    """One part of a calibration's table (feed_forward.pxd), or FORWARD_LINE; 0, or minus an errno and nothing changed.
+
+    A turning rotor does not notice: the integral holds what the table and the curve before it differ by.
+    """
+    cdef double before = stir_feed_forward(s)
+    cdef int status = 1
+    if part == FORWARD_LINE:
+        forward_line(&s.forward, s.config.feed_forward_offset_percent, s.config.feed_forward_percent_per_rpm)
+    else:
+        status = forward_give(&s.forward, part, value)
+    if status == 1 and s.config.feed_forward_percent_per_rpm > 0.0:
+        s.gain = stir_clamp(s.forward.percent_per_rpm / s.config.feed_forward_percent_per_rpm, 0.2, 5.0)
+    if status == 1 and s.target_rpm > 0.0 and s.config.use_rpm and s.phase == STIR_RUN:
+        s.integral_percent += before - stir_feed_forward(s)
+    elif status == 1 and s.target_rpm > 0.0:
+        stir_aim(s, s.goal_rpm)
+    return status if status < 0 else 0
 
 
 cdef inline int stir_duty(StirState* s, double duty_percent, int64_t now_ns) noexcept nogil:
@@ -220,8 +317,10 @@ cdef inline int stir_duty(StirState* s, double duty_percent, int64_t now_ns) noe
     s.target_rpm = 0.0
     s.open_duty_percent = duty_percent
     s.demand_percent = duty_percent
+    stir_aim(s, 0.0)
     stir_begin(s, now_ns)
     s.integral_percent = 0.0
+    s.referenced = 0
     return 0
 
 
@@ -233,30 +332,34 @@ cdef inline int stir_edge(StirState* s, int64_t stamp_ns) noexcept nogil:
     s.fresh += 1
     s.kick_edges += 1
     s.command_edges += 1
+    if s.reached == STIR_REACHED_TURNS:
+        turns_edge(&s.turns, &s.tachometer)
     return 1
 
 
 cdef inline void stir_control(StirState* s, double rpm, double step_s) noexcept nogil:
     """One PI(D) update around the feed-forward; step_s since the last one.
 
-    PI is asked for a reference that moves from the measured speed to the target: with a true feed-forward it has
+    PI is asked for a reference that moves from the measured speed to the goal: with a true feed-forward it has
     nothing to add, and never winds up on the rotor's own inertia. A turn is a dead time of half itself (its mean
     speed) and up to itself (until the next edge), so the gains shrink for slow ones as internal model control of a lag
-    with dead time would have it: by (loop + dead time at 500 rpm) / (loop + dead time).
+    with dead time would have it: by (loop + dead time at 500 rpm) / (loop + dead time). On a ramp the measured speed is
+    compared with what was asked for half a turn ago.
     """
-    cdef double dead_ms = 1.5 * 60e3 / s.target_rpm
+    cdef double dead_ms = 1.5 * 60e3 / s.goal_rpm
     cdef double scale = stir_clamp((STIR_LOOP_MS + 1.5 * STIR_TURN_MS) / (STIR_LOOP_MS + dead_ms), 0.0, 1.0)
     cdef double ceiling = s.ceiling_percent
-    cdef double floor = stir_clamp(s.config.feed_forward_offset_percent * (STIR_FLOOR_PERCENT * 0.01), 0.0, ceiling)
+    cdef double floor = stir_clamp(s.forward.idle_percent * (STIR_FLOOR_PERCENT * 0.01), 0.0, ceiling)
     cdef double error, wanted, integral
+    scale *= s.gain
     if not s.referenced:
         s.referenced = 1
         s.reference_rpm = rpm
         s.measured_rpm = rpm
-    s.reference_rpm += (s.target_rpm - s.reference_rpm) * step_s / (STIR_REFERENCE_MS * 1e-3 + step_s)
-    error = s.reference_rpm - rpm
+    s.reference_rpm += (s.goal_rpm - s.reference_rpm) * step_s / (STIR_REFERENCE_MS * 1e-3 + step_s)
+    error = s.reference_rpm - rpm - s.rate_rpm_per_s * min(30.0 / rpm, 0.5)
     integral = s.integral_percent + scale * s.config.ki * error * step_s
-    wanted = stir_feed_forward(s, s.target_rpm) + scale * s.config.kp * error + integral
+    wanted = stir_feed_forward(s) + scale * s.config.kp * error + integral
     if step_s > 0.0:
         wanted -= scale * s.config.kd * (rpm - s.measured_rpm) / step_s
     s.demand_percent = stir_clamp(wanted, floor, ceiling)
@@ -291,7 +394,8 @@ cdef inline int stir_update(StirState* s, int64_t now_ns, double* event_value) n
         s.reached += 1
     if now_ns - s.kick_ns > STIR_FORGET_MS * <int64_t>1000000:
         s.stalls = 0
-    if s.reached == STIR_REACHED_TURNS and reached != STIR_REACHED_TURNS:
+    if s.reached == STIR_REACHED_TURNS and reached != STIR_REACHED_TURNS and not s.told:
+        s.told = 1
         event_value[0] = rpm
         return EVENT_STIR_RUNNING
     return 0
@@ -309,8 +413,11 @@ cdef inline int stir_watch(StirState* s, int64_t now_ns, double* event_value) no
     s.stalls += 1
     s.integral_percent = stir_clamp(s.integral_percent, 0.0, s.ceiling_percent) + STIR_STALL_BOOST_PERCENT
     s.reached = 0
+    s.told = 0
+    s.next_turns_ns = now_ns
     s.referenced = 0
     tachometer_restart(&s.tachometer)
+    stir_aim(s, min(s.target_rpm, STIR_RAMP_START_RPM))
     event_value[0] = s.stalls
     s.phase = STIR_START
     return EVENT_STIR_STALL
@@ -328,7 +435,7 @@ cdef inline int stir_kick(StirState* s, int64_t now_ns, double* event_value) noe
     s.alive_ns = now_ns
     s.kick_edges = 0
     tachometer_expect_change(&s.tachometer)
-    return EVENT_STIR_KICK
+    return 0 if s.told else EVENT_STIR_KICK
 
 
 cdef inline double stir_kick_s(const StirState* s) noexcept nogil:
@@ -336,8 +443,8 @@ cdef inline double stir_kick_s(const StirState* s) noexcept nogil:
 
     Full duty for longer throws the stir bar out of the magnets' hold; a rotor that needs more gets it by the retries.
     """
-    cdef double reach = s.config.kick_duty_percent - s.config.feed_forward_offset_percent
-    cdef double wanted = s.demand_percent - s.config.feed_forward_offset_percent
+    cdef double reach = s.config.kick_duty_percent - s.forward.idle_percent
+    cdef double wanted = s.demand_percent - s.forward.idle_percent
     if s.stalls or not 0.0 < wanted < reach:
         return s.config.kick_s
     return min(s.config.kick_s, max(STIR_LAG_MS * 1e-3 * wanted / reach, STIR_KICK_MINIMUM_MS * 1e-3))
@@ -349,7 +456,7 @@ cdef inline void stir_kick_end(StirState* s, int64_t now_ns) noexcept nogil:
     if kicked_s < stir_kick_s(s) and (s.kick_edges == 0 or kicked_s < STIR_KICK_MINIMUM_MS * 1e-3):
         return
     if s.target_rpm > 0.0:
-        s.demand_percent = stir_clamp(stir_feed_forward(s, s.target_rpm) + s.integral_percent, 0.0, s.ceiling_percent)
+        s.demand_percent = stir_clamp(stir_feed_forward(s) + s.integral_percent, 0.0, s.ceiling_percent)
     s.phase = STIR_RUN
     s.update_ns = now_ns
     s.referenced = 0
@@ -378,6 +485,8 @@ cdef inline int stir_tick(StirState* s, int64_t now_ns, double* duty_percent, in
         event[0] = stir_kick(s, now_ns, event_value)
 
     if s.phase == STIR_RUN:
+        if s.rate_rpm_per_s != 0.0:
+            stir_ramp(s, now_ns - s.tick_ns)
         if s.duty_percent != s.demand_percent:
             stir_slew(s, now_ns - s.tick_ns)
     elif s.phase == STIR_KICK:
@@ -388,64 +497,3 @@ cdef inline int stir_tick(StirState* s, int64_t now_ns, double* duty_percent, in
     s.duty_percent = stir_clamp(s.duty_percent, 0.0, s.ceiling_percent)
     duty_percent[0] = s.duty_percent
     return 0
-
-
-cdef inline bint stir_is_seen(const StirState* s, int64_t now_ns) noexcept nogil:
-    """Whether the stirrer is known to turn."""
-    return s.seen_ns > 0 and now_ns - s.seen_ns <= <int64_t>STIR_UNKNOWN_S * 1000000000
-
-
-cdef inline uint32_t stir_flags(const StirState* s, int64_t now_ns) noexcept nogil:
-    """FLAG_* of a reading made now."""
-    cdef uint32_t flags = 0
-    cdef int64_t since_ns = now_ns - s.command_ns
-    if s.phase == STIR_OFF:
-        return FLAG_STIRRING_OFF
-    if s.phase == STIR_FAULT:
-        flags |= FLAG_STIRRING_OFF
-    if s.stalls:
-        flags |= FLAG_STALLED
-    # kicked, and not one edge: the sensor is silent, or the rotor is held fast
-    if s.command_edges == 0 and (s.stalls or since_ns > s.stall_ns):
-        flags |= FLAG_SENSOR_LOST
-    return flags
-
-
-cdef inline int stir_reading(StirState* s, int64_t now_ns, Reading* out) noexcept nogil:
-    """1 and a reading when one is due (every report_period_s, from the first call on), else 0.
-
-    value is the line's speed; se_instrument its standard error; se_culture the turn-to-turn standard deviation of the
-    rotor itself, rpm; signal_v the duty, percent; reference_v the target, rpm (NaN in open loop and when off).
-    noise_bandwidth_hz is that of the slope of a line, a parabolic average of the speed: 0.6 / window.
-    """
-    cdef int64_t period_ns = <int64_t>(s.config.report_period_s * 1e9)
-    cdef TachometerFit fit
-    if period_ns <= 0:
-        return 0
-    if s.next_report_ns == 0:
-        s.next_report_ns = now_ns + period_ns
-    if now_ns < s.next_report_ns:
-        return 0
-    s.next_report_ns += period_ns * ((now_ns - s.next_report_ns) // period_ns + 1)
-    tachometer_fit(&s.tachometer, now_ns, period_ns, &fit)
-    memset(out, 0, sizeof(Reading))
-    out.sequence = s.reports
-    out.monotonic_ns = now_ns
-    out.value = fit.rpm
-    out.se_instrument = <float>fit.standard_error_rpm if fit.used else NAN
-    out.se_culture = NAN
-    if fit.turns > 1:
-        out.se_culture = <float>(60e9 * fit.turn_sd_ns / (fit.turn_mean_ns * fit.turn_mean_ns))
-    out.window_s = <float>fit.window_s
-    out.noise_bandwidth_hz = <float>(0.6 / fit.window_s) if fit.window_s > 0.0 else NAN
-    out.signal_v = <float>s.duty_percent
-    out.reference_v = <float>s.target_rpm if s.target_rpm > 0.0 else NAN
-    out.ambient_v = NAN
-    out.used = fit.used
-    out.rejected = s.tachometer.bounced - s.bounced_reported
-    out.flags = stir_flags(s, now_ns)
-    out.stream = STREAM_RPM
-    out.version = RECORD_VERSION
-    s.bounced_reported = s.tachometer.bounced
-    s.reports += 1
-    return 1

@@ -20,6 +20,7 @@ cdef enum:
     STREAM_TEMPERATURE = 9  # of the heater board
     STREAM_LIQUID = 10      # of the liquid, as estimated
     STREAM_VOLUME = 11      # of the liquid, by the pumps' account
+    STREAM_TURNS = 12       # what the times of the stirrer's turns do
     STREAM_EVENT = 16
     STREAM_STATUS = 17
     STREAM_RAW = 18         # trace of the sampling thread
@@ -73,7 +74,7 @@ cdef packed struct Reading:          # 88 bytes
     float window_s
     float noise_bandwidth_hz         # equivalent noise bandwidth of the window
     float signal_v                   # od: on minus off, or the uncalibrated value; fused: se by its model; rpm: duty
-    float reference_v                # od: reference photodiode; rpm: target rpm; else NaN
+    float reference_v                # od: reference photodiode; rpm: speed asked for; else NaN
     float ambient_v                  # od: level of the off phase; else NaN
     float blank                      # what was subtracted, unit of value; 0 without FLAG_BLANKED
     uint32_t used                    # conversions (or edges) that made the value
@@ -106,7 +107,7 @@ cdef union TraceValue:
 
 cdef packed struct TraceItem:        # 16 bytes
     uint8_t kind
-    uint8_t channel                  # 0..3; of a curve its slot
+    uint8_t channel                  # 0..3; of a curve its slot, of a command to the stirrer its part
     uint8_t phase                    # PHASE_*
     uint8_t flags                    # bit 0: the converter clipped
     uint32_t index
@@ -155,6 +156,9 @@ cdef enum:
     COMMAND_PUMP = 28         # channel: pump + 3 * PUMP_* of dose_plan.pxd, value
     COMMAND_LED_SET = 30      # channel 0..3, value: intensity of an LED channel, percent
     COMMAND_LED_RENEW = 31    # index, bits: the host thread lives, and wants the light of these channels
+    COMMAND_STIR_RAMP = 35    # value: rpm per second by which the stirrer's speed may change; 0: at once
+    COMMAND_STIR_CURVE = 36   # channel: part of a stirring calibration (feed_forward.pxd), value
+    COMMAND_STIR_DODGE = 37   # channel: part of a schedule of speeds (dodging.pxd), value
 
 cdef struct Command:
     uint32_t id

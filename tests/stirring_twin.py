@@ -96,6 +96,7 @@ class Trial:
     duty: list[float] = field(default_factory=list)
     events: list[tuple[float, int, float]] = field(default_factory=list)
     readings: list[bytes] = field(default_factory=list)
+    turns: list[bytes] = field(default_factory=list)
 
     def speed(self, begin_s: float, end_s: float = math.inf) -> np.ndarray:
         t = np.array(self.time_s)
@@ -156,6 +157,9 @@ class Bench:
         reading = self.stirrer.reading(self.now_ns)
         if reading is not None:
             self.trial.readings.append(reading)
+        turns = self.stirrer.turns(self.now_ns)
+        if turns is not None:
+            self.trial.turns.append(turns)
         self.next_tick_ms += self.tick_ms()
 
     def edges(self, before: float, after: float) -> Iterator[float]:

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from compiled_loop import Compiled, python_symbols
 from running import stirbar_environment, wait_for
-from stirbar.core import events, jobs, records
+from stirbar.core import events, records, stirring_job
 from stirbar.core.version import VERSION
 from stirbar.rt.core_arrays import struct_layouts
 
@@ -375,9 +375,10 @@ def test_commands_and_events_have_one_number_each() -> None:
 
 
 def test_ceilings_in_python_are_those_that_are_compiled_in() -> None:
-    from stirbar.rt.control_arrays import RPM_CEILING
+    from stirbar.rt.control_arrays import RAMP_CEILING, RPM_CEILING, RPM_FLOOR
 
-    assert jobs.RPM_CEILING == RPM_CEILING
+    assert (stirring_job.RPM_FLOOR, stirring_job.RPM_CEILING) == (RPM_FLOOR, RPM_CEILING)
+    assert stirring_job.RAMP_CEILING == RAMP_CEILING
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stirbar.core.records import FLAGS, READING_DTYPE
 from stirbar.rt.control_arrays import (
+    CURVE_POINTS,
     DUTY_CEILING_PERCENT,
     RPM_CEILING,
     RPM_FLOOR,
@@ -641,3 +642,376 @@ def test_defaults_are_inside_the_envelope() -> None:
     assert defaults["duty_maximum_percent"] == DUTY_CEILING_PERCENT
     with pytest.raises(TypeError, match="unknown settings \\['ku'\\]"):
         Stirrer(ku=1)
+
+
+# --- ramps ---
+
+
+def ramped(plant=None, rate: float = 100.0, **config) -> Bench:
+    return bench(plant, config={"ramp_rpm_per_s": rate, **config})
+
+
+@pytest.mark.parametrize("name", PLANTS)
+def test_a_ramp_is_followed_and_does_not_overshoot(name: str) -> None:
+    run = ramped(PLANTS[name])
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(6)
+    run.stirrer.target_rpm(1200, run.now_ns)
+    trial = run.run(10)
+    assert codes(trial) == [KICK, RUNNING, RUNNING]
+    time, rpm = np.array(trial.time_s), np.array(trial.rpm)
+    asked = np.clip(500 + 100 * (time - 6), 500, 1200)
+    assert np.abs(rpm - asked)[time > 6].max() < 25
+    assert rpm[time > 6].max() < 1.013 * 1200
+    assert trial.settled_s(1200, begin_s=6) < 7.8
+    run.stirrer.target_rpm(300, run.now_ns)
+    trial = run.run(13)
+    assert trial.speed(16).min() > 0.9 * 300
+    assert trial.settled_s(300, begin_s=16) < 10.5
+
+
+def test_without_windup_the_integral_stays_on_a_true_feed_forward() -> None:
+    run = ramped()
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(6)
+    run.stirrer.target_rpm(1500, run.now_ns)
+    assert max(run.run(14).rpm) < 1504
+
+
+def test_a_ramp_from_rest_begins_at_200_rpm() -> None:
+    run = ramped(rate=50)
+    run.stirrer.target_rpm(500, run.now_ns)
+    trial = run.run(9)
+    assert codes(trial) == [KICK, RUNNING]
+    asked = [float(reading(data)["reference_v"]) for data in trial.readings]
+    assert 200 <= asked[0] <= 260
+    assert np.diff(asked[:5]) == pytest.approx(50, abs=1)
+    assert asked[-1] == 500
+    assert np.abs(trial.speed(1.5, 5.0) - (200 + 50 * np.arange(1.5, 4.9995, 0.001))).max() < 40
+
+
+def test_a_change_in_mid_ramp_turns_from_where_it_is() -> None:
+    run = ramped(rate=200)
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(4)
+    run.stirrer.target_rpm(1500, run.now_ns)
+    top = run.run(2).rpm[-1]
+    assert 840 < top < 940
+    run.stirrer.target_rpm(600, run.now_ns)
+    trial = run.run(4)
+    assert max(trial.rpm) < top + 40
+    assert trial.settled_s(600, begin_s=6) < 2.2
+    run.stirrer.target_rpm(1500, run.now_ns)
+    run.run(1)
+    run.stirrer.ramp(0)
+    assert run.run(3).settled_s(1500, begin_s=11) < 2.5
+
+
+def test_a_slow_ramp_is_no_stall() -> None:
+    run = ramped(rate=20)
+    run.stirrer.target_rpm(60, run.now_ns)
+    run.run(12)
+    run.stirrer.target_rpm(1500, run.now_ns)
+    before = len(run.trial.events)
+    trial = run.run(30)
+    assert STALL not in [code for _, code, _ in trial.events[before:]]
+    assert 600 < trial.rpm[-1] < 720
+
+
+def test_stop_ends_a_ramp_at_once() -> None:
+    run = ramped(rate=50)
+    run.stirrer.target_rpm(1000, run.now_ns)
+    run.run(3)
+    run.stirrer.stop(run.now_ns)
+    trial = run.run(4)
+    assert set(trial.duty[3010:]) == {0.0}
+    assert trial.rpm[-1] < 1
+    assert run.stirrer.phase == "off"
+
+
+def test_a_stall_on_a_ramp_begins_it_anew() -> None:
+    run = ramped(rate=100)
+    run.stirrer.target_rpm(1000, run.now_ns)
+    run.run(5)
+    run.plant.speed_hz, free = 0.0, run.plant.start
+    run.plant.start = 2.0
+    run.run(1.0)
+    run.plant.start = free
+    trial = run.run(11)
+    assert STALL in codes(trial) and FAULT not in codes(trial)
+    assert trial.settled_s(1000, begin_s=6) < 9.5
+    assert max(trial.rpm) < 1015
+
+
+def test_a_ramp_without_a_sensor_is_feed_forward() -> None:
+    run = bench(config={"ramp_rpm_per_s": 100.0, "use_rpm": 0}, sensor=lambda stamp, chance: [])
+    run.stirrer.target_rpm(500, run.now_ns)
+    trial = run.run(6)
+    assert trial.speed(2.0, 2.1).mean() == pytest.approx(400, abs=15)
+    assert trial.rpm[-1] == pytest.approx(500, rel=0.01)
+
+
+@pytest.mark.parametrize("rate", [-1, math.nan, 10001])
+def test_a_ramp_outside_the_envelope_changes_nothing(rate: float) -> None:
+    stirrer = Stirrer()
+    before = stirrer.snapshot()
+    with pytest.raises(ValueError, match=r"must be 0\.\.10000"):
+        stirrer.ramp(rate)
+    assert stirrer.snapshot() == before
+
+
+# --- feed-forward from a calibration ---
+
+
+def speed_at(plant, duty_percent: float) -> float:
+    turning = copy.copy(plant)
+    turning.speed_hz = 1.0
+    for _ in range(6000):
+        turning.step(duty_percent / 100, 1e-3)
+    return turning.speed_hz * 60
+
+
+def calibrated(plant, low: float = 15, high: float = 70) -> tuple[list[float], float, float]:
+    """A plant's duties at equal steps of speed."""
+    duty = np.linspace(low, high, 40)
+    rpm = np.array([speed_at(plant, one) for one in duty])
+    duty, rpm = duty[rpm > 30], rpm[rpm > 30]
+    steps = np.linspace(rpm[0], rpm[-1], CURVE_POINTS)
+    return np.interp(steps, rpm, duty).tolist(), float(rpm[0]), float(rpm[-1])
+
+
+FAR = {
+    "half as fast": LagPlant(full_hz=25.0),
+    "twice as fast": LagPlant(full_hz=100.0),
+    "hard to start": LagPlant(full_hz=60.0, dead=0.25, start=0.33),
+    "inertia and drag": PLANTS["inertia and drag"],
+    "less drag": PLANTS["less drag"],
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_a_calibrated_fan_overshoots_less_and_settles_in_time(name: str) -> None:
+    peaks, settled = {}, {}
+    for with_curve in (False, True):
+        run = bench(FAR[name])
+        if with_curve:
+            run.stirrer.curve(*calibrated(FAR[name]))
+        run.stirrer.target_rpm(500, run.now_ns)
+        run.run(6)
+        run.stirrer.target_rpm(900, run.now_ns)
+        trial = run.run(6)
+        peaks[with_curve] = max(trial.speed(0, 6)) / 500 - 1
+        settled[with_curve] = max(trial.settled_s(500, end_s=6), trial.settled_s(900, begin_s=6))
+    assert settled[True] < 2.6
+    assert peaks[True] < 0.16
+    if name != "half as fast":
+        assert peaks[True] < 0.6 * peaks[False]
+    else:
+        assert settled[True] < settled[False] - 0.5 and settled[False] > 3
+
+
+def test_a_curve_and_its_ends() -> None:
+    run = bench(config={"use_rpm": 0})
+    run.stirrer.curve([20 + i for i in range(CURVE_POINTS)], 300, 1050)
+    for target, duty in ((300, 20), (325, 20.5), (675, 27.5), (1050, 35), (1200, 38), (100, 16)):
+        run.stirrer.target_rpm(target, run.now_ns)
+        assert run.run(1.5).duty[-1] == pytest.approx(duty)
+    run.stirrer.line()
+    run.stirrer.target_rpm(500, run.now_ns)
+    assert run.run(1.5).duty[-1] == pytest.approx(25)
+
+
+def test_a_curve_put_in_force_while_it_turns_is_not_noticed() -> None:
+    run = bench(PLANTS["30 % faster"])
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(5)
+    run.stirrer.curve(*calibrated(PLANTS["30 % faster"]))
+    trial = run.run(4)
+    assert np.abs(trial.speed(5.0) / 500 - 1).max() < 0.005
+    run.stirrer.line()
+    assert np.abs(run.run(4).speed(9.0) / 500 - 1).max() < 0.005
+
+
+@pytest.mark.parametrize(
+    ("duty", "low", "high"),
+    [
+        ([20.0] * 16, 300, 900),
+        ([20 + i if i != 7 else math.nan for i in range(16)], 300, 900),
+        ([90 + i for i in range(16)], 300, 900),
+        ([i - 1 for i in range(16)], 300, 900),
+        ([20 + i for i in range(16)], 900, 300),
+        ([20 + i for i in range(16)], math.nan, 900),
+        ([20 + i for i in range(16)], 300, math.inf),
+    ],
+)
+def test_a_curve_that_does_not_rise_is_refused_and_the_line_stays(duty: list[float], low: float, high: float) -> None:
+    run = bench(config={"use_rpm": 0})
+    with pytest.raises(ValueError, match="do not rise"):
+        run.stirrer.curve(duty, low, high)
+    run.stirrer.target_rpm(500, run.now_ns)
+    assert run.run(1.5).duty[-1] == pytest.approx(25)
+
+
+# --- statistics of turns ---
+
+
+def rows_of(parts: list[bytes]) -> np.ndarray:
+    return np.concatenate([np.frombuffer(data, READING_DTYPE) for data in parts])
+
+
+def steady(stamps: np.ndarray, **config) -> np.ndarray:
+    """Rows of `turns` for these edges, on a controller that holds a duty."""
+    stirrer, rows = Stirrer(**config), []
+    stirrer.duty(30, 0)
+    at = 0
+    for now in range(0, int(stamps[-1]) + 12 * SECOND, 10 * MS):
+        while at < len(stamps) and stamps[at] <= now:
+            stirrer.edge(int(stamps[at]))
+            at += 1
+        stirrer.tick(now)
+        row = stirrer.turns(now)
+        rows += [row] if row is not None else []
+    return rows_of(rows)
+
+
+def test_statistics_of_turns_equal_numpy() -> None:
+    chance = np.random.default_rng(4)
+    stamps = (SECOND + np.cumsum(chance.normal(120e6, 2e6, 400))).astype(np.int64)
+    rows = steady(stamps)
+    assert len(rows) == 5
+    assert rows["sequence"].tolist() == [0, 1, 2, 3, 4]
+    for row in rows[1:4]:
+        last = int(np.flatnonzero(stamps == row["monotonic_ns"])[0])
+        turns = np.diff(stamps[last - row["used"] : last + 1]) * 1e-3
+        assert len(turns) == row["used"] > 75
+        assert row["value"] == pytest.approx(turns.std(ddof=1), rel=1e-6)
+        assert row["se_instrument"] == pytest.approx(row["value"] / math.sqrt(2 * (len(turns) - 1)))
+        assert row["signal_v"] == pytest.approx(turns.mean(), rel=1e-6)
+        assert (row["reference_v"], row["ambient_v"]) == pytest.approx((turns.min(), turns.max()), rel=1e-6)
+        assert row["window_s"] == pytest.approx(turns.sum() * 1e-6, rel=1e-6)
+        assert row["stream"] == 12 and row["version"] == 1 and math.isnan(row["blank"])
+
+
+@pytest.mark.parametrize(("jitter_us", "rotor_us"), [(50, 0), (50, 1000), (20, 60), (0, 500)])
+def test_the_rotors_own_part_is_told_from_the_stamps(jitter_us: float, rotor_us: float) -> None:
+    own, total = [], []
+    for seed in range(30):
+        chance = np.random.default_rng(seed)
+        edges = SECOND + np.cumsum(chance.normal(120e6, 1e3 * rotor_us, 190))
+        rows = steady((edges + chance.normal(0, 1e3 * jitter_us, len(edges))).astype(np.int64))
+        own += [rows["se_culture"][1]]
+        total += [rows["value"][1]]
+    assert np.mean(np.square(total)) == pytest.approx(rotor_us**2 + 2 * jitter_us**2, rel=0.1)
+    assert np.sqrt(np.mean(np.square(own))) == pytest.approx(rotor_us, rel=0.1, abs=0.75 * jitter_us)
+
+
+def test_a_slow_drift_is_the_rotors() -> None:
+    turns = np.arange(300)
+    edges = SECOND + np.cumsum(120e6 + 2e6 * np.sin(turns / 12))
+    row = steady(edges.astype(np.int64))[1]
+    assert row["se_culture"] == pytest.approx(row["value"], rel=0.05)
+    assert row["value"] == pytest.approx(2000 / math.sqrt(2), rel=0.1)
+
+
+def test_uneven_magnets_are_measured_and_are_no_variation() -> None:
+    turns = SECOND + 120 * MS * np.arange(200)
+    stamps = np.sort(np.concatenate([turns, turns + 57 * MS])).astype(np.int64)
+    row = steady(stamps, pulses_per_turn=2)[1]
+    assert row["blank"] == pytest.approx(100 * (63 - 57) / 60, rel=1e-6)
+    assert row["value"] == pytest.approx(0, abs=1e-3)
+
+
+def test_lost_and_bounced_edges_are_counted_and_left_out() -> None:
+    clean = rotor_edges(500, 40, start_ns=SECOND)
+    keep = np.ones(len(clean), bool)
+    keep[[60, 90, 160]] = False
+    stamps = np.sort(np.concatenate([clean[keep], clean[100:103] + 5 * MS]))
+    rows = steady(stamps)
+    assert rows["value"][:3] == pytest.approx(0, abs=1e-3)
+    assert rows["rejected"].sum() == 6
+    assert int(rows["used"][1]) in (79, 80, 81)
+
+
+def test_only_steady_turning_counts_and_a_new_target_closes_the_window() -> None:
+    run = bench()
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(8)
+    run.stirrer.target_rpm(1000, run.now_ns)
+    run.run(6)
+    run.stirrer.stop(run.now_ns)
+    rows = rows_of(run.run(15).turns)
+    assert rows["signal_v"] == pytest.approx([120e3, 60e3], rel=0.01)
+    assert rows["ambient_v"] / rows["signal_v"] == pytest.approx(1, abs=0.05)
+    assert rows["window_s"][0] < 8 and rows["window_s"][1] < 6
+
+
+# --- dodging ---
+
+
+@pytest.mark.parametrize(
+    ("name", "quiet_rpm"),
+    [
+        ("nominal", 0),
+        ("30 % faster", 0),
+        ("inertia and drag", 0),
+        ("nominal", 150),
+        ("30 % faster", 150),
+        ("inertia and drag", 250),
+    ],
+)
+def test_the_schedule_is_a_grid_of_the_clock(name: str, quiet_rpm: int) -> None:
+    run = bench(PLANTS[name], config={"ramp_rpm_per_s": 300.0 if quiet_rpm else 0.0})
+    run.stirrer.dodge(10, 4, quiet_rpm, run.now_ns)
+    run.stirrer.target_rpm(500, run.now_ns)
+    trial = run.run(39)  # begins at 1 s of the clock
+    time, rpm, duty = np.array(trial.time_s) + 1, np.array(trial.rpm), np.array(trial.duty)
+    phase = time % 10
+    late = (phase > 3.2) & (phase < 3.99) & (time > 10)
+    assert (rpm[late] < 5).all() if quiet_rpm == 0 else np.abs(rpm[late] / quiet_rpm - 1).max() < 0.4
+    outside = (phase > 7.2) & (time > 5)
+    assert np.abs(rpm[outside] / 500 - 1).max() < 0.01
+    if quiet_rpm == 0:
+        assert (duty[(phase > 0.02) & (phase < 3.99)] == 0).all()
+    assert STALL not in codes(trial) and len(trial.events) <= 2
+    assert {500, quiet_rpm or 500} <= set(rows_of(trial.readings)["reference_v"].tolist())
+    turns = rows_of(trial.turns)
+    assert turns["ambient_v"] / turns["reference_v"] == pytest.approx(1, abs=0.12), "each reading is of one phase"
+
+
+def test_dodging_begins_and_ends_while_it_turns() -> None:
+    run = bench()
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(2.5)
+    run.stirrer.dodge(10, 5, 100, run.now_ns)
+    assert run.run(1).rpm[-1] < 250
+    run.stirrer.dodge(10, 5, 100, run.now_ns, on=False)
+    trial = run.run(12)
+    assert np.abs(trial.speed(7) / 500 - 1).max() < 0.01
+    run.stirrer.dodge(10, 5, 0, run.now_ns)
+    run.run(10)
+    run.stirrer.target_rpm(700, run.now_ns)
+    run.run(10)
+    assert max(run.trial.speed(33)) == pytest.approx(700, rel=0.05)
+    run.stirrer.duty(30, run.now_ns)
+    assert min(run.run(20).duty[-19000:]) == 30.0, "open loop has no schedule"
+    run.stirrer.stop(run.now_ns)
+    assert set(run.run(20).duty[-19900:]) == {0.0}
+
+
+def test_a_rotor_held_fast_while_dodging_ends_in_a_fault() -> None:
+    run = bench()
+    run.stirrer.dodge(8, 4, 0, run.now_ns)
+    run.stirrer.target_rpm(500, run.now_ns)
+    run.run(7)
+    run.plant.dead = run.plant.start = 2.0
+    run.plant.speed_hz = 0.0
+    trial = run.run(20)
+    assert codes(trial)[-1] == FAULT and set(trial.duty[-8000:]) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("period", "quiet", "rpm"), [(10, 9.5, 100), (10, 9, 0), (10, 5, 30), (10, 5, 2000), (1e4, 5, 0)]
+)
+def test_a_schedule_that_cannot_be_is_refused(period: float, quiet: float, rpm: float) -> None:
+    with pytest.raises(ValueError, match="outside the envelope"):
+        Stirrer().dodge(period, quiet, rpm, SECOND)
