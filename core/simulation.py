@@ -163,6 +163,10 @@ _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, s
              "spectrum and responsivity differ on the two ways; off by default"),
             ("light_leak_v", "V", 0, 0, 5,
              "additional LED light on every culture diode at 100 % LED", "fault; leakage gate of 80 mV (anchors 3.2)"),
+            ("reference_swapped", "", 0, 0, 1,
+             "1: the reference photodiode and the first culture diode are in each other's place", "fault"),
+            ("vial_missing", "", 0, 0, 1,
+             "1: no scatter, a tenth of the stray light, nothing that takes the heater board's heat", "fault"),
             ("sensitivity_spread_percent", "%", 7.1, 0, 50,
              "of the diodes of one unit, log-normal, drawn from the seed",
              "unit-to-unit spread of 7.1 % (anchors 3.2)"),
@@ -206,6 +210,7 @@ _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, s
             ("hum_second_harmonic_percent", "%", 10, 0, 100, "of the fundamental", ASSUMED),
             ("hum_third_harmonic_percent", "%", 30, 0, 100, "of the fundamental", ASSUMED),
             ("hum_fifth_harmonic_percent", "%", 10, 0, 100, "of the fundamental", ASSUMED),
+            ("pwm_pickup_v", "V", 0, 0, 1, "pick-up of the stirrer's PWM while the fan turns", "fault"),
         ),
     ),
     (
@@ -241,6 +246,8 @@ _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, s
             ("adc2_fault", "", 0, 0, 3, "channel 2, as adc1_fault", "fault"),
             ("adc3_fault", "", 0, 0, 3, "channel 3, as adc1_fault", "fault"),
             ("adc4_fault", "", 0, 0, 3, "channel 4, as adc1_fault", "fault"),
+            ("bus_slowness", "", 1, 0.1, 100,
+             "times the bus time that a transfer takes as planned; counted, the loop does not wait", "fault"),
         ),
     ),
     (
@@ -278,6 +285,7 @@ _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, s
              "standard deviation of that", "5 to 50 us for kernel stamps (anchors 5.2)"),
             ("fan_stalled", "", 0, 0, 1, "1: the stir bar is held", "fault"),
             ("tachometer_silent", "", 0, 0, 1, "1: no edges", "fault"),
+            ("stir_bar_missing", "", 0, 0, 1, "1: the fan turns without drag, the liquid stands", "fault"),
         ),
     ),
 )

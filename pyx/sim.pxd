@@ -20,12 +20,13 @@ from stirbar.rt.rng cimport Rng, rng_next, rng_normal, rng_seed, rng_uniform, zi
 from stirbar.rt.sim_parameters cimport *
 from stirbar.rt.thermal cimport thermal_init, thermal_read
 from stirbar.rt.types cimport MAX_CHANNELS
-from stirbar.rt.vial cimport Beam, Sim, beam_mean_v, sim_advance, sim_hold, sim_put_f32, sim_put_u32
+from stirbar.rt.vial cimport Beam, Sim, beam_mean_v, sim_advance, sim_hold, sim_put_f32, sim_put_u32, sim_swap_reference
 
 cdef enum:
     SIM_OWNER_SAMPLING = 0
     SIM_OWNER_ACTUATOR = 1
     MCU_CATCH_UP = 64        # updates of a running mean after which nothing is left of what was before
+    STIRRER_HZ = 200         # PWM of the stirrer until the loop chooses another
 
 # Which random stream of the seed feeds what; channels have STREAM_CHANNEL + 0..3.
 cdef enum:
@@ -175,6 +176,14 @@ cdef inline int sim_read_mean(Sim* sim, int channel, double time_s, Conversion* 
     return 1
 
 
+cdef inline void sim_transfer(Sim* sim, int64_t planned_ns) noexcept nogil:
+    """Count a transfer on the bus, and the time that it takes there."""
+    sim.bus_transfers += 1
+    sim.bus_rest_ns += <int64_t>(planned_ns * sim.parameter[PARAM_BUS_SLOWNESS])
+    sim.bus_busy_ms += <uint32_t>(sim.bus_rest_ns // 1000000)
+    sim.bus_rest_ns %= 1000000
+
+
 cdef inline int sim_adc_read(void* context, int channel, int64_t now_ns, Conversion* conversion) noexcept nogil:
     """1: a conversion; 0: none since the last read; -ENODEV: not started; -EREMOTEIO: fault."""
     cdef Sim* sim = <Sim*>context
@@ -183,6 +192,7 @@ cdef inline int sim_adc_read(void* context, int channel, int64_t now_ns, Convers
     cdef int status, pace
     if channel < 0 or channel >= MAX_CHANNELS or not sim.adc[channel].running:
         return -ENODEV
+    sim_transfer(sim, sim.plan[channel].read_ns)
     if <int>sim.parameter[PARAM_ADC1_FAULT + channel] == ADC_LOST:
         return -EREMOTEIO
     pace = sim.plan[channel].pace
@@ -265,6 +275,7 @@ cdef inline int sim_led_write(void* context, double intensity_percent, int64_t n
         return -EINVAL
     if time_s > sim.now_s:
         sim.now_s = time_s
+    sim_transfer(sim, sim.plan[0].light_ns)
     led_switch(&sim.led, 0.01 * intensity_percent, time_s)
     return 0
 
@@ -285,6 +296,7 @@ cdef inline void sim_actuators_advance(Sim* sim, double time_s) noexcept nogil:
     sim_put_f32(&sim.exchange.fan_turns_per_s, <float>(sim.fan.speed_rpm / 60.0))
     sim_put_f32(&sim.exchange.fan_phase, <float>sim.fan.angle_turn)
     sim_put_u32(&sim.exchange.fan_stamp_us, <uint32_t><int64_t>(1e6 * sim.fan.time_s))
+    sim_put_u32(&sim.exchange.stir_bar, sim.parameter[PARAM_STIR_BAR_MISSING] == 0.0)
     for i in range(PUMPS):
         sim_put_u32(&sim.exchange.pumped_nl[i], sim.pumps.delivered_nl[i])
 
@@ -305,6 +317,8 @@ cdef inline int sim_stirrer_write(void* context, double duty_percent, int64_t no
 
 
 cdef inline int sim_stirrer_period(void* context, int64_t period_ns, int64_t now_ns) noexcept nogil:
+    cdef Sim* sim = <Sim*>context
+    sim_put_f32(&sim.exchange.stirrer_hz, <float>(1e9 / period_ns) if period_ns > 0 else STIRRER_HZ)
     return 0
 
 
@@ -347,6 +361,8 @@ cdef inline int sim_set(Sim* sim, int parameter, double value) noexcept nogil:
         culture_start_lag(&sim.culture, p, sim.thermal.liquid_degc)
     elif parameter == PARAM_LED_DRIVE_H:
         sim.led.drive_h = value
+    elif parameter == PARAM_REFERENCE_SWAPPED:
+        sim_swap_reference(sim, value != 0.0)
     elif parameter == PARAM_LED_DEAD:
         led_set_output(&sim.led, p, sim.thermal.board_degc)
     elif parameter == PARAM_MAINS_HZ or parameter == PARAM_MAINS_WANDER_HZ:
@@ -417,6 +433,8 @@ cdef inline int sim_init(Sim* sim, const SimConfig* config, int64_t start_ns) no
     rng_seed(&unit, config.seed, RNG_UNIT)
     if sim_init_beams(sim, config, &unit) != 0:
         return -EINVAL
+    sim.swapped = 0
+    sim_swap_reference(sim, sim.parameter[PARAM_REFERENCE_SWAPPED] != 0.0)
     fan_init(&sim.fan, config.seed, RNG_FAN, &sim.ziggurat, start_ns)
     pumps_init(&sim.pumps, &unit, &sim.ziggurat)
     thermal_init(&sim.thermal, sim.parameter)
@@ -435,7 +453,11 @@ cdef inline int sim_init(Sim* sim, const SimConfig* config, int64_t start_ns) no
     sim.slow_s = 0.0
     sim.slow_end_s = 0.1
     sim.epoch = 1
+    sim.bus_transfers = 0
+    sim.bus_busy_ms = 0
+    sim.bus_rest_ns = 0
     sim_put_f32(&sim.exchange.heater_duty, 0.0)
+    sim_put_f32(&sim.exchange.stirrer_hz, STIRRER_HZ)
     for i in range(PUMPS):
         sim.taken_nl[i] = 0
     sim_actuators_advance(sim, 0.0)

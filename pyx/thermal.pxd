@@ -10,7 +10,7 @@ from stirbar.rt.rng cimport Rng, Ziggurat, rng_normal
 from stirbar.rt.sim_parameters cimport (
     PARAM_AMBIENT_TEMPERATURE_DEGC, PARAM_BOARD_AMBIENT_W_PER_K, PARAM_BOARD_HEAT_CAPACITY_J_PER_K,
     PARAM_BOARD_LIQUID_W_PER_K, PARAM_HEATER_POWER_W, PARAM_LIQUID_AMBIENT_W_PER_K, PARAM_TEMPERATURE_FAULT,
-    PARAM_TEMPERATURE_NOISE_DEGC)
+    PARAM_TEMPERATURE_NOISE_DEGC, PARAM_VIAL_MISSING)
 
 cdef enum:
     TEMPERATURE_LOST = 1
@@ -33,7 +33,7 @@ cdef inline void thermal_step(
         double seconds) noexcept nogil:
     """Advance by an implicit step (stable for any length); what flows in has the temperature of the air."""
     cdef double air = p[PARAM_AMBIENT_TEMPERATURE_DEGC]
-    cdef double coupling = p[PARAM_BOARD_LIQUID_W_PER_K]
+    cdef double coupling = p[PARAM_BOARD_LIQUID_W_PER_K] if p[PARAM_VIAL_MISSING] == 0.0 else 0.0
     cdef double liquid_j_per_k = 4.18 * volume_ml
     cdef double a, b, e, f
     if volume_ml > 0.0 and inflow_ml > 0.0:
