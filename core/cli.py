@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("stirbar.core.status:main", "what a worker is doing now"),
     "config": ("stirbar.core.config_command:main", "check, show and change the configuration"),
     "hardware": ("stirbar.core.hardware_command:main", "find, list and check the board"),
+    "self-test": ("stirbar.core.self_test:main", "test light, stirrer, heater and bus of a unit"),
     "calibrations": ("stirbar.core.calibrations_command:main", "keep, fit and choose calibration curves"),
     "identify": ("stirbar.core.identify_command:main", "let the LED of a unit's board blink"),
     "record": ("stirbar.core.record_command:main", "write a worker's raw conversions to disk"),

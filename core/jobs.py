@@ -76,6 +76,21 @@ def allowed(value: object, low: float, high: float, otherwise: float) -> float:
     return float(value) if fits else otherwise  # type: ignore[arg-type]
 
 
+def all_of(count: int, done: Done) -> Done:
+    """A callback for `count` answers that calls `done` once: with success, or with the first refusal."""
+    left = count
+
+    def answered(ok: bool, limit: float) -> None:
+        nonlocal left
+        if left <= 0:
+            return
+        left = left - 1 if ok else 0
+        if left == 0:
+            done(ok, limit)
+
+    return answered
+
+
 class Job:
     """One job: its state, its settings, and the loop's commands behind start, stop and set."""
 
@@ -103,6 +118,10 @@ class Job:
         )
 
     settable: tuple[str, ...] = ()
+    lent: tuple[str, ...] = ()  # attributes that a self-test changes, and that are put back
+
+    def publish(self) -> None:
+        """Say what is set."""
 
     def on_event(self, code: int, value: float) -> None:
         """The loop reported something about this job."""
@@ -144,6 +163,7 @@ class OdReading(Job):
 
     name = "od_reading"
     settable = ("ir_led_intensity",)
+    lent = ("intensity",)
 
     def __init__(self, host: Host, config: Config) -> None:
         super().__init__(host, config)
@@ -211,6 +231,7 @@ class Stirring(Job):
 
     name = "stirring"
     settable = ("target_rpm", "duty_cycle")
+    lent = ("use_rpm", "target_rpm", "duty_percent")
 
     def __init__(self, host: Host, config: Config) -> None:
         super().__init__(host, config)

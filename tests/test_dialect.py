@@ -304,3 +304,18 @@ def test_golden_payloads_of_calibrated_readings() -> None:
     said.clear()
     dialect.setting({"job": "od_reading", "setting": "calibration2", "value": None})
     assert said == [(f"{top}/raw_od2", b"", 0, True), (f"{top}/calibrated_od2", b"", 0, True)]
+
+
+def test_results_of_a_self_test_belong_to_no_experiment() -> None:
+    dialect, said = make()
+    dialect.setting({"job": "self_test", "setting": "test_light_leak", "value": 0})
+    dialect.setting({"job": "self_test", "setting": "all_tests_passed", "value": 0})
+    dialect.follow_experiment("next")
+    assert said == [
+        ("pioreactor/vial1/$experiment/self_test/test_light_leak", b"0", 0, True),
+        ("pioreactor/vial1/$experiment/self_test/all_tests_passed", b"0", 0, True),
+    ]
+    dialect.setting({"job": "self_test", "setting": "test_light_leak", "value": None})
+    assert said[-1] == ("pioreactor/vial1/$experiment/self_test/test_light_leak", b"", 0, True)
+    with pytest.raises(ValueError, match="started or stopped"):
+        parse_command("self_test", "$state", b"ready")

@@ -218,7 +218,10 @@ FORBIDDEN = {
     "importlib.metadata", "inspect", "multiprocessing", "numpy", "pydantic", "sqlite3", "stirbar.web", "unittest",
     "xml", "yaml",
 }  # fmt: skip
-FORBIDDEN_IN_WORKER = FORBIDDEN | {"stirbar.bridge", "paho", "logging", "ssl", "urllib.request", "subprocess"}
+SELF_TEST = {f"stirbar.core.{path.stem}" for path in (ROOT / "core").glob("self_test*.py")}
+FORBIDDEN_IN_WORKER = (
+    FORBIDDEN | {"stirbar.bridge", "paho", "logging", "ssl", "urllib.request", "subprocess"} | SELF_TEST
+)
 FORBIDDEN_IN_BRIDGE = FORBIDDEN | {"stirbar.rt.loop", "stirbar.core.worker", "stirbar.core.host"}
 # What the dependencies themselves import although we do not; taken from an empty process that imports only them.
 DEPENDENCIES = {"worker": "zmq", "bridge": "zmq, paho.mqtt.client"}
