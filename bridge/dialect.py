@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 JOBS = ("od_reading", "stirring", "temperature_automation", "bioreactor", "leds", "monitor")
 MONITOR = topics.MONITOR
+SELF_TEST = "self_test"
+UNIVERSAL = (MONITOR, SELF_TEST)  # of the unit, whatever its experiment
 READY, SLEEPING, DISCONNECTED, LOST = "ready", "sleeping", "disconnected", "lost"
 SETTABLE = {
     ("stirring", "target_rpm"),
@@ -151,7 +153,7 @@ class Dialect:
         self._calibrations: dict[int, str] = {}  # channel: name
 
     def _topic(self, job: str, setting: str) -> str:
-        experiment = topics.UNIVERSAL_EXPERIMENT if job == MONITOR else self.experiment
+        experiment = topics.UNIVERSAL_EXPERIMENT if job in UNIVERSAL else self.experiment
         return topics.dialect(self._root, self._unit, experiment, job, setting)
 
     def say(self, job: str, setting: str, payload: bytes) -> None:
@@ -209,7 +211,7 @@ class Dialect:
     def setting(self, document: dict[str, object]) -> None:
         """A `setting` message of the worker."""
         job, name, value = document.get("job"), document.get("setting"), document.get("value")
-        if job not in JOBS or not isinstance(name, str) or (job, name) in _FROM_READINGS:
+        if job not in (*JOBS, SELF_TEST) or not isinstance(name, str) or (job, name) in _FROM_READINGS:
             return
         if name == "ir_led_intensity" and isinstance(value, int | float):
             self._intensity = float(value)
@@ -259,7 +261,7 @@ class Dialect:
         """The worker stamps another experiment: the old one's jobs end there, their retained values go."""
         if name == self.experiment:
             return
-        moving = {entry: payload for entry, payload in self._said.items() if entry[0] != MONITOR}
+        moving = {entry: payload for entry, payload in self._said.items() if entry[0] not in UNIVERSAL}
         for job, setting in moving:
             if setting == topics.STATE_SETTING:
                 self._publish(self._topic(job, setting), DISCONNECTED.encode(), 1, True)

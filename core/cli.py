@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "set": ("stirbar.core.job_command:set_value", "change a setting of a job, as the stirrer's speed"),
     "config": ("stirbar.core.config_command:main", "check, show and change the configuration"),
     "hardware": ("stirbar.core.hardware_command:main", "find, list and check the board"),
+    "self-test": ("stirbar.core.self_test:main", "test light, stirrer, heater and bus of a unit"),
     "calibrations": ("stirbar.core.calibrations_command:main", "keep, fit and choose calibration curves"),
     "led": ("stirbar.core.led_command:main", "set the LED channels A to D of a unit"),
     "identify": ("stirbar.core.identify_command:main", "let the LED of a unit's board blink"),

@@ -9,8 +9,8 @@ import time
 
 from stirbar.core import events, records
 from stirbar.core.dosing_job import parse_dose, parse_exchange
-from stirbar.core.host import NO_EXPERIMENT, all_of
-from stirbar.core.jobs import CommandError, number, refusal
+from stirbar.core.host import NO_EXPERIMENT, STARTED
+from stirbar.core.jobs import CommandError, all_of, number, refusal
 from stirbar.core.leds_job import SOURCE_LENGTH, USER, Leds
 
 TYPE_CHECKING = False
@@ -320,6 +320,29 @@ class Commands:
         seconds = number(request.get("seconds"), "seconds", 0.0, FAULT_SECONDS_MAXIMUM, "s")
         self.host.reported_faults[code] = self.host.loop.now_ns() + int(seconds * 1e9)
         reply(_success(request, {"code": code, "seconds": seconds}), [])
+
+    def do_self_test(self, request: Request, reply: Reply) -> None:
+        loan, step = self.host.loan, request.get("step")
+        done = self._by_loop(request, reply, lambda: {"lent": bool(loan.before)})
+        if step == "begin":
+            tests = request.get("tests")
+            names = [str(name) for name in tests] if isinstance(tests, list) else []
+            disturbed = (
+                ""
+                if request.get("stop_jobs") is True or self.host.experiment == NO_EXPERIMENT
+                else (self.host.experiment)
+            )
+            loan.begin(STARTED, names, disturbed, done)
+        elif step == "end":
+            loan.end(done)
+        elif step in ("renew", "result"):
+            if step == "renew":
+                loan.renew()
+            else:
+                loan.result(request)
+            done(True, 0.0)
+        else:
+            raise CommandError(f"no step {step!r} of a self-test", "step", ["begin", "renew", "result", "end"])
 
     def do_simulate(self, request: Request, reply: Reply) -> None:
         if not self.host.loop.simulated():

@@ -24,10 +24,12 @@ from stirbar.core.jobs import (
     SAMPLING,
     CommandError,
     Job,
+    all_of,
     make_jobs,
     refusal,
 )
 from stirbar.core.led_hours import LedHours
+from stirbar.core.loan import Loan
 from stirbar.core.records import Header
 from stirbar.core.stirring_job import RPM_CEILING, RPM_FLOOR
 
@@ -109,6 +111,7 @@ class Host:
             publish = getattr(job, "publish", None)
             if publish is not None:
                 publish()
+        self.loan = Loan(self)
         self.set_experiment(self._stored_experiment(), _ignore)
         self.bioreactor.begin()
         self.calibrations = ActiveCalibrations(self)
@@ -133,22 +136,24 @@ class Host:
             try:
                 begin(self._started(name))
             except CommandError as error:
-                self._say_not_started(name, error)
+                self.say_not_started(name, error)
 
-    def _kept(self, name: str) -> dict[str, object]:
-        job = self.jobs[name]
-        return {"running": job.state in (INIT, READY), **job.remember()}
+    def kept(self, name: str) -> dict[str, object]:
+        """What a job does now; of one that is lent to a self-test, what it did before."""
+        lent, job = self.loan.kept(name), self.jobs[name]
+        return lent if lent is not None else {"running": job.state in (INIT, READY), **job.remember()}
 
     def _started(self, name: str) -> Done:
         """A callback that says why a job was not started, where the loop refuses it."""
 
         def answered(ok: bool, limit: float) -> None:
             if not ok:
-                self._say_not_started(name, refusal(limit))
+                self.say_not_started(name, refusal(limit))
 
         return answered
 
-    def _say_not_started(self, name: str, error: CommandError) -> None:
+    def say_not_started(self, name: str, error: CommandError) -> None:
+        """An event for a job that should run and does not."""
         text = f"{name} was not started: {error.message}"
         self.event("error", name, f"{text}; {error.remedy}" if error.remedy else text, code="not_started")
 
@@ -174,8 +179,9 @@ class Host:
             self._watch_wall_clock()
             for job in self.jobs.values():
                 job.tend()
+            self.loan.tend()
             if self.journal is not None:
-                self.journal.note({name: self._kept(name) for name in STARTED})
+                self.journal.note({name: self.kept(name) for name in STARTED})
             self.led_hours.update(self.loop.led_seconds(), now_ns)
             self.publish_setting("od_reading", "led_hours", round(self.led_hours.hours, 2), "h")
             rail_v = self.loop.rail_v()
@@ -459,21 +465,6 @@ class Host:
             "protection": self.protection,
             "simulation": self.loop.simulation_values() if self.loop.simulated() else {},
         }
-
-
-def all_of(count: int, done: Done) -> Done:
-    """A callback for `count` answers that calls `done` once: with success, or with the first refusal."""
-    left = count
-
-    def answered(ok: bool, limit: float) -> None:
-        nonlocal left
-        if left <= 0:
-            return
-        left = left - 1 if ok else 0
-        if left == 0:
-            done(ok, limit)
-
-    return answered
 
 
 def _ignore(ok: bool, limit: float) -> None:

@@ -73,6 +73,21 @@ def allowed(value: object, low: float, high: float, otherwise: float) -> float:
     return float(value) if fits else otherwise  # type: ignore[arg-type]
 
 
+def all_of(count: int, done: Done) -> Done:
+    """A callback for `count` answers that calls `done` once: with success, or with the first refusal."""
+    left = count
+
+    def answered(ok: bool, limit: float) -> None:
+        nonlocal left
+        if left <= 0:
+            return
+        left = left - 1 if ok else 0
+        if left == 0:
+            done(ok, limit)
+
+    return answered
+
+
 class Job:
     """One job: its state, its settings, and the loop's commands behind start, stop and set."""
 
@@ -100,6 +115,10 @@ class Job:
         )
 
     settable: tuple[str, ...] = ()
+    lent: tuple[str, ...] = ()  # attributes that a self-test changes, and that are put back
+
+    def publish(self) -> None:
+        """Say what is set."""
 
     def event_fields(self, code: int, argument: int, value: float) -> dict[str, object]:
         """What else an event of the loop about this job says."""
@@ -149,6 +168,7 @@ class OdReading(Job):
 
     name = "od_reading"
     settable = ("ir_led_intensity",)
+    lent = ("intensity",)
 
     def __init__(self, host: Host, config: Config) -> None:
         super().__init__(host, config)

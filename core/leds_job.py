@@ -108,7 +108,7 @@ class Leds(Job):
 
     def ask(self, wanted: dict[str, object], source: str, done: Done) -> None:
         """Set channels; all of them or, where one cannot be, none."""
-        from stirbar.core.host import all_of
+        from stirbar.core.jobs import all_of
 
         checked = {letter: self._checked(letter, value) for letter, value in wanted.items()}
         if not checked:

@@ -107,8 +107,8 @@ _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, s
             ("liquid_ambient_w_per_k", "W/K", 0.06, 0, 10, "liquid to air", "+30 K at full duty (IS-10)"),
             ("temperature_noise_degc", "degC", 0.02, 0, 5,
              "noise of the TMP1075 on the heater board, before its 0.0625 degC steps", ASSUMED),
-            ("temperature_fault", "", 0, 0, 2,
-             "1: the sensor does not answer; 2: it answers with a frozen value", "fault"),
+            ("temperature_fault", "", 0, 0, 4,
+             "1: the sensor does not answer; 2: its value is frozen; 3: it is no number; 4: it jumps by 20 K", "fault"),
         ),
     ),
     (
@@ -164,6 +164,10 @@ _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, s
             ("light_leak_v", "V", 0, 0, 5,
              "additional light on every culture diode, of the OD LED and of each other LED at 100 %",
              "fault; leakage gate of 80 mV (anchors 3.2)"),
+            ("reference_swapped", "", 0, 0, 1,
+             "1: the reference photodiode and the first culture diode are in each other's place", "fault"),
+            ("vial_missing", "", 0, 0, 1,
+             "1: no scatter, a tenth of the stray light, nothing that takes the heater board's heat", "fault"),
             ("sensitivity_spread_percent", "%", 7.1, 0, 50,
              "of the diodes of one unit, log-normal, drawn from the seed",
              "unit-to-unit spread of 7.1 % (anchors 3.2)"),
@@ -207,6 +211,7 @@ _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, s
             ("hum_second_harmonic_percent", "%", 10, 0, 100, "of the fundamental", ASSUMED),
             ("hum_third_harmonic_percent", "%", 30, 0, 100, "of the fundamental", ASSUMED),
             ("hum_fifth_harmonic_percent", "%", 10, 0, 100, "of the fundamental", ASSUMED),
+            ("pwm_pickup_v", "V", 0, 0, 1, "pick-up of the stirrer's PWM while the fan turns", "fault"),
         ),
     ),
     (
@@ -242,6 +247,8 @@ _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, s
             ("adc2_fault", "", 0, 0, 3, "channel 2, as adc1_fault", "fault"),
             ("adc3_fault", "", 0, 0, 3, "channel 3, as adc1_fault", "fault"),
             ("adc4_fault", "", 0, 0, 3, "channel 4, as adc1_fault", "fault"),
+            ("bus_slowness", "", 1, 0.1, 100,
+             "times the bus time that a transfer takes as planned; counted, the loop does not wait", "fault"),
         ),
     ),
     (
@@ -280,6 +287,7 @@ _GROUPS: tuple[tuple[str, int, tuple[tuple[str, str, float, float, float, str, s
              "standard deviation of that", "5 to 50 us for kernel stamps (anchors 5.2)"),
             ("fan_stalled", "", 0, 0, 1, "1: the stir bar is held", "fault"),
             ("tachometer_silent", "", 0, 0, 1, "1: no edges", "fault"),
+            ("stir_bar_missing", "", 0, 0, 1, "1: the fan turns without drag, the liquid stands", "fault"),
         ),
     ),
 )

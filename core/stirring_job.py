@@ -52,6 +52,7 @@ class Stirring(Job):
     """The stirrer, held at a speed (`target_rpm`, approached by `ramp_rpm_per_s`) or at a duty (`duty_cycle`)."""
 
     name = "stirring"
+    lent = ("use_rpm", "target_rpm", "duty_percent")
     settable = (
         "target_rpm", "duty_cycle", "ramp_rpm_per_s", "enable_dodging_od", "target_rpm_during_od_reading"
     )  # fmt: skip

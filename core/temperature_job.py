@@ -42,6 +42,7 @@ class TemperatureAutomation(Job):
 
     name = "temperature_automation"
     settable = ("automation_name", "target_temperature", "heater_duty_cycle", "acknowledge")
+    lent = ("automation", "target_degc", "duty_percent")
 
     def __init__(self, host: Host, config: Config) -> None:
         super().__init__(host, config)

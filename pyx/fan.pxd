@@ -13,7 +13,7 @@ from stirbar.rt.sim_parameters cimport (
     PARAM_EDGE_JITTER_US, PARAM_EDGE_LATENCY_US, PARAM_FAN_DRAG_RPM, PARAM_FAN_FULL_SPEED_RPM,
     PARAM_FAN_PULSES_PER_TURN, PARAM_FAN_RUN_DUTY_PERCENT, PARAM_FAN_SPREAD_PERCENT, PARAM_FAN_STALLED,
     PARAM_FAN_START_DUTY_PERCENT, PARAM_FAN_TIME_CONSTANT_S, PARAM_FAN_VARIATION_PERCENT, PARAM_FAN_VARIATION_TIME_S,
-    PARAM_TACHOMETER_SILENT)
+    PARAM_STIR_BAR_MISSING, PARAM_TACHOMETER_SILENT)
 
 cdef enum:
     EDGE_QUEUE = 64   # stamps the kernel holds for the reader; later ones are lost
@@ -71,8 +71,9 @@ cdef inline void fan_edge(Fan* fan, const double* p, const Ziggurat* table, doub
 
 
 cdef inline double fan_acceleration(const double* p, double drive_rpm, double load, double speed_rpm) noexcept nogil:
+    cdef double drag_rpm = speed_rpm * speed_rpm / p[PARAM_FAN_DRAG_RPM] if p[PARAM_STIR_BAR_MISSING] == 0.0 else 0.0
     return (drive_rpm - speed_rpm * (1.0 + 0.01 * p[PARAM_FAN_VARIATION_PERCENT] * load)
-            - speed_rpm * speed_rpm / p[PARAM_FAN_DRAG_RPM]) / p[PARAM_FAN_TIME_CONSTANT_S]
+            - drag_rpm) / p[PARAM_FAN_TIME_CONSTANT_S]
 
 
 cdef inline void fan_step(Fan* fan, const double* p, const Ziggurat* table, double seconds) noexcept nogil:

@@ -18,6 +18,7 @@ cdef enum:
     TRUST_STUCK_S = 60
     TRUST_STALE_MS = 5000            # without a reading for longer there is nothing to believe
     TRUST_IMPLAUSIBLE_COUNT = 3      # readings in a row that cannot be: the sensor is not believed
+    TRUST_REJECTED_PARTS = 4         # more than a quarter of a block's readings cannot be: none of them is believed
     TRUST_RESTART_S = 60             # a level that stays after an impossible step is a new beginning
     TRUST_STUCK_CHANGE_PERCENT = 10  # of the duty, relative to its largest
     TRUST_STUCK_DUTY_PERCENT = 10    # below it a change moves the sensor by less than its step
@@ -61,6 +62,8 @@ cdef struct HeatTrust:
     int64_t block_ns             # 0: no block under way
     int64_t blind_ns
     uint32_t implausible         # in a row
+    uint32_t rejected            # in this block
+    uint32_t taken
     int32_t distrust             # DISTRUST_*
     double difference_degc       # of the last block: shown less expected
 
@@ -95,6 +98,7 @@ cdef inline void trust_begin_block(HeatTrust* t, const LiquidState* liquid, doub
         t.model[i] = liquid.x[i]
     t.begun_degc = degc
     t.block_ns = now_ns
+    t.rejected = t.taken = 0
 
 
 cdef inline void trust_watch_stuck(HeatTrust* t, double degc, double duty, int64_t now_ns) noexcept nogil:
@@ -117,7 +121,9 @@ cdef inline void trust_end_block(HeatTrust* t, double degc) noexcept nogil:
     """A block has passed: does the sensor show what the model expects of the duty?"""
     cdef double expected = t.model[LIQUID_BOARD] - t.begun_degc
     t.difference_degc = degc - t.begun_degc - expected
-    if fabs(t.difference_degc) > t.band_degc + TRUST_SHARE * fabs(expected):
+    if t.rejected * TRUST_REJECTED_PARTS > t.rejected + t.taken:
+        trust_lose(t, DISTRUST_JUMP)
+    elif fabs(t.difference_degc) > t.band_degc + TRUST_SHARE * fabs(expected):
         trust_lose(t, DISTRUST_SLOPE)
     elif t.distrust != DISTRUST_STUCK or t.shown_ns == 0:
         t.distrust = DISTRUST_NONE
@@ -138,10 +144,12 @@ cdef inline bint trust_reading(
     """A reading of the board's sensor; whether it is fit for the observer. The duty is the one in force until now."""
     if not trust_is_plausible(t, degc, now_ns):
         t.implausible += 1
+        t.rejected += 1
         if t.implausible >= TRUST_IMPLAUSIBLE_COUNT:
             trust_lose(t, DISTRUST_JUMP)
         return False
     t.implausible = 0
+    t.taken += 1
     t.last_degc = degc
     t.last_ns = now_ns
     trust_watch_stuck(t, degc, duty, now_ns)

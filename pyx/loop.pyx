@@ -583,7 +583,9 @@ cdef class Loop:
         dropped = 0
         for i in range(THREADS):
             dropped += self._port(i).readings.dropped + self._port(i).events.dropped
-        return hardware_counters(&state.hardware, state.hal.counters) | {
+        bus = {"bus_transfers": state.sim.bus_transfers, "bus_busy_ms": state.sim.bus_busy_ms}
+        below = bus if self.is_simulated else hardware_counters(&state.hardware, state.hal.counters)
+        return below | {
             "ticks": ticks,
             "overruns": sum([state.tasks[i].policy.overruns for i in range(TASKS)]),
             "conversions": conversions,

@@ -16,7 +16,7 @@ from stirbar.rt.sim_parameters cimport (
     PARAM_MAINS_WANDER_HZ, PARAM_MAINS_WANDER_TIME_S, PARAM_MULTIPLE_SCATTERING, PARAM_REFERENCE_LOST,
     PARAM_REFERENCE_V, PARAM_SCATTER_45_V_PER_OD, PARAM_SCATTER_90_V_PER_OD, PARAM_SCATTER_135_V_PER_OD,
     PARAM_STRAY_45_V, PARAM_STRAY_90_V, PARAM_STRAY_135_V, PARAM_STRAY_180_V, PARAM_TRANSMISSION_180_V,
-    PARAM_LIGHT_LEAK_V)
+    PARAM_LIGHT_LEAK_V, PARAM_VIAL_MISSING)
 
 cdef enum:
     LED_EDGES = 32     # latest changes of the LED that are remembered, for the conversions not read yet
@@ -119,9 +119,15 @@ cdef inline double scatter_v(double od, double v_per_od, double fold_od, double 
 cdef inline void photodiode_level(
         Photodiode* diode, const double* p, int32_t angle, double od, double gain) noexcept nogil:
     """Signal per unit of LED light at a biomass, for a diode at an angle (0: reference, which sees the LED only)."""
-    cdef int offset
+    cdef int offset = 0 if angle == 45 else 1 if angle == 90 else 2
     if angle == 0:
         diode.level_v = 0.0 if p[PARAM_REFERENCE_LOST] != 0.0 else gain * p[PARAM_REFERENCE_V]
+        diode.bubble_v_per_od = 0.0
+        return
+    if p[PARAM_VIAL_MISSING] != 0.0:
+        diode.level_v = gain * (
+            (p[PARAM_TRANSMISSION_180_V] if angle == 180 else 0.1 * p[PARAM_STRAY_45_V + offset])
+            + p[PARAM_LIGHT_LEAK_V])
         diode.bubble_v_per_od = 0.0
         return
     if angle == 180:
@@ -129,7 +135,6 @@ cdef inline void photodiode_level(
         diode.bubble_v_per_od = -diode.level_v / p[PARAM_ATTENUATION_180_OD]
         diode.level_v += p[PARAM_STRAY_180_V]
     else:
-        offset = 0 if angle == 45 else 1 if angle == 90 else 2
         diode.level_v = p[PARAM_STRAY_45_V + offset] + scatter_v(
             od, p[PARAM_SCATTER_45_V_PER_OD + offset], p[PARAM_FOLD_BACK_45_OD + offset], p[PARAM_MULTIPLE_SCATTERING])
         diode.bubble_v_per_od = p[PARAM_SCATTER_45_V_PER_OD + offset] * exp(-od / p[PARAM_FOLD_BACK_45_OD + offset])

@@ -2,7 +2,8 @@
 # Thread rule: each function belongs to the thread named at its section; sim_init runs before either thread starts.
 # Units: nanoseconds of the loop's clock, volts, percent; *_s is seconds since the start of the simulation.
 #
-# What a loop needs: sim_init, sim_hal, sim_set with sim_parameter_owner, sim_pump. The model is vial.pxd.
+# What a loop needs: sim_init, sim_hal, sim_set with sim_parameter_owner. What moves is sim_outputs.pxd, the model
+# vial.pxd.
 
 from libc.errno cimport EINVAL, ENODEV, EREMOTEIO
 from libc.math cimport fabs, isfinite
@@ -11,18 +12,22 @@ from stirbar.rt.ads1115 cimport (
     ADC_GARBAGE, ADC_LOST, Ads1115, ads1115_code, ads1115_convert, ads1115_init, ads1115_noise_v, ads1115_range,
     ads1115_range_next, ads1115_start)
 from stirbar.rt.culture cimport culture_init, culture_start_lag
-from stirbar.rt.fan cimport fan_advance, fan_edges, fan_init, fan_write
+from stirbar.rt.fan cimport fan_init
 from stirbar.rt.hal cimport PACE_HOST, PACE_READY, PACE_SMOOTHED, AdcPlan, Conversion, Hal
 from stirbar.rt.leds cimport LED_CHANNELS
 from stirbar.rt.mcu_adc cimport MCU_APERTURE_S, MCU_FULL_SCALE_V, MCU_NEW, mcu_adc_code, mcu_adc_mean_v
 from stirbar.rt.optics cimport BUBBLES, bubbles_make, lamp_set, led_init, led_set_output, led_switch
-from stirbar.rt.pump cimport PUMPS, pumps_advance, pumps_init, pumps_set
+from stirbar.rt.pump cimport PUMPS, pumps_init
 from stirbar.rt.rng cimport Rng, rng_next, rng_normal, rng_seed, rng_uniform, ziggurat_init
-from stirbar.rt.sim_log cimport LOG_HEATER, LOG_PUMP, LOG_STIRRER, log_init, log_order
+from stirbar.rt.sim_log cimport log_init
+from stirbar.rt.sim_outputs cimport (
+    STIRRER_HZ, sim_actuators_advance, sim_edges_read, sim_heater_write, sim_pump_write, sim_stirrer_period,
+    sim_stirrer_write)
 from stirbar.rt.sim_parameters cimport *
 from stirbar.rt.thermal cimport thermal_init, thermal_read
 from stirbar.rt.types cimport MAX_CHANNELS
-from stirbar.rt.vial cimport Beam, Sim, beam_mean_v, sim_advance, sim_hold, sim_put_f32, sim_put_u32
+from stirbar.rt.vial cimport (
+    Beam, Sim, beam_mean_v, sim_advance, sim_hold, sim_put_f32, sim_put_u32, sim_swap_reference, sim_time_s)
 
 cdef enum:
     SIM_OWNER_SAMPLING = 0
@@ -47,10 +52,6 @@ cdef struct SimConfig:
 cdef inline int sim_parameter_owner(int index) noexcept nogil:
     """The thread that may set a parameter: SIM_OWNER_SAMPLING or SIM_OWNER_ACTUATOR."""
     return SIM_OWNER_ACTUATOR if index >= PARAM_FIRST_ACTUATOR else SIM_OWNER_SAMPLING
-
-
-cdef inline double sim_time_s(const Sim* sim, int64_t now_ns) noexcept nogil:
-    return 1e-9 * <double>(now_ns - sim.start_ns)
 
 
 # --- hardware interface: sampling thread ---
@@ -177,6 +178,14 @@ cdef inline int sim_read_mean(Sim* sim, int channel, double time_s, Conversion* 
     return 1
 
 
+cdef inline void sim_transfer(Sim* sim, int64_t planned_ns) noexcept nogil:
+    """Count a transfer on the bus, and the time that it takes there."""
+    sim.bus_transfers += 1
+    sim.bus_rest_ns += <int64_t>(planned_ns * sim.parameter[PARAM_BUS_SLOWNESS])
+    sim.bus_busy_ms += <uint32_t>(sim.bus_rest_ns // 1000000)
+    sim.bus_rest_ns %= 1000000
+
+
 cdef inline int sim_adc_read(void* context, int channel, int64_t now_ns, Conversion* conversion) noexcept nogil:
     """1: a conversion; 0: none since the last read; -ENODEV: not started; -EREMOTEIO: fault."""
     cdef Sim* sim = <Sim*>context
@@ -185,6 +194,7 @@ cdef inline int sim_adc_read(void* context, int channel, int64_t now_ns, Convers
     cdef int status, pace
     if channel < 0 or channel >= MAX_CHANNELS or not sim.adc[channel].running:
         return -ENODEV
+    sim_transfer(sim, sim.plan[channel].read_ns)
     if <int>sim.parameter[PARAM_ADC1_FAULT + channel] == ADC_LOST:
         return -EREMOTEIO
     pace = sim.plan[channel].pace
@@ -267,6 +277,7 @@ cdef inline int sim_led_write(void* context, double intensity_percent, int64_t n
         return -EINVAL
     if time_s > sim.now_s:
         sim.now_s = time_s
+    sim_transfer(sim, sim.plan[0].light_ns)
     led_switch(&sim.led, 0.01 * intensity_percent, time_s)
     return 0
 
@@ -300,62 +311,6 @@ cdef inline int sim_temperature_read(void* context, int64_t now_ns, double* cels
     return thermal_read(&sim.thermal, sim.parameter, &sim.slow_rng, &sim.ziggurat, celsius)
 
 
-# --- hardware interface: actuator thread ---
-
-cdef inline void sim_actuators_advance(Sim* sim, double time_s) noexcept nogil:
-    cdef int i
-    fan_advance(&sim.fan, sim.parameter, &sim.ziggurat, time_s)
-    pumps_advance(&sim.pumps, sim.parameter, time_s)
-    sim_put_f32(&sim.exchange.fan_turns_per_s, <float>(sim.fan.speed_rpm / 60.0))
-    sim_put_f32(&sim.exchange.fan_phase, <float>sim.fan.angle_turn)
-    sim_put_u32(&sim.exchange.fan_stamp_us, <uint32_t><int64_t>(1e6 * sim.fan.time_s))
-    for i in range(PUMPS):
-        sim_put_u32(&sim.exchange.pumped_nl[i], sim.pumps.delivered_nl[i])
-
-
-cdef inline int sim_edges_read(void* context, int64_t now_ns, int64_t* stamps_ns, int room) noexcept nogil:
-    """Take the tachometer edges until now, in order; returns how many, at most room."""
-    cdef Sim* sim = <Sim*>context
-    sim_actuators_advance(sim, sim_time_s(sim, now_ns))
-    return fan_edges(&sim.fan, now_ns, stamps_ns, room)
-
-
-cdef inline int sim_stirrer_write(void* context, double duty_percent, int64_t now_ns) noexcept nogil:
-    """Set the fan's duty; 0, or -EINVAL outside 0..100."""
-    cdef Sim* sim = <Sim*>context
-    cdef double time_s = sim_time_s(sim, now_ns)
-    sim_actuators_advance(sim, time_s)
-    log_order(&sim.log, LOG_STIRRER, duty_percent, now_ns)
-    return fan_write(&sim.fan, sim.parameter, &sim.ziggurat, duty_percent, time_s)
-
-
-cdef inline int sim_stirrer_period(void* context, int64_t period_ns, int64_t now_ns) noexcept nogil:
-    return 0
-
-
-cdef inline int sim_pump(Sim* sim, int pump, double ml_per_s, int64_t now_ns) noexcept nogil:
-    """Run a pump at a calibrated flow from now on, 0 stops it; 0 or -EINVAL. Actuator thread."""
-    cdef double time_s = sim_time_s(sim, now_ns)
-    sim_actuators_advance(sim, time_s)
-    return pumps_set(&sim.pumps, sim.parameter, pump, ml_per_s, time_s)
-
-
-cdef inline int sim_pump_write(void* context, int pump, double duty_percent, int64_t now_ns) noexcept nogil:
-    cdef Sim* sim = <Sim*>context
-    log_order(&sim.log, LOG_PUMP + pump, duty_percent, now_ns)
-    return sim_pump(sim, pump, 0.01 * duty_percent * sim.parameter[PARAM_PUMP_ML_PER_S], now_ns)
-
-
-cdef inline int sim_heater_write(void* context, double duty_percent, int64_t now_ns) noexcept nogil:
-    """Set the heater's duty; 0, or -EINVAL outside 0..100."""
-    cdef Sim* sim = <Sim*>context
-    if not 0.0 <= duty_percent <= 100.0:
-        return -EINVAL
-    log_order(&sim.log, LOG_HEATER, duty_percent, now_ns)
-    sim_put_f32(&sim.exchange.heater_duty, <float>(0.01 * duty_percent))
-    return 0
-
-
 # --- set-up and parameters ---
 
 cdef inline int sim_set(Sim* sim, int parameter, double value) noexcept nogil:
@@ -381,6 +336,8 @@ cdef inline int sim_set(Sim* sim, int parameter, double value) noexcept nogil:
         sim.led.drive_h = value
     elif parameter == PARAM_LIGHT_LEAK_V:
         sim_leak(sim, sim.now_s)
+    elif parameter == PARAM_REFERENCE_SWAPPED:
+        sim_swap_reference(sim, value != 0.0)
     elif parameter == PARAM_LED_DEAD:
         led_set_output(&sim.led, p, sim.thermal.board_degc)
     elif parameter == PARAM_MAINS_HZ or parameter == PARAM_MAINS_WANDER_HZ:
@@ -451,6 +408,8 @@ cdef inline int sim_init(Sim* sim, const SimConfig* config, int64_t start_ns) no
     rng_seed(&unit, config.seed, RNG_UNIT)
     if sim_init_beams(sim, config, &unit) != 0:
         return -EINVAL
+    sim.swapped = 0
+    sim_swap_reference(sim, sim.parameter[PARAM_REFERENCE_SWAPPED] != 0.0)
     fan_init(&sim.fan, config.seed, RNG_FAN, &sim.ziggurat, start_ns)
     log_init(&sim.log)
     pumps_init(&sim.pumps, &unit, &sim.ziggurat)
@@ -473,7 +432,11 @@ cdef inline int sim_init(Sim* sim, const SimConfig* config, int64_t start_ns) no
     sim.slow_s = 0.0
     sim.slow_end_s = 0.1
     sim.epoch = 1
+    sim.bus_transfers = 0
+    sim.bus_busy_ms = 0
+    sim.bus_rest_ns = 0
     sim_put_f32(&sim.exchange.heater_duty, 0.0)
+    sim_put_f32(&sim.exchange.stirrer_hz, STIRRER_HZ)
     for i in range(PUMPS):
         sim.taken_nl[i] = 0
     sim_actuators_advance(sim, 0.0)

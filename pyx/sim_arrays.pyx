@@ -12,8 +12,8 @@ from stirbar.rt.hal cimport PACE_READY, AdcPlan, Conversion, Hal
 from stirbar.rt.optics cimport scatter_v
 from stirbar.rt.rng cimport Rng, Ziggurat, rng_normal, rng_seed, rng_uniform, ziggurat_init
 from stirbar.rt.sim cimport (
-    Sim, SimConfig, sim_adc_read, sim_hal, sim_heater_write, sim_init, sim_led_write, sim_parameter_owner, sim_pump,
-    sim_set)
+    Sim, SimConfig, sim_adc_read, sim_hal, sim_init, sim_led_write, sim_parameter_owner, sim_set)
+from stirbar.rt.sim_outputs cimport sim_heater_write, sim_pump
 from stirbar.rt.sim_parameters cimport *
 
 CONVERSION_DTYPE = np.dtype([
@@ -67,6 +67,8 @@ PARAMETER_NUMBERS = {
     "reference_lost": PARAM_REFERENCE_LOST,
     "reference_excess_ppm_per_degc": PARAM_REFERENCE_EXCESS_PPM_PER_DEGC,
     "light_leak_v": PARAM_LIGHT_LEAK_V,
+    "reference_swapped": PARAM_REFERENCE_SWAPPED,
+    "vial_missing": PARAM_VIAL_MISSING,
     "sensitivity_spread_percent": PARAM_SENSITIVITY_SPREAD_PERCENT,
     "feedback_resistance_ohm": PARAM_FEEDBACK_RESISTANCE_OHM,
     "photodiode_settling_ms": PARAM_PHOTODIODE_SETTLING_MS,
@@ -86,6 +88,7 @@ PARAMETER_NUMBERS = {
     "hum_second_harmonic_percent": PARAM_HUM_SECOND_HARMONIC_PERCENT,
     "hum_third_harmonic_percent": PARAM_HUM_THIRD_HARMONIC_PERCENT,
     "hum_fifth_harmonic_percent": PARAM_HUM_FIFTH_HARMONIC_PERCENT,
+    "pwm_pickup_v": PARAM_PWM_PICKUP_V,
     "bubble_rate_hz": PARAM_BUBBLE_RATE_HZ,
     "bubble_amplitude_od": PARAM_BUBBLE_AMPLITUDE_OD,
     "bubble_minimum_ms": PARAM_BUBBLE_MINIMUM_MS,
@@ -102,6 +105,7 @@ PARAMETER_NUMBERS = {
     "adc2_fault": PARAM_ADC2_FAULT,
     "adc3_fault": PARAM_ADC3_FAULT,
     "adc4_fault": PARAM_ADC4_FAULT,
+    "bus_slowness": PARAM_BUS_SLOWNESS,
     "pump_spread_percent": PARAM_PUMP_SPREAD_PERCENT,
     "media_pump_efficiency_percent": PARAM_MEDIA_PUMP_EFFICIENCY_PERCENT,
     "alt_media_pump_efficiency_percent": PARAM_ALT_MEDIA_PUMP_EFFICIENCY_PERCENT,
@@ -120,6 +124,7 @@ PARAMETER_NUMBERS = {
     "edge_jitter_us": PARAM_EDGE_JITTER_US,
     "fan_stalled": PARAM_FAN_STALLED,
     "tachometer_silent": PARAM_TACHOMETER_SILENT,
+    "stir_bar_missing": PARAM_STIR_BAR_MISSING,
 }
 PARAMETER_COUNT = PARAM_COUNT
 FIRST_ACTUATOR = PARAM_FIRST_ACTUATOR

@@ -5,27 +5,32 @@
 # Two nodes, board and liquid, each coupled to the other and to the air; the TMP1075 sits on the board.
 
 from libc.errno cimport EREMOTEIO
-from libc.math cimport floor
+from libc.math cimport NAN, floor
 from stirbar.rt.rng cimport Rng, Ziggurat, rng_normal
 from stirbar.rt.sim_parameters cimport (
     PARAM_AMBIENT_TEMPERATURE_DEGC, PARAM_BOARD_AMBIENT_W_PER_K, PARAM_BOARD_HEAT_CAPACITY_J_PER_K,
     PARAM_BOARD_LIQUID_W_PER_K, PARAM_HEATER_POWER_W, PARAM_LIQUID_AMBIENT_W_PER_K, PARAM_TEMPERATURE_FAULT,
-    PARAM_TEMPERATURE_NOISE_DEGC)
+    PARAM_TEMPERATURE_NOISE_DEGC, PARAM_VIAL_MISSING)
 
 cdef enum:
     TEMPERATURE_LOST = 1
     TEMPERATURE_FROZEN = 2
+    TEMPERATURE_NAN = 3
+    TEMPERATURE_JUMPS = 4
+    TEMPERATURE_JUMP_DEGC = 20
 
 cdef struct Thermal:
     double board_degc
     double liquid_degc
     double shown_degc  # last answer of the sensor
+    bint jumped
 
 
 cdef inline void thermal_init(Thermal* thermal, const double* p) noexcept nogil:
     thermal.board_degc = p[PARAM_AMBIENT_TEMPERATURE_DEGC]
     thermal.liquid_degc = p[PARAM_AMBIENT_TEMPERATURE_DEGC]
     thermal.shown_degc = p[PARAM_AMBIENT_TEMPERATURE_DEGC]
+    thermal.jumped = False
 
 
 cdef inline void thermal_step(
@@ -33,7 +38,7 @@ cdef inline void thermal_step(
         double seconds) noexcept nogil:
     """Advance by an implicit step (stable for any length); what flows in has the temperature of the air."""
     cdef double air = p[PARAM_AMBIENT_TEMPERATURE_DEGC]
-    cdef double coupling = p[PARAM_BOARD_LIQUID_W_PER_K]
+    cdef double coupling = p[PARAM_BOARD_LIQUID_W_PER_K] if p[PARAM_VIAL_MISSING] == 0.0 else 0.0
     cdef double liquid_j_per_k = 4.18 * volume_ml
     cdef double a, b, e, f
     if volume_ml > 0.0 and inflow_ml > 0.0:
@@ -58,4 +63,9 @@ cdef inline int thermal_read(
         thermal.shown_degc = 0.0625 * floor(
             16.0 * (thermal.board_degc + p[PARAM_TEMPERATURE_NOISE_DEGC] * rng_normal(rng, table)) + 0.5)
     celsius[0] = thermal.shown_degc
+    if fault == TEMPERATURE_NAN:
+        celsius[0] = NAN
+    elif fault == TEMPERATURE_JUMPS:
+        thermal.jumped = not thermal.jumped
+        celsius[0] += TEMPERATURE_JUMP_DEGC if thermal.jumped else 0.0
     return 0

@@ -54,6 +54,8 @@ cdef struct Exchange:         # written by the actuator thread only
     uint32_t fan_turns_per_s  # float
     uint32_t fan_phase        # float, turns, at fan_stamp_us
     uint32_t fan_stamp_us     # microseconds since the start, wraps
+    uint32_t stir_bar         # 1: it is there
+    uint32_t stirrer_hz       # float, of the PWM
     uint32_t heater_duty      # float, 0..1
     uint32_t pumped_nl[PUMPS]     # wraps
 
@@ -77,6 +79,8 @@ cdef struct Beam:             # a photodiode on its converter; held between slow
     double vortex_cos
     double vortex_sin
     double vortex[2]          # relative modulation, once and twice per turn
+    double pwm_v              # pick-up of the stirrer's PWM, after the converter's averaging
+    double pwm_rad_per_s
     double noise              # of the culture, relative; moves with each conversion
     double noise_slope
     double noise_node         # standard normal
@@ -113,11 +117,19 @@ cdef struct Sim:
     double slow_end_s         # to here
     uint32_t epoch            # counts slow steps and changes of parameters
     uint32_t taken_nl[PUMPS]      # of the pumps' volumes
+    uint32_t bus_transfers
+    uint32_t bus_busy_ms      # time of these
+    int64_t bus_rest_ns
+    uint8_t swapped           # reference and first culture diode are in each other's place
     Exchange exchange
     # actuator thread
     Fan fan
     Pumps pumps
     SimLog log
+
+
+cdef inline double sim_time_s(const Sim* sim, int64_t now_ns) noexcept nogil:
+    return 1e-9 * <double>(now_ns - sim.start_ns)
 
 
 cdef inline double average_factor(double hz, double seconds) noexcept nogil:
@@ -142,6 +154,22 @@ cdef inline void sim_hold(Sim* sim) noexcept nogil:
                     sim.thermal.board_degc + sim.led.heating_degc - 25.0)
             photodiode_level(&beam.diode, sim.parameter, beam.angle, sim.culture.biomass_od, gain)
     sim.epoch += 1
+
+
+cdef inline void sim_swap_reference(Sim* sim, uint8_t swapped) noexcept nogil:
+    """Put the reference and the first culture diode into each other's place, or back."""
+    cdef int reference = -1
+    cdef int signal = -1
+    cdef int i
+    for i in range(MAX_CHANNELS - 1, -1, -1):
+        if sim.beam[i].angle == 0:
+            reference = i
+        elif sim.beam[i].angle > 0:
+            signal = i
+    if swapped != sim.swapped and reference >= 0 and signal >= 0:
+        sim.swapped = swapped
+        sim.beam[reference].angle = sim.beam[signal].angle
+        sim.beam[signal].angle = 0
 
 
 cdef inline void sim_exchange_liquid(Sim* sim, double* inflow_ml) noexcept nogil:
@@ -217,6 +245,7 @@ cdef inline void beam_take_over(Sim* sim, Beam* beam, Ads1115* adc) noexcept nog
     cdef double counting = 0.01 * p[PARAM_PARTICLE_NOISE_PERCENT]
     cdef double modulation = 0.01 * p[PARAM_VORTEX_PERCENT] * (speed * 60.0 / 500.0) * (speed * 60.0 / 500.0)
     cdef const AdcPlan* plan = &sim.plan[beam - &sim.beam[0]]
+    cdef double stirrer_hz = sim_get_f32(&sim.exchange.stirrer_hz)
     cdef double period, hum
     if plan.pace != PACE_SMOOTHED:
         ads1115_tune(adc, p, sim.thermal.board_degc)
@@ -243,11 +272,15 @@ cdef inline void beam_take_over(Sim* sim, Beam* beam, Ads1115* adc) noexcept nog
     beam.vortex[1] = modulation / 3.0 * average_factor(2.0 * speed, period)
     beam.noise_keep = exp(-NOISE_STRIDE * beam.spacing_s / p[PARAM_CULTURE_NOISE_TIME_S])
     beam.noise_sigma = sqrt(mixing * mixing + counting * counting / od)
+    beam.pwm_v = p[PARAM_PWM_PICKUP_V] * average_factor(stirrer_hz, period) if speed > 0.0 else 0.0
+    beam.pwm_rad_per_s = 2.0 * M_PI * stirrer_hz
     if beam.angle == 0:
         beam.ambient_share = 0.01 * p[PARAM_REFERENCE_AMBIENT_PERCENT]
+    if beam.angle == 0 or p[PARAM_VIAL_MISSING] != 0.0:
+        beam.noise_sigma = 0.0
+    if beam.angle == 0 or p[PARAM_VIAL_MISSING] != 0.0 or not sim_get_u32(&sim.exchange.stir_bar):
         beam.vortex[0] = 0.0
         beam.vortex[1] = 0.0
-        beam.noise_sigma = 0.0
 
 
 cdef inline void beam_noise_node(Beam* beam, Ads1115* adc, const Ziggurat* table) noexcept nogil:
@@ -281,6 +314,8 @@ cdef inline double beam_mean_v(Sim* sim, Beam* beam, Ads1115* adc, double end_s,
     im3 = re2 * im + im2 * re
     v = (beam.hum_v[0] * im + beam.hum_v[1] * im2 + beam.hum_v[2] * im3
          + beam.hum_v[3] * (re2 * im3 + im2 * re3))
+    if beam.pwm_v != 0.0:
+        v += beam.pwm_v * sin(beam.pwm_rad_per_s * (end_s - 0.5 * adc.period_s))
     ambient = beam.ambient_share * lamp_mean(&sim.lamp, end_s, adc.period_s) * (
         1.0 + beam.flicker[0] * re2 + beam.flicker[1] * (re2 * re2 - im2 * im2))
     light = photodiode_mean(&beam.diode, &sim.led, end_s, adc.period_s,

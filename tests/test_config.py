@@ -737,7 +737,7 @@ def test_what_the_worker_loads(tmp_path):
     ours = {name for name in report["modules"] if name.startswith("stirbar")}
     assert ours == {"stirbar", "stirbar.core"} | {
         f"stirbar.core.{name}"
-        for name in ("config", "ini", "schema", "schema_keys", "schema_rules", "simulation", "vials")
+        for name in ("config", "ini", "schema", "schema_keys", "schema_rules", "schema_vial", "simulation", "vials")
     }
     forbidden = {"argparse", "asyncio", "configparser", "dataclasses", "difflib", "hashlib", "json", "logging", "numpy"}
     forbidden |= {"pathlib", "pydantic", "re", "typing"}

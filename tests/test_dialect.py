@@ -116,7 +116,7 @@ def test_what_a_pump_has_moved_is_a_dosing_event() -> None:
         b'{"volume_change":0.5,"event":"add_media","source_of_event":"chemostat",'
         b'"timestamp":"2025-06-15T15:06:40.123Z"}'
     )
-    assert said[0] == ("pioreactor/vial1/exp/dosing_events", payload, 1, False)
+    assert said[1] == ("pioreactor/vial1/exp/dosing_events", payload, 1, False)
     assert [topic for topic, *_ in said].count("pioreactor/vial1/exp/dosing_events") == 1
     dialect.setting({"job": "bioreactor", "setting": "current_volume_ml", "value": 14.5})
     assert said[-1] == ("pioreactor/vial1/exp/bioreactor/current_volume_ml", b"14.5", 0, True)
@@ -319,3 +319,18 @@ def test_golden_payloads_of_calibrated_readings() -> None:
     said.clear()
     dialect.setting({"job": "od_reading", "setting": "calibration2", "value": None})
     assert said == [(f"{top}/raw_od2", b"", 0, True), (f"{top}/calibrated_od2", b"", 0, True)]
+
+
+def test_results_of_a_self_test_belong_to_no_experiment() -> None:
+    dialect, said = make()
+    dialect.setting({"job": "self_test", "setting": "test_light_leak", "value": 0})
+    dialect.setting({"job": "self_test", "setting": "all_tests_passed", "value": 0})
+    dialect.follow_experiment("next")
+    assert said == [
+        ("pioreactor/vial1/$experiment/self_test/test_light_leak", b"0", 0, True),
+        ("pioreactor/vial1/$experiment/self_test/all_tests_passed", b"0", 0, True),
+    ]
+    dialect.setting({"job": "self_test", "setting": "test_light_leak", "value": None})
+    assert said[-1] == ("pioreactor/vial1/$experiment/self_test/test_light_leak", b"", 0, True)
+    with pytest.raises(ValueError, match="started or stopped"):
+        parse_command("self_test", "$state", b"ready")

@@ -79,8 +79,9 @@ def test_a_temperature_sensor_that_does_not_answer(busy):
     busy.close()
 
 
-def test_a_temperature_sensor_that_is_frozen(busy):
-    fault(busy, temperature_fault=2)
+@pytest.mark.parametrize("kind", [2, 3, 4], ids=["frozen", "no number", "jumps"])
+def test_a_temperature_sensor_that_lies(busy, kind):
+    fault(busy, temperature_fault=kind)
     live(busy, 300)
     assert busy.duty[HEATER] == 0.0 and heat_said(busy, "untrusted")
     busy.close()
@@ -192,6 +193,8 @@ class Anything(RuleBasedStateMachine):
                 ("temperature_fault", 0.0),
                 ("temperature_fault", 1.0),
                 ("temperature_fault", 2.0),
+                ("temperature_fault", 3.0),
+                ("temperature_fault", 4.0),
                 ("fan_stalled", 0.0),
                 ("fan_stalled", 1.0),
                 ("tachometer_silent", 0.0),

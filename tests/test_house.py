@@ -135,6 +135,8 @@ POINTED_AT = {
     "sim": {
         "sim_adc_plan", "sim_adc_start", "sim_adc_gain", "sim_adc_convert", "sim_adc_read", "sim_led_write",
         "sim_led_channel_write", "sim_temperature_read", "sim_check", "sim_rail_convert", "sim_rail_read",
+    },
+    "sim_outputs": {
         "sim_edges_read", "sim_stirrer_write", "sim_heater_write", "sim_pump_write", "sim_stirrer_period",
     },
 }  # fmt: skip
@@ -222,7 +224,10 @@ FORBIDDEN = {
     "importlib.metadata", "inspect", "multiprocessing", "numpy", "pydantic", "sqlite3", "stirbar.web", "unittest",
     "xml", "yaml",
 }  # fmt: skip
-FORBIDDEN_IN_WORKER = FORBIDDEN | {"stirbar.bridge", "paho", "logging", "ssl", "urllib.request", "subprocess"}
+SELF_TEST = {f"stirbar.core.{path.stem}" for path in (ROOT / "core").glob("self_test*.py")}
+FORBIDDEN_IN_WORKER = (
+    FORBIDDEN | {"stirbar.bridge", "paho", "logging", "ssl", "urllib.request", "subprocess"} | SELF_TEST
+)
 FORBIDDEN_IN_BRIDGE = FORBIDDEN | {"stirbar.rt.loop", "stirbar.core.worker", "stirbar.core.host"}
 # What the dependencies themselves import although we do not; taken from an empty process that imports only them.
 DEPENDENCIES = {"worker": "zmq", "bridge": "zmq, paho.mqtt.client"}

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stirbar.core import events, records
 from stirbar.core.config import load_config
+from stirbar.core.twin import Twin
 from stirbar.rt.core_arrays import (
     HISTOGRAM_BINS,
     Histogram,
@@ -392,3 +393,30 @@ def test_a_worker_answers_counts_and_refuses(worker) -> None:
         "leds": "disconnected",
         "monitor": "ready",
     }
+
+
+@pytest.mark.parametrize("slowness", [1.0, 4.0])
+def test_a_simulated_bus_counts_its_transfers_and_their_time(slowness: float, tmp_path) -> None:
+    """Two converters of 860/s, 29 bits of 10 us a read; and the LED's changes."""
+    config = load_config(
+        None,
+        None,
+        [
+            ("unit", "simulate", "1"),
+            ("unit", "hardware", "simulated"),
+            ("simulation", "oscillator_spread_percent", "0"),
+            ("simulation", "bus_slowness", str(slowness)),
+        ],
+    )
+    twin = Twin(config, str(tmp_path))
+    for _ in twin.run(5.0):
+        pass
+    before = twin.loop.counters()
+    for _ in twin.run(10.0):
+        pass
+    counters = twin.loop.counters()
+    reads = counters["conversions"] - before["conversions"]
+    transfers = counters["bus_transfers"] - before["bus_transfers"]
+    assert reads <= transfers < 1.3 * reads
+    busy_ms = counters["bus_busy_ms"] - before["bus_busy_ms"]
+    assert busy_ms == pytest.approx(slowness * 0.29 * reads, rel=0.25)

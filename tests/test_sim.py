@@ -762,8 +762,52 @@ def test_optical_faults():
     assert (vial.adc_read(0, 4 * SECOND)[2], vial.adc_read(1, 4 * SECOND)[2]) == (0, 0)
     change(vial, led_dead=0)
     assert (vial.adc_read(0, 5 * SECOND)[2], vial.adc_read(1, 5 * SECOND)[2]) == (reference, signal)
+    change(vial, reference_swapped=1)
+    assert (vial.adc_read(0, 6 * SECOND)[2], vial.adc_read(1, 6 * SECOND)[2]) == (signal, reference)
+    change(vial, reference_swapped=1)
+    assert vial.adc_read(0, 7 * SECOND)[2] == signal
+    change(vial, reference_swapped=0, vial_missing=1)
+    assert vial.adc_read(0, 8 * SECOND)[2] == reference
+    assert vial.adc_read(1, 8 * SECOND)[2] == pytest.approx(0.1 * 0.025 / LSB_V, abs=1)
     with pytest.raises(OSError):
-        vial.led_write(101, 5 * SECOND)
+        vial.led_write(101, 8 * SECOND)
+    swapped = make(reference_swapped=1)
+    swapped.led_write(100, 0)
+    swapped.adc_start(1)
+    assert swapped.adc_read(1, SECOND)[2] == reference
+
+
+def test_a_missing_stir_bar_neither_drags_nor_modulates():
+    vial = make(vortex_percent=1.0, stir_bar_missing=1)
+    vial.stirrer_write(30, 0)
+    _, speeds = spin(vial, 10)
+    assert speeds[-1] == pytest.approx(2600 * 0.24, rel=1e-3), "without drag the speed is the drive"
+    assert lit(vial).std() < 2 * LSB_V
+    there = make(vortex_percent=1.0)
+    there.stirrer_write(30, 0)
+    spin(there, 10)
+    assert lit(there).std() > 4 * LSB_V
+
+
+def test_without_a_vial_the_heat_stays_in_the_board():
+    """The board alone: its capacity, its loss."""
+    with_vial, without = make(), make(vial_missing=1)
+    for vial in (with_vial, without):
+        vial.heater(0.3)
+    rise = without.temperature_read(133 * SECOND) - 36.0
+    assert rise == pytest.approx(0.3 * 3.3 / 0.06 * (1 - np.exp(-133 * 0.06 / 8)), abs=0.3)
+    assert with_vial.temperature_read(133 * SECOND) - 36.0 < 0.5 * rise
+
+
+def test_the_stirrers_pwm_is_picked_up_while_it_turns():
+    vial = make(pwm_pickup_v=0.02)
+    still = lit(vial, percent=0.0)
+    vial.stirrer_write(30, 10 * SECOND)
+    spin(vial, 3, 10)
+    data, _ = vial.record(1, 2000, 14 * SECOND)
+    turning = data["code"][100:] * 1.024 / 32768
+    left = np.sinc(200 / 860)  # of the line after a conversion's averaging
+    assert np.ptp(still) < 2 * LSB_V and turning.std() == pytest.approx(0.02 * left / np.sqrt(2), rel=0.05)
 
 
 def test_converter_faults():

@@ -16,6 +16,7 @@ from stirbar.bridge.store import StoreError, StoreUnavailable
 from stirbar.core.records import KIND_RAW_CHUNK, READING_STREAMS, STREAM_IDS, STREAM_UNITS, STREAMS
 from stirbar.web.live import UNSEEN_S
 from stirbar.web.wire import answer, refuse
+from stirbar.web.worker_commands import COMMANDS, FIELDS
 
 if TYPE_CHECKING:
     from stirbar.web.app import Site
@@ -48,23 +49,6 @@ SETTING_UNITS = {  # of what ends in a channel's number, the number is left out
     "blank": "AU",
     "interval": "s",
     **dict.fromkeys(("A", "B", "C", "D", "intensity"), "%"),  # of the LED channels
-}
-# what a worker knows (docs/protocol.md), with the fields that each takes
-COMMANDS: dict[str, tuple[str, ...]] = {
-    "describe": (),
-    "status": (),
-    "settings": ("job",),
-    "start": ("job",),
-    "stop": ("job",),
-    "set": ("job", "setting", "value"),
-    "blank": ("channel", "seconds", "value", "clear"),
-    "led": ("channels", "source_of_event"),
-    "simulate": ("set",),
-    "raw": ("seconds",),
-    "dose": ("pump", "ml", "seconds", "source"),
-    "exchange": ("media_ml", "alt_media_ml", "waste_ml", "source"),
-    "dose_stop": ("finish",),
-    "dose_result": ("dose",),
 }
 
 
@@ -252,24 +236,7 @@ def unit_details(site: Site, unit: str) -> HTTPResponse:
 
 def command(site: Site, unit: str) -> HTTPResponse:
     """A worker's command, sent to the unit; its reply is the answer, refusals by the worker included."""
-    every: dict[str, type | tuple[type, ...]] = {
-        "command": str,
-        "id": (str, int, float),
-        "job": str,
-        "setting": str,
-        "value": (int, float, str, bool, type(None)),
-        "channel": int,
-        "seconds": (int, float),
-        "clear": bool,
-        "set": dict,
-        "pump": str,
-        "source": str,
-        "finish": bool,
-        **dict.fromkeys(("ml", "media_ml", "alt_media_ml", "waste_ml", "dose"), (int, float)),
-        "channels": dict,
-        "source_of_event": str,
-    }
-    fields = body_fields(every)
+    fields = body_fields(FIELDS)
     name = fields.get("command")
     if name not in COMMANDS:
         text = f"there is no command '{str(name)[:50]}'" if name else "'command' is missing"

@@ -1,0 +1,39 @@
+"""The commands of a worker that the HTTP API passes on, and what their fields may be."""
+
+from __future__ import annotations
+
+# what a worker knows (docs/protocol.md), with the fields that each takes
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "describe": (),
+    "status": (),
+    "settings": ("job",),
+    "start": ("job",),
+    "stop": ("job",),
+    "set": ("job", "setting", "value"),
+    "blank": ("channel", "seconds", "value", "clear"),
+    "led": ("channels", "source_of_event"),
+    "simulate": ("set",),
+    "raw": ("seconds",),
+    "dose": ("pump", "ml", "seconds", "source"),
+    "exchange": ("media_ml", "alt_media_ml", "waste_ml", "source"),
+    "dose_stop": ("finish",),
+    "dose_result": ("dose",),
+}
+
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "command": str,
+    "id": (str, int, float),
+    "job": str,
+    "setting": str,
+    "value": (int, float, str, bool, type(None)),
+    "channel": int,
+    "seconds": (int, float),
+    "clear": bool,
+    "set": dict,
+    "pump": str,
+    "source": str,
+    "finish": bool,
+    **dict.fromkeys(("ml", "media_ml", "alt_media_ml", "waste_ml", "dose"), (int, float)),
+    "channels": dict,
+    "source_of_event": str,
+}
