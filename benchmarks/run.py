@@ -69,6 +69,7 @@ INSTRUMENT = (
     "od_bus",
     "heat_against_field",
     "doses",
+    "deaths",
     "stirring",
 )
 KERNELS = ("bench_ring", "bench_od", "bench_tick", "bench_codec")
