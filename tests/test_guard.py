@@ -76,6 +76,29 @@ def test_everything_is_off_from_the_start_and_the_worker_gets_it_by_name(bench, 
 
 
 @on_board
+def test_a_worker_that_stays_silent_is_killed(bench, start):
+    """So that systemd can start another; one that is only slow lives."""
+    guard = start(*ALL_LINES, "--kill-after=4").ready()
+    worker = guard.worker()
+    worker.do("beat")
+    worker.do("duty heating 100")
+    beaten_at = time.monotonic()
+    guard.wait_said("has had no heartbeat for 3 s: outputs off")
+    assert worker.process.poll() is None
+    worker.process.wait(5)
+    assert 3.8 < time.monotonic() - beaten_at < 5.0
+    guard.wait_said("has had no heartbeat for 4 s: killed")
+    assert bench.level(18) == 0
+    guard.worker().do("beat")  # the next has the outputs
+
+
+def test_it_is_given_time_to_come_back(start):
+    guard = start("--kill-after=3")
+    assert guard.process.wait(5) == 2
+    assert "--kill-after=3: at least 4 s" in guard.errors()
+
+
+@on_board
 def test_a_busy_line_is_named_with_its_user(bench, start):
     with Lines(17, OUTPUT, consumer=b"old-stirrer"):
         guard = start(*ALL_LINES)

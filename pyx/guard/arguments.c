@@ -16,6 +16,7 @@
 #define PWM_PERIOD_NS 4000000ul          /* of a channel that has none yet */
 
 const char *chip_path = "/dev/gpiochip0", *socket_path, *watchdog_path;
+int64_t kill_ns = 30000000000LL;
 int once;
 
 /* NAME=VALUE: copy the name, return where the value begins; NULL when it is none. */
@@ -63,11 +64,12 @@ static int add_on_time(const char *text) {
 
 const char *usage =
     "usage: " NAME " --socket PATH [--chip /dev/gpiochipN] [--line NAME=NUMBER]... [--pwm NAME=/sys/..../pwmN[@PERIOD_NS]]...\n"
-    "    [--on-time PUMP=MILLISECONDS]... [--dac /dev/i2c-N:ADDRESS:BYTES]... [--watchdog DEVICE] [--once]\n"
+    "    [--on-time PUMP=MILLISECONDS]... [--kill-after SECONDS] [--dac /dev/i2c-N:ADDRESS:BYTES]...\n"
+    "    [--watchdog DEVICE] [--once]\n"
     "Holds the lines and PWM channels of everything that heats, pumps or stirs, off, and hands them to one worker at a\n"
     "time; switches them off when the worker hangs up, dies or has no heartbeat for 3 s, and a pump (media, alt_media,\n"
-    "waste) at its deadline; then writes the bytes to the LED drivers. With --once: switches everything off and\n"
-    "ends. Started by `stirbar guard`.\n";
+    "waste) at its deadline; then writes the bytes to the LED drivers. A worker that stays silent is killed (30 s). With\n"
+    "--once: switches everything off and ends. Started by `stirbar guard`.\n";
 
 int read_arguments(int count, char **arguments) {
     static const struct option options[] = {
@@ -75,6 +77,7 @@ int read_arguments(int count, char **arguments) {
         {"line", required_argument, NULL, 'l'},     {"pwm", required_argument, NULL, 'p'},
         {"on-time", required_argument, NULL, 'o'},  {"dac", required_argument, NULL, 'd'},
         {"watchdog", required_argument, NULL, 'w'}, {"once", no_argument, &once, 1},
+        {"kill-after", required_argument, NULL, 'k'},
         {"version", no_argument, NULL, 'v'},        {"help", no_argument, NULL, 'h'},
         {NULL, 0, NULL, 0}};
     int option;
@@ -88,6 +91,12 @@ int read_arguments(int count, char **arguments) {
             socket_path = optarg;
         } else if (option == 'c') {
             chip_path = optarg;
+        } else if (option == 'k') {
+            kill_ns = strtol(optarg, NULL, 10) * 1000000000LL;
+            if (kill_ns < KILL_LEAST_NS) {
+                say("--kill-after=%s: at least %d s", optarg, (int)(KILL_LEAST_NS / 1000000000));
+                return -1;
+            }
         } else if (option == 'w') {
             watchdog_path = optarg;
         } else if (option == '?') {

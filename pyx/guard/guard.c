@@ -35,6 +35,9 @@
 #ifndef SYS_pidfd_open
 #define SYS_pidfd_open 434
 #endif
+#ifndef SYS_pidfd_send_signal
+#define SYS_pidfd_send_signal 424
+#endif
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
 #endif
@@ -55,12 +58,13 @@ struct worker {
     int64_t beat_ns;
     int beating;                         /* it has changed since the worker came */
     int silent;                          /* outputs are off for want of a heartbeat */
+    int killed;
 };
 
 static int listener = -1, signals = -1, heartbeat_fd = -1, watch_fd = -1, wake_fd = -1;
 static uint32_t *heartbeat;              /* written by the worker: its beat, and the deadlines of its pumps */
 static uint32_t *watch;                  /* our own, so that the worker sees whether we are alive */
-static struct worker worker = {-1, -1, 0, 0, 0, 0, 0};
+static struct worker worker = {-1, -1, 0, 0, 0, 0, 0, 0};
 static unsigned unsaid;                  /* messages that standard error had no room for */
 
 int64_t now_ns(void) {
@@ -147,7 +151,7 @@ static void admit(void) {
     worker.connection = connection;
     worker.beat = __atomic_load_n(heartbeat, __ATOMIC_RELAXED);
     worker.beat_ns = now_ns();
-    worker.beating = worker.silent = 0;
+    worker.beating = worker.silent = worker.killed = 0;
     forget_pumps(heartbeat);
     status = hand_over(connection);
     if (status)
@@ -176,6 +180,16 @@ static void bury(void) {
     worker.pid = 0;
 }
 
+/* One that stays silent does not come back by itself: without it systemd can start another. */
+static void kill_worker(int64_t silent_ns) {
+    int failed = worker.pidfd >= 0 ? (int)syscall(SYS_pidfd_send_signal, worker.pidfd, SIGKILL, NULL, 0)
+                                   : kill(worker.pid, SIGKILL);
+    worker.killed = 1;
+    make_safe();
+    say(failed ? "worker %d has had no heartbeat for %lld s and cannot be killed" :
+        "worker %d has had no heartbeat for %lld s: killed", worker.pid, (long long)silent_ns / 1000000000);
+}
+
 static void tend_heartbeat(int64_t at_ns) {
     uint32_t beat = __atomic_load_n(heartbeat, __ATOMIC_RELAXED);
     if (beat != worker.beat) {
@@ -192,6 +206,7 @@ static void tend_heartbeat(int64_t at_ns) {
         else
             make_safe_for("has had no heartbeat for 3 s", worker.pid);
         worker.silent = worker.beating;
+        if (worker.silent && !worker.killed && at_ns - worker.beat_ns >= kill_ns) kill_worker(at_ns - worker.beat_ns);
     }
 }
 

@@ -11,6 +11,7 @@
 #define NAME "stirbar-guard"
 #define LINES_MAXIMUM 16
 #define PWMS_MAXIMUM 8
+#define KILL_LEAST_NS 4000000000LL       /* later than the outputs go off for want of a heartbeat */
 #define PUMPS 3                          /* media, alt_media, waste: the order of their words in the worker's page */
 #define PUMP_ON_CEILING_MS 60000         /* longer than that no pump is on in one piece, whatever the configuration says */
 
@@ -67,6 +68,7 @@ void close_watchdog(int outputs_off);
 /* arguments.c */
 extern const char *chip_path, *socket_path, *watchdog_path, *usage;
 extern int once;
+extern int64_t kill_ns;                  /* after so long without a heartbeat the worker is killed, and restarted by systemd */
 int read_arguments(int count, char **arguments);
 
 #endif
