@@ -8,6 +8,7 @@ processes; `STIRBAR_OUTAGE_SECONDS=60` makes a minute of it, under full heat (`m
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import pytest
@@ -89,18 +90,22 @@ def an_exchange(worker: RunningWorker, at_half=lambda: None) -> dict[str, float]
     return {**result["moved_ml"], "took_s": took_s, "rpm": rpm["value"], "duty": liquid["signal_v"]}
 
 
-@pytest.mark.parametrize("how", ["freeze", "kill"] if IS_LONG else ["freeze"])
+@pytest.mark.parametrize("how", ["freeze", "kill", "bridge SIGSTOP", "bridge SIGKILL"] if IS_LONG else ["freeze"])
 def test_an_exchange_while_the_broker_is_gone(tmp_path, unit, how):
     broker = Mosquitto(tmp_path)
     place = unit.directory / "run"
-    bridge = Bridge(place, broker.port, worker_address=unit.address, spool_directory=str(tmp_path / "spool"))
+    of_bridge = how.startswith("bridge")
+    bridge = Bridge(place, broker.port, of_bridge, worker_address=unit.address, spool_directory=str(tmp_path / "spool"))
     try:
         wait_for(lambda: (r := unit.client.latest("rpm")) and abs(r["value"] - 500) < 5, 20, "500 rpm", every_s=0.2)
         heat = 99.0 if IS_LONG else 5.0  # a sensor that has yet to prove itself gets little heat for 45 s
         wait_for(lambda: (r := unit.client.latest("liquid")) and r["signal_v"] > heat, 60, "heat", every_s=0.2)
         there = an_exchange(unit)
         # gone in the middle of the second exchange, and for the rest of the time
-        gone = an_exchange(unit, getattr(broker, how))
+        fail = (
+            (lambda: bridge.process.send_signal(getattr(signal, how.split()[1]))) if of_bridge else getattr(broker, how)
+        )
+        gone = an_exchange(unit, fail)
         until = time.monotonic() + OUTAGE_S
         lowest = highest = unit.client.latest("rpm")["value"]
         while time.monotonic() < until:
@@ -121,4 +126,8 @@ def test_an_exchange_while_the_broker_is_gone(tmp_path, unit, how):
         if how == "freeze":
             broker.thaw()
         broker.kill()
-        bridge.stop()
+        if of_bridge:
+            bridge.process.kill()
+            bridge.process.wait()
+        else:
+            bridge.stop()

@@ -27,7 +27,7 @@ on_board = board("eyespy", plant=True)
 class BoardWorker(RunningWorker):
     """A worker on the board of the process that starts it; the guard's directory is its runtime directory."""
 
-    def __init__(self, runtime_directory: pathlib.Path, *settings: str) -> None:
+    def __init__(self, runtime_directory: pathlib.Path, *settings: str, code: str = "") -> None:
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="sb", dir="/tmp"))
         self.address = f"ipc://{runtime_directory}/w"
         arguments = []
@@ -43,7 +43,7 @@ class BoardWorker(RunningWorker):
             arguments += ["--set", setting]
         with open(self.directory / "stderr", "wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "stirbar.core.cli", "worker", *arguments],
+                [sys.executable, *(["-c", code] if code else ["-m", "stirbar.core.cli"]), "worker", *arguments],
                 env=stirbar_environment() | {"STIRBAR_BOARD": os.environ.get("STIRBAR_BOARD", "")},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
