@@ -1,5 +1,5 @@
-"""Worker or guard killed or stopped, or Python in it gone wrong, at a random moment while heater, stirrer, a pump and LED
-are on: how long until everything that heats or pumps is off, on the board itself.
+"""Worker or guard killed or stopped, or Python in it gone wrong, at a random moment while heater, stirrer, a pump and
+LED are on: how long until everything that heats or pumps is off, on the board itself.
 
 `STIRBAR_DEATHS=50` makes fifty rounds of each (`make soak` and `python -m benchmarks.deaths` do); `STIRBAR_DEATHS_FILE`
 gets a line of JSON for each kind.
