@@ -31,7 +31,10 @@ def settings_from_config(config: Config) -> Settings:
         username,
         password,
         bool(config.get("mqtt", "use_tls")),
-        os.path.expanduser(str(config.get("mqtt", "ca_file") or "")),
+        *(
+            os.path.expanduser(str(config.get("mqtt", key) or ""))
+            for key in ("ca_file", "certificate_file", "key_file")
+        ),
     )
     spool = os.path.expanduser(str(config.get("bridge.config", "spool_directory") or ""))
     return Settings(

@@ -76,3 +76,11 @@ def worker_address(config: Config) -> str:
 def local_password_file(config: Config) -> str:
     """Where a leader on this machine leaves the broker password of this machine's own unit."""
     return os.path.join(data_directory(config), "mqtt_password")
+
+
+def leader_directory(config: Config) -> str:
+    """Where a leader on this machine keeps its files; made, readable by its owner only, when it is not there."""
+    chosen = str(config.get("leader.config", "data_directory"))
+    path = os.path.expanduser(chosen) if chosen else os.path.join(data_directory(config), "leader")
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return path
