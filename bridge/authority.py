@@ -93,19 +93,18 @@ class Authority:
                 self._make_server(name, sorted(hosts), sorted(addresses))
         return str(self.directory / f"{name}.pem"), str(self.directory / f"{name}.key"), made
 
-    def sign(self, request_pem: str, unit: str, unit_id: bytes) -> Issued:
+    def sign(self, request_pem: str, unit: str, unit_id: bytes, replace: bool = True) -> Issued:
         """A certificate for the key of a request; name and id are those given here, whatever the request says.
 
-        Earlier certificates of this unit_id are revoked.
+        `replace` revokes the earlier certificates of this unit_id.
         """
+        from cryptography import x509
         from cryptography.hazmat.primitives import hashes, serialization
         from cryptography.x509.oid import ExtendedKeyUsageOID
 
         key = _requested_key(request_pem)
         name = _name(unit)
         identifier = uuid.UUID(bytes=unit_id).urn
-        from cryptography import x509
-
         builder = (
             _builder(name, self._certificate.subject, key, UNIT_DAYS)
             .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(identifier)]), critical=False)
@@ -122,7 +121,8 @@ class Authority:
                 certificate.not_valid_after_utc.timestamp(),
             )
             known = self.issued()
-            _mark_revoked(known, unit_id)
+            if replace:
+                _mark_revoked(known, unit_id)
             known[issued.serial] = {"unit": unit, "unit_id": unit_id.hex(), "ends": issued.ends, "revoked": 0.0}
             self._keep(known)
         return issued
@@ -282,6 +282,16 @@ class Authority:
         from cryptography import x509
 
         return x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a server bound to this host can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def machine_names(host: str, more: Iterable[str] = ()) -> tuple[set[str], set[str]]:

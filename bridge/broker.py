@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 
+from stirbar.bridge.authority import is_loopback
 from stirbar.bridge.credentials import LEADER, Credentials, write_private
 
 TYPE_CHECKING = False
@@ -95,8 +96,8 @@ class Broker:
 
     `port` 0 takes a free one at `start`. `bind` is this machine's own door and on loopback, with TLS if `tls` names CA,
     certificate and key files; `network` is the door for other machines.
-    Synchronization: `start` and `stop` from one thread, `issue`, `revoke` and `reload` from one at a time; `alive`,
-    `port`, `counters` from any.
+    Synchronization: `start`, `stop`, `issue` and `revoke` from one thread; `reload`, `alive`, `port` and `counters`
+    from any.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Broker:
         network: Network | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
-        if not _is_loopback(bind):
+        if not is_loopback(bind):
             raise BrokerError(
                 f"{bind} is open to the network, which is served by TLS and to those with a certificate alone: "
                 "set [leader.config] broker_bind"
@@ -128,6 +129,7 @@ class Broker:
         self._owner = _broker_user()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
+        self._reloading = threading.Lock()
         self._stopping = threading.Event()
         self._ready = threading.Event()
         self._failure = ""
@@ -174,13 +176,14 @@ class Broker:
 
     def reload(self) -> None:
         """Let users, certificates and the list of revoked ones as they are on disk now be in force."""
-        self._credentials.read()
-        if self._thread is not None:
-            self._write_users()
-            self._write_network()
-            process = self._process
-            if process is not None and process.poll() is None:
-                process.send_signal(signal.SIGHUP)
+        with self._reloading:
+            self._credentials.read()
+            if self._thread is not None:
+                self._write_users()
+                self._write_network()
+                process = self._process
+                if process is not None and process.poll() is None:
+                    process.send_signal(signal.SIGHUP)
 
     def _write_users(self) -> None:
         owner = self._owner[1:] if self._owner else None
@@ -276,7 +279,7 @@ class Broker:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection((_reachable(self.bind), self.port), timeout=1.0):
+            with socket.create_connection((self.bind, self.port), timeout=1.0):
                 return True
         except OSError:
             return False
@@ -339,15 +342,6 @@ class Broker:
             network = NETWORK.format(port=self._network.port, bind=self._network.bind)
         text = CONFIGURATION.format(port=self.port, bind=self.bind, tls=tls, network=network)
         write_private(self._directory / "mosquitto.conf", text, owner)
-
-
-def _is_loopback(bind: str) -> bool:
-    return bind in ("localhost", "::1") or bind.startswith("127.")
-
-
-def _reachable(bind: str) -> str:
-    """An address at which a listener on `bind` answers this machine."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)
 
 
 def _broker_user() -> tuple[str, int, int] | None:

@@ -252,7 +252,7 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
             switch_key("use_tls", False, "Talk TLS to the broker."),
             text_key("ca_file", "path", "", "Certificate of the broker's authority; empty trusts the system's."),
             text_key("certificate_file", "path", "", "This unit's certificate, which a leader's broker asks for."),
-            text_key("key_file", "path", "", "Its key."),
+            text_key("key_file", "path", "", "Its key; empty: it is in the same file."),
         ),
     ),
     (

@@ -6,26 +6,15 @@ when it nears its end or the machine has got another name or address.
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from collections.abc import Iterable
 from pathlib import Path
 
-from stirbar.bridge.authority import Authority, CertificateError, machine_names
+from stirbar.bridge.authority import Authority, CertificateError, is_loopback, machine_names
 
 __all__ = ["CertificateError", "is_loopback", "open_authority", "renew", "server_context"]
 
 PAGE = "server"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a server bound to this host can be reached from this machine only."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def open_authority(directory: Path, host: str) -> Authority:

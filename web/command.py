@@ -20,6 +20,7 @@ from typing import Any
 from stirbar.bridge.authority import machine_names
 from stirbar.bridge.broker import Broker, BrokerError, Network
 from stirbar.bridge.credentials import CredentialError
+from stirbar.bridge.enrolment import Enrolment
 from stirbar.bridge.ingest import Ingest
 from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.core import identity, paths
@@ -117,6 +118,8 @@ class Leader:
             self.ingest.listen(self.live.publish)
             self.ingest.start()
             site = Site(self.directory, self.store, self.ingest, self.live, self.broker, VERSION, sessions=sessions)
+            if self.broker is not None and not is_loopback(self.config.get("leader.config", "broker_bind")):
+                site.enrolment = Enrolment(self.config, self.broker.reload, say)
             self._start_page(site)
         except BaseException:
             self.stop()
@@ -165,8 +168,22 @@ class Leader:
         say(f"broker: open to units with a certificate at {bind}:{port}")
         return Network(bind, port, (str(authority.certificate_path), certificate, key, str(authority.revoked_path)))
 
+    def reload(self) -> None:
+        """Let accounts and certificates that another process has changed be in force."""
+        if self.broker is not None:
+            try:
+                self.broker.reload()
+            except (CredentialError, OSError) as error:
+                say(f"the broker goes on with the accounts it had: {error}")
+
     def renew(self) -> None:
-        """Make certificates anew that are near their end; open connections stay. Raises CertificateError."""
+        """Make certificates anew that are near their end; open connections stay."""
+        try:
+            self._renew()
+        except CertificateError as error:
+            say(str(error))
+
+    def _renew(self) -> None:
         names = names_of(self.config)
         bind, host = self.config.get("leader.config", "broker_bind"), self.config.get("web.config", "bind")
         if self.broker is not None and not is_loopback(bind):
@@ -179,6 +196,8 @@ class Leader:
     def _admit_own_unit(self, broker: Broker) -> None:
         """A leader may be a worker too: let this machine's own unit in, where `stirbar bridge` looks for it."""
         name = paths.unit_name(self.config)
+        if not self.config.section("cluster.inventory").get(name, True):
+            return  # a leader that is no worker
         identifier = identity.unit_id(paths.data_directory(self.config))
         try:
             broker.issue(name, identifier, Path(paths.local_password_file(self.config)))
@@ -240,13 +259,15 @@ def _first_line(path: str) -> str:
 
 def run(config: Config) -> int:
     """Run a leader until SIGTERM or SIGINT."""
-    ended = threading.Event()
+    ended, asked = threading.Event(), threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
         ended.set()
+        asked.set()
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGUSR1, lambda number, frame: asked.set())  # `stirbar cluster` has changed something
     for warning in config.warnings:
         say(warning)
     leader = Leader(config)
@@ -258,11 +279,12 @@ def run(config: Config) -> int:
     else:
         # standard output may be a log: no secret goes there
         say("log in: `stirbar leader link` prints a one-time link")
-    while not ended.wait(RENEWAL_INTERVAL_S):
-        try:
+    while not ended.is_set():
+        if asked.wait(RENEWAL_INTERVAL_S):
+            asked.clear()
+            leader.reload()
+        else:
             leader.renew()
-        except CertificateError as error:
-            say(str(error))
     leader.stop()
     say("stopped")
     return 0
