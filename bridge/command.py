@@ -68,7 +68,7 @@ def account(config: Config, unit: str) -> tuple[str, str]:
 
 
 def main(argv: list[str]) -> int:
-    """`stirbar bridge`: runs until SIGTERM or SIGINT; 1 when it cannot start."""
+    """`stirbar bridge`: runs until SIGTERM or SIGINT; 1 when it cannot start, 78 when the unit is out of use."""
     options: Namespace | PlainOptions | None = read_options(argv)
     if options is None:
         import argparse  # only to explain: it costs half a megabyte
@@ -77,7 +77,12 @@ def main(argv: list[str]) -> int:
         add_config_options(parser)
         options = parser.parse_args(argv)
     try:
-        settings = settings_from_config(config_from_arguments(options))
+        config = config_from_arguments(options)
+        unused = paths.out_of_use(config)
+        if unused:
+            print(f"stirbar bridge: {unused}", file=sys.stderr)
+            return paths.OUT_OF_USE_STATUS
+        settings = settings_from_config(config)
         log = Log(f"bridge[{settings.unit}]")
         log("info", f"worker at {settings.worker_address}, broker at {settings.broker.host}:{settings.broker.port}")
         serve(settings, log)

@@ -15,6 +15,23 @@ def unit_name(config: Config) -> str:
     return name or os.uname().nodename.split(".")[0]
 
 
+# Exit status of a unit that is out of use: EX_CONFIG of sysexits.h. Zero would say that the work was done, and 1 that
+# something is broken; the systemd units know this one as an end in good order after which nothing is started again.
+OUT_OF_USE_STATUS = 78
+
+
+def out_of_use(config: Config) -> str:
+    """Why this unit runs nothing, in one sentence; empty when it is in use or not in the inventory."""
+    name = unit_name(config)
+    if config.section("cluster.inventory").get(name, True):
+        return ""
+    where = config.source("cluster.inventory", name)
+    return (
+        f"unit '{name}' is out of use ({where}: [cluster.inventory] {name} = 0), so nothing runs; "
+        f"`stirbar cluster activate {name}`, and start it again"
+    )
+
+
 def data_directory(config: Config) -> str:
     """Directory of what must survive a restart; created with mode 0700."""
     configured = str(config.get("unit", "data_directory") or os.environ.get("STIRBAR_DATA", ""))

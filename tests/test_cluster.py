@@ -29,6 +29,8 @@ from units import identity
 
 pytest.importorskip("cryptography", reason="the leader's certificates")
 
+ROOT = pathlib.Path(__file__).parents[1]
+
 
 @pytest.fixture
 def place():
@@ -377,5 +379,61 @@ def test_the_page_without_a_cluster_has_no_door(place):
         assert connection.getresponse().status == 409
         assert "no other machine reaches this leader" in one.refused("invite")
         connection.close()
+    finally:
+        one.close()
+
+
+# --- out of use ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["worker", "bridge"])
+def test_a_unit_out_of_use_runs_nothing_and_says_why(machine, command):
+    unit = machine("vial1")
+    unit.cluster("deactivate", "vial1")
+    line = unit.config.read_text().split("\n").index("vial1 = 0") + 1
+    done = unit.command(command)
+    assert done.returncode == 78 and not done.stdout
+    assert done.stderr == (
+        f"stirbar {command}: unit 'vial1' is out of use ({unit.config}:{line}: [cluster.inventory] vial1 = 0), so "
+        "nothing runs; `stirbar cluster activate vial1`, and start it again\n"
+    )
+    assert not (unit.directory / "r").exists() and not (unit.data / "spool").exists()
+    text = (ROOT / "core" / "deploy" / f"stirbar-{command}.service").read_text()
+    assert "\nSuccessExitStatus=78\nRestartPreventExitStatus=78\n" in text
+    unit.cluster("activate", "vial1")
+    unit.start(command)
+    wait_for(lambda: "unit 'vial1' at" in unit.log(command).read_text() or "worker at" in unit.log(command).read_text(),
+             20.0, "it runs")  # fmt: skip
+
+
+def test_a_leader_that_is_no_worker_lets_no_unit_of_its_own_in(place):
+    find_mosquitto()
+    for worker in (False, True):
+        one = LeaderMachine(place / f"leader{worker:d}", worker)
+        one.run()
+        try:
+            assert (one.data / "mqtt_password").exists() == worker
+            assert one.units()["leader"]["state"] == ("this machine" if worker else "expected")
+            assert one.units()["leader"]["active"] == worker
+            if worker:
+                assert "'leader' is this machine's own unit" in one.refused("revoke", "leader")
+        finally:
+            one.close()
+
+
+def test_a_leader_that_is_a_worker_takes_its_readings_and_those_of_others(place, machine):
+    find_mosquitto()
+    one = LeaderMachine(place / "both", True)
+    one.run()
+    try:
+        other = machine("vial2")
+        other.cluster("join", one.cluster("invite"))
+        one.start("worker", "--simulate")
+        for here in (one, other):
+            if here is other:
+                here.start("worker")
+            here.start("bridge")
+        ids = {unit["unit_id"] for unit in one.units().values()}
+        wait_for(lambda: ids <= set(stored(one)), 40.0, "readings of both")
     finally:
         one.close()
