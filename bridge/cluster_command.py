@@ -16,6 +16,7 @@ from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.enrolment import INVITATION_MINUTES, Enrolment, EnrolmentError
 from stirbar.bridge.inventory import write_inventory
 from stirbar.bridge.invitations import InvitationError, parse_token
+from stirbar.bridge.renewal import RENEW_DAYS
 from stirbar.core import paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 
@@ -128,7 +129,7 @@ def join(config: Config, arguments: argparse.Namespace) -> None:
 
 def renew(config: Config, arguments: argparse.Namespace) -> None:
     """Renew this unit's certificate if it is time."""
-    ends = joining.renew(config, float("inf") if arguments.now else joining.RENEW_DAYS)
+    ends = joining.renew(config, float("inf") if arguments.now else RENEW_DAYS)
     say(f"the certificate is good until {datetime.datetime.fromtimestamp(ends):%Y-%m-%d}")
 
 

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from stirbar.core.config import Config
 
 
-def settings_from_config(config: Config) -> Settings:
-    """Raises OSError and ValueError, saying what cannot be read or made."""
+def settings_from_config(config: Config, renewal_command: list[str] | None = None) -> Settings:
+    """`renewal_command` has the unit's certificate renewed if it is time. Raises OSError and ValueError, saying what
+    cannot be read or made."""
     unit = paths.unit_name(config)
     directory = paths.data_directory(config)
     unit_id = identity.unit_id(directory)
@@ -52,6 +53,8 @@ def settings_from_config(config: Config) -> Settings:
         block_interval_s=float(config.get("bridge.config", "block_interval_s")),
         reconnect_maximum_s=float(config.get("bridge.config", "reconnect_maximum_s")),
         with_raw=bool(config.get("od_reading.config", "raw")),
+        cluster_file=paths.cluster_file(config),
+        renewal_command=renewal_command,
     )
 
 
@@ -82,7 +85,7 @@ def main(argv: list[str]) -> int:
         if unused:
             print(f"stirbar bridge: {unused}", file=sys.stderr)
             return paths.OUT_OF_USE_STATUS
-        settings = settings_from_config(config)
+        settings = settings_from_config(config, [sys.executable, "-m", "stirbar.core.cli", "cluster", "renew", *argv])
         log = Log(f"bridge[{settings.unit}]")
         log("info", f"worker at {settings.worker_address}, broker at {settings.broker.host}:{settings.broker.port}")
         serve(settings, log)

@@ -20,6 +20,7 @@ from typing import Any
 
 from stirbar.bridge.credentials import write_private
 from stirbar.bridge.invitations import Token
+from stirbar.bridge.renewal import RENEW_DAYS
 from stirbar.core import identity, paths
 from stirbar.core.config import EXAMPLE, UNIT_NAME, USER_DIRECTORY, Config, build_config, read_file
 from stirbar.core.ini import IniFile, write_atomically
@@ -28,8 +29,6 @@ from stirbar.core.version import VERSION
 ANSWER_LIMIT_S = 10.0
 LONGEST_ANSWER_BYTES = 65536
 CLOCK_LIMIT_S = 300.0  # readings carry the unit's time, and certificates are judged by it
-RENEW_DAYS = 60.0
-FOLDER = "cluster"
 
 
 class JoinError(Exception):
@@ -48,11 +47,11 @@ class Files:
 
     def __init__(self, config: Config) -> None:
         self.data = pathlib.Path(paths.data_directory(config))
-        self.directory = self.data / FOLDER
+        self.leader = pathlib.Path(paths.cluster_file(config))
+        self.directory = self.leader.parent
         self.authority = self.directory / "ca.pem"
         self.certificate = self.directory / "unit.pem"  # with its key, so that both change at once
         self.password = self.directory / "password"
-        self.leader = self.directory / "leader.json"
 
     def write(self, path: pathlib.Path, text: str) -> None:
         """Replace a file; by root it is given to whom the data directory belongs: the service's user reads it."""

@@ -95,6 +95,11 @@ def local_password_file(config: Config) -> str:
     return os.path.join(data_directory(config), "mqtt_password")
 
 
+def cluster_file(config: Config) -> str:
+    """What a unit knows of the leader that it joined; certificate and password are beside it."""
+    return os.path.join(data_directory(config), "cluster", "leader.json")
+
+
 def leader_directory(config: Config) -> str:
     """Where a leader on this machine keeps its files; made, readable by its owner only, when it is not there."""
     chosen = str(config.get("leader.config", "data_directory"))

@@ -357,6 +357,19 @@ def test_a_certificate_is_renewed_by_the_password(leader, machine):
     assert "its password is another" in unit.refused("renew", "--now")
 
 
+def test_the_bridge_has_a_certificate_renewed_that_ends_soon(leader, machine):
+    unit = machine("vial1")
+    unit.cluster("join", leader.cluster("invite"))
+    about, pem = unit.data / "cluster" / "leader.json", unit.data / "cluster" / "unit.pem"
+    before = pem.read_text()
+    known = json.loads(about.read_text())
+    about.write_text(json.dumps(known | {"ends": time.time() + 59 * 86400}))
+    unit.start("bridge")
+    wait_for(lambda: json.loads(about.read_text())["ends"] > time.time() + 700 * 86400, 20.0, "a new certificate")
+    assert pem.read_text() != before
+    wait_for(lambda: "is good until" in unit.log("bridge").read_text(), 10.0, "the end of the renewal")
+
+
 def test_what_stands_in_unit_config_stays(leader, machine):
     unit = machine("vial1")
     own = unit.directory / "unit_config.ini"
@@ -402,7 +415,7 @@ def test_a_unit_out_of_use_runs_nothing_and_says_why(machine, command):
     assert "\nSuccessExitStatus=78\nRestartPreventExitStatus=78\n" in text
     unit.cluster("activate", "vial1")
     unit.start(command)
-    wait_for(lambda: "unit 'vial1' at" in unit.log(command).read_text() or "worker at" in unit.log(command).read_text(),
+    wait_for(lambda: "unit 'vial1' at" in unit.log(command).read_text() or "no broker" in unit.log(command).read_text(),
              20.0, "it runs")  # fmt: skip
 
 
