@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import ipaddress
 import json
 import os
@@ -19,7 +18,7 @@ import socket
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from stirbar.bridge.credentials import write_private
+from stirbar.bridge.credentials import locked, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -153,20 +152,12 @@ class Authority:
     def _changing(self) -> Iterator[None]:
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self.directory / "authority.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            with locked(self.directory / "authority.lock"):
+                yield
         except OSError as error:
             raise CertificateError(
                 f"the certificate could not be written to {self.directory}: {error.strerror}"
             ) from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        except OSError as error:
-            raise CertificateError(
-                f"the certificate could not be written to {self.directory}: {error.strerror}"
-            ) from None
-        finally:
-            os.close(descriptor)
 
     def _own(self) -> tuple[x509.Certificate, EllipticCurvePrivateKey]:
         """Certificate and key of the authority, made at the first call."""

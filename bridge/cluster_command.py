@@ -28,19 +28,27 @@ def say(line: str) -> None:
     print(f"stirbar cluster: {line}", file=sys.stderr, flush=True)
 
 
-def tell_leader(config: Config) -> None:
-    """Let the leader that runs in this data directory, if one does, take in what has changed."""
+def leader_process(config: Config) -> int:
+    """The process of the leader that runs in this data directory; 0 when none does."""
     path = os.path.join(paths.leader_directory(config), "leader.lock")
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return
+        return 0
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.kill(int(os.read(descriptor, 32)), signal.SIGUSR1)
+        return int(os.read(descriptor, 32) or 0)
     finally:
         os.close(descriptor)
+    return 0
+
+
+def tell_leader(config: Config) -> None:
+    """Let the leader that runs, if one does, take in what has changed."""
+    process = leader_process(config)
+    if process:
+        os.kill(process, signal.SIGUSR1)
 
 
 def enrolment_of(config: Config) -> Enrolment:
@@ -55,6 +63,8 @@ def enrolment_of(config: Config) -> Enrolment:
 def invite(config: Config, arguments: argparse.Namespace) -> None:
     """Print a token."""
     token = enrolment_of(config).invite(arguments.minutes, arguments.name)
+    if not leader_process(config):
+        say(f"no leader runs in {paths.leader_directory(config)}: start it before the unit joins")
     whom = f"the unit '{arguments.name}'" if arguments.name else "one unit"
     say(f"within {arguments.minutes:g} min {whom} joins, once, by `stirbar cluster join TOKEN`, where TOKEN is:")
     print(token.text(), flush=True)

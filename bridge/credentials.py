@@ -52,8 +52,10 @@ def check_unit_name(unit: str) -> None:
 
 
 def write_private(path: pathlib.Path, text: str, owner: tuple[int, int] | None = None) -> None:
-    """Replace a file at once, mode 0600, owned by (uid, gid) if given."""
+    """Replace a file at once, mode 0600, owned by (uid, gid) if given; else, by root, by whom the directory belongs to,
+    so that a command of root's leaves nothing that the service cannot read."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    owner = owner or _heir(path.parent)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
@@ -67,6 +69,28 @@ def write_private(path: pathlib.Path, text: str, owner: tuple[int, int] | None =
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Hold a lock file, among the threads and processes that use it; it gets the owner of its directory."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        owner = _heir(path.parent)
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _heir(directory: pathlib.Path) -> tuple[int, int] | None:
+    """Whom root makes files for in a directory; None for everybody else."""
+    if os.geteuid() != 0:
+        return None
+    place = directory.stat()
+    return place.st_uid, place.st_gid
 
 
 class Credentials:
@@ -94,13 +118,9 @@ class Credentials:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        descriptor = os.open(self.directory / "users.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locked(self.directory / "users.lock"):
             self.read()
             yield
-        finally:
-            os.close(descriptor)
 
     def issue(self, unit: str, unit_id: bytes, password_file: pathlib.Path) -> str:
         """Let a unit in and leave its password in `password_file`; return the user name.

@@ -5,13 +5,11 @@ directory, under one lock, so that the running leader and `stirbar cluster` do t
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 import pathlib
 import socket
 
 from stirbar.bridge.authority import Authority, CertificateError, is_loopback, machine_names
-from stirbar.bridge.credentials import CredentialError, Credentials, check_unit_name
+from stirbar.bridge.credentials import CredentialError, Credentials, check_unit_name, locked
 from stirbar.bridge.inventory import read_inventory, write_inventory
 from stirbar.bridge.invitations import InvitationError, Invitations, Token
 from stirbar.core import paths
@@ -267,13 +265,9 @@ class Enrolment:
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
-        descriptor = os.open(self.directory / "cluster.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locked(self.directory / "cluster.lock"):
             self._credentials.read()
             yield
-        finally:
-            os.close(descriptor)
 
 
 def _bytes_of(asked: dict[str, str], field: str, size: int = 0) -> bytes:

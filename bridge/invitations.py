@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import secrets
 import struct
 import time
 
-from stirbar.bridge.credentials import write_private
+from stirbar.bridge.credentials import locked, write_private
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,9 +124,7 @@ class Invitations:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[dict[str, dict[str, Any]]]:
-        descriptor = os.open(self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with locked(self._path.with_suffix(".lock")):
             try:
                 stored = json.loads(self._path.read_text(encoding="utf-8"))
             except (FileNotFoundError, ValueError):
@@ -136,8 +132,6 @@ class Invitations:
             yield stored
             kept = {key: item for key, item in stored.items() if item["ends"] + REMEMBERED_S > self._now()}
             write_private(self._path, json.dumps(kept, indent=1) + "\n")
-        finally:
-            os.close(descriptor)
 
 
 def _digest(secret: bytes) -> str:

@@ -55,12 +55,11 @@ class Files:
 
     def write(self, path: pathlib.Path, text: str) -> None:
         """Replace a file; by root it is given to whom the data directory belongs: the service's user reads it."""
-        place = self.data.stat()
-        owner = (place.st_uid, place.st_gid) if os.geteuid() == 0 else None
         self.directory.mkdir(mode=0o700, exist_ok=True)
-        if owner is not None:
-            os.chown(self.directory, *owner)
-        write_private(path, text, owner)
+        if os.geteuid() == 0:
+            place = self.data.stat()
+            os.chown(self.directory, place.st_uid, place.st_gid)
+        write_private(path, text)
 
     def read_password(self) -> str:
         """The account's password, or nothing."""

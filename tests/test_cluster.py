@@ -208,6 +208,26 @@ def test_an_inventory_that_cannot_be_written_is_a_sentence(open_leader, tmp_path
     ]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others")
+def test_what_root_does_leaves_nothing_that_the_service_cannot_read(place, machine):
+    one, unit = LeaderMachine(place / "leader"), machine("vial1")
+    service = 65534
+    for here in (one, unit):
+        (here.data / "leader").mkdir(parents=True)
+        for path in (here.data, here.data / "leader"):
+            os.chown(path, service, service)
+    for folder in ("tls", "credentials"):
+        (one.data / "leader" / folder).mkdir(mode=0o700)
+        os.chown(one.data / "leader" / folder, service, service)
+    done = one.command("cluster", "invite")
+    assert done.returncode == 0 and "no leader runs in" in done.stderr
+    files = joining.Files(load_config(str(unit.config)))
+    files.write(files.password, "x\n")
+    made = [path for here in (one, unit) for path in here.data.rglob("*") if path.name != "unit_id"]
+    assert len(made) > 12
+    assert {(path.name, path.stat().st_uid) for path in made} == {(path.name, service) for path in made}
+
+
 def test_a_leader_that_nobody_reaches_invites_nobody(tmp_path):
     machine = LeaderMachine(tmp_path / "leader", **{"web.config": {"bind": "127.0.0.1"}})
     with pytest.raises(EnrolmentError, match=r"no other machine reaches this leader: \[web\.config\] bind"):
