@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import ssl
 import stat
 import subprocess
@@ -19,12 +20,15 @@ import pytest
 from cluster_processes import LeaderMachine, Machine, command_lines, new_unit
 from mosquitto import find_mosquitto
 from running import wait_for
-from stirbar.bridge import joining
+from stirbar.bridge import authority, joining
+from stirbar.bridge.authority import is_loopback, machine_names
 from stirbar.bridge.credentials import Credentials
 from stirbar.bridge.enrolment import Enrolment, EnrolmentError
 from stirbar.bridge.invitations import InvitationError, Invitations, Token, parse_token
 from stirbar.core.config import load_config
+from stirbar.web import certificate
 from stirbar.web.accounting import Stored
+from stirbar.web.server import Server
 from units import identity
 
 pytest.importorskip("cryptography", reason="the leader's certificates")
@@ -319,12 +323,12 @@ def test_guessing_is_slowed(leader):
 def test_the_secret_is_not_sent_to_a_leader_that_only_looks_right(leader, place):
     """A machine in between may repeat the leader's public certificate; it cannot be the server that it vouches for."""
     token = parse_token(leader.cluster("invite"))
-    address, authority = joining.find_leader(token)
+    address, pem = joining.find_leader(token)
     impostor = LeaderMachine(place / "impostor")
     impostor.run()
     try:
         with pytest.raises(joining.JoinError, match=r"certificate is not good for 127\.0\.0\.1"):
-            joining.ask(address, impostor.page_port, authority, "join", {"secret": token.secret.hex()})
+            joining.ask(address, impostor.page_port, pem, "join", {"secret": token.secret.hex()})
     finally:
         impostor.close()
 
@@ -470,3 +474,59 @@ def test_a_leader_that_is_a_worker_takes_its_readings_and_those_of_others(place,
         wait_for(lambda: ids <= set(stored(one)), 40.0, "readings of both")
     finally:
         one.close()
+
+
+# --- names and addresses ---------------------------------------------------------------------------------------------
+
+
+def test_certificates_carry_the_names_of_the_config(leader):
+    context = ssl.create_default_context(cafile=leader.data / "leader" / "tls" / "ca.pem")
+    for port in (leader.page_port, leader.tls_port):
+        with socket.create_connection(("127.0.0.1", port)) as wire:
+            context.wrap_socket(wire, server_hostname="leader").close()
+        with socket.create_connection(("127.0.0.1", port)) as wire, pytest.raises(ssl.SSLCertVerificationError):
+            context.wrap_socket(wire, server_hostname="another")
+
+
+def test_a_unit_finds_a_leader_whose_address_nobody_wrote_down(place, machine):
+    addresses = {one for one in machine_names("0.0.0.0")[1] if not is_loopback(one) and ":" not in one}
+    if not addresses:
+        pytest.skip("this machine has no address beyond loopback")
+    find_mosquitto()
+    one = LeaderMachine(place / "leader", **{"cluster.topology": {}})
+    one.run()
+    try:
+        word = one.cluster("invite")
+        offered = parse_token(word).addresses
+        assert not any(is_loopback(address) for address in offered) and addresses & set(offered)
+        unit = machine("vial1")
+        unit.cluster("join", word)
+        address = load_config(str(unit.config)).get("mqtt", "broker_address")
+        assert address in offered
+        unit.start("worker")
+        unit.start("bridge")
+        unit_id = one.units()["vial1"]["unit_id"]
+        wait_for(lambda: stored(one)[unit_id], 40.0, f"readings by {address}")
+    finally:
+        one.close()
+
+
+def test_the_page_gets_a_new_certificate_without_a_restart(tmp_path, monkeypatch):
+    context, fingerprint = certificate.server_context(tmp_path, "0.0.0.0")
+    server = Server(lambda environ, start: [start("204 No Content", []) and b""], "0.0.0.0", 0, context)
+    server.start()
+    trusting = ssl.create_default_context(cafile=tmp_path / "tls" / "ca.pem")
+
+    def served() -> bytes:
+        wire = socket.create_connection(("127.0.0.1", server.port))
+        with trusting.wrap_socket(wire, server_hostname="localhost") as secure:
+            return secure.getpeercert(binary_form=True)
+
+    try:
+        before = served()
+        assert not certificate.renew(tmp_path, "0.0.0.0", context) and served() == before
+        monkeypatch.setattr(authority, "RENEW_DAYS", authority.SERVER_DAYS + 1)
+        assert certificate.renew(tmp_path, "0.0.0.0", context) and served() != before
+        assert certificate.server_context(tmp_path, "0.0.0.0")[1] == fingerprint
+    finally:
+        server.stop()
