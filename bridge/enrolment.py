@@ -85,6 +85,7 @@ class Enrolment:
             except InvitationError as error:
                 raise EnrolmentError(str(error), "secret", error.remedy, 403) from None
             changes: dict[str, bool | None] = {old: None} if old not in ("", name) else {}
+            self._say(f"unit '{name}' (id {unit_id.hex()}) has joined" + (f"; it was '{old}'" if changes else ""))
             self._write_inventory(changes | {name: True})
         return answer
 

@@ -207,8 +207,9 @@ def test_an_inventory_that_cannot_be_written_is_a_sentence(open_leader, tmp_path
     monkeypatch.setattr("stirbar.bridge.inventory.write_atomically", full)
     open_leader.join(asked(tmp_path, open_leader.invite(5), "vial1", 1))
     assert open_leader.said == [
+        f"unit 'vial1' (id {identity(1).hex()}) has joined",
         f"{open_leader.machine.config} cannot be written (Read-only file system): in its [cluster.inventory], write "
-        "vial1 = 1 by hand"
+        "vial1 = 1 by hand",
     ]
 
 
