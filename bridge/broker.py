@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 
+from stirbar.bridge.authority import is_loopback
 from stirbar.bridge.credentials import LEADER, Credentials, write_private
 
 TYPE_CHECKING = False
@@ -38,7 +39,7 @@ LOG_LIMIT_BYTES = 1 << 20
 # dropped beyond it is counted by the broker and sent again by the units.
 CONFIGURATION = """\
 listener {port} {bind}
-{tls}allow_anonymous false
+{tls}{network}allow_anonymous false
 password_file password
 acl_file acl
 persistence true
@@ -59,15 +60,44 @@ log_type warning
 """
 
 
+# Other machines must show a certificate of our authority that is not revoked, and then a password as well.
+NETWORK = """\
+listener {port} {bind}
+cafile network-ca.pem
+certfile network.pem
+keyfile network-key.pem
+crlfile network-crl.pem
+require_certificate true
+tls_version tlsv1.2
+"""
+
+
 class BrokerError(Exception):
     """The broker cannot run; one sentence says why and what helps."""
+
+
+class Network:
+    """Where units on other machines reach the broker, by TLS 1.2 or later and with a certificate of their own; `files`
+    are CA, certificate, key and list of revoked certificates.
+
+    Synchronization: immutable by convention.
+    """
+
+    __slots__ = ("bind", "files", "port")
+
+    def __init__(self, bind: str, port: int, files: tuple[str, str, str, str]) -> None:
+        self.bind = bind
+        self.port = port
+        self.files = files
 
 
 class Broker:
     """`start()` runs mosquitto and a thread that starts it again whenever it dies; `stop()` ends both.
 
-    `port` 0 takes a free one at `start`. `tls` names CA, certificate and key files; without it only loopback is served.
-    Synchronization: `start`, `stop`, `issue` and `revoke` from one thread; `alive`, `port`, `counters` from any.
+    `port` 0 takes a free one at `start`. `bind` is this machine's own door and on loopback, with TLS if `tls` names CA,
+    certificate and key files; `network` is the door for other machines.
+    Synchronization: `start`, `stop`, `issue` and `revoke` from one thread; `reload`, `alive`, `port` and `counters`
+    from any.
     """
 
     def __init__(
@@ -79,21 +109,27 @@ class Broker:
         topic_root: str = "pioreactor",
         data_root: str = "stirbar",
         tls: tuple[str, str, str] | None = None,
+        network: Network | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
-        if tls is None and not _is_loopback(bind):
-            raise BrokerError(f"broker_bind = {bind} is open to the network: only 127.0.0.1 is served without TLS")
+        if not is_loopback(bind):
+            raise BrokerError(
+                f"{bind} is open to the network, which is served by TLS and to those with a certificate alone: "
+                "set [leader.config] broker_bind"
+            )
         self.port = port
         self.bind = bind
         self.username = LEADER
         self._directory = directory / "broker"
         self._roots = (topic_root, data_root)
         self._tls = tls
+        self._network = network
         self._log = log or _log
         self._credentials = Credentials(directory / "credentials")
         self._owner = _broker_user()
         self._process: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
+        self._reloading = threading.Lock()
         self._stopping = threading.Event()
         self._ready = threading.Event()
         self._failure = ""
@@ -130,20 +166,24 @@ class Broker:
     def issue(self, unit: str, unit_id: bytes, password_file: pathlib.Path) -> str:
         """Let a unit in; see `Credentials.issue`. In force at once, also while the broker runs."""
         username = self._credentials.issue(unit, unit_id, password_file)
-        self._reload()
+        self.reload()
         return username
 
     def revoke(self, unit: str) -> None:
         """Take a unit's access away; a connection that exists ends with its next message."""
         self._credentials.revoke(unit)
-        self._reload()
+        self.reload()
 
-    def _reload(self) -> None:
-        if self._thread is not None:
-            self._write_users()
-            process = self._process
-            if process is not None and process.poll() is None:
-                process.send_signal(signal.SIGHUP)
+    def reload(self) -> None:
+        """Let users, certificates and the list of revoked ones as they are on disk now be in force."""
+        with self._reloading:
+            self._credentials.read()
+            if self._thread is not None:
+                self._write_users()
+                self._write_network()
+                process = self._process
+                if process is not None and process.poll() is None:
+                    process.send_signal(signal.SIGHUP)
 
     def _write_users(self) -> None:
         owner = self._owner[1:] if self._owner else None
@@ -158,7 +198,9 @@ class Broker:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self._owner:
             os.chown(self._directory, *self._owner[1:])
-        self._take_port()
+        self.port = self._take_port(self.bind, self.port, "[mqtt] broker_port")
+        if self._network is not None:
+            self._take_port(self._network.bind, self._network.port, "[leader.config] broker_tls_port")
         self._write_users()
         self._write_configuration()
         self._stopping.clear()
@@ -237,7 +279,7 @@ class Broker:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection((_reachable(self.bind), self.port), timeout=1.0):
+            with socket.create_connection((self.bind, self.port), timeout=1.0):
                 return True
         except OSError:
             return False
@@ -259,24 +301,31 @@ class Broker:
             command += ["--reuid", str(self._owner[1]), "--regid", str(self._owner[2]), "--clear-groups"]
         return [*command, "--", mosquitto, "-c", "mosquitto.conf"]
 
-    def _take_port(self) -> None:
+    def _take_port(self, bind: str, port: int, key: str) -> int:
         """Make sure that the port is free; choose one for port 0."""
-        family = socket.AF_INET6 if ":" in self.bind else socket.AF_INET
+        family = socket.AF_INET6 if ":" in bind else socket.AF_INET
         deadline = time.monotonic() + PORT_WAIT_S
         while True:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 try:
-                    probe.bind((self.bind, self.port))
-                    self.port = probe.getsockname()[1]
-                    return
+                    probe.bind((bind, port))
+                    return int(probe.getsockname()[1])
                 except OSError as error:
                     if time.monotonic() > deadline:
                         raise BrokerError(
-                            f"port {self.port} of {self.bind} cannot be had ({error.strerror}): is another broker "
-                            "running? Stop it, or choose another [mqtt] broker_port"
+                            f"port {port} of {bind} cannot be had ({error.strerror}): is another broker "
+                            f"running? Stop it, or choose another {key}"
                         ) from None
             self._stopping.wait(0.1)
+
+    def _write_network(self) -> None:
+        """Copies of the network's files that the broker's user can read."""
+        owner = self._owner[1:] if self._owner else None
+        if self._network is not None:
+            names = ("network-ca.pem", "network.pem", "network-key.pem", "network-crl.pem")
+            for name, source in zip(names, self._network.files, strict=True):
+                write_private(self._directory / name, pathlib.Path(source).read_text(encoding="utf-8"), owner)
 
     def _write_configuration(self) -> None:
         owner = self._owner[1:] if self._owner else None
@@ -287,17 +336,12 @@ class Broker:
             ):
                 write_private(self._directory / name, pathlib.Path(source).read_text(encoding="utf-8"), owner)
                 tls += f"{option} {name}\n"
-        text = CONFIGURATION.format(port=self.port, bind=self.bind, tls=tls)
+        network = ""
+        if self._network is not None:
+            self._write_network()
+            network = NETWORK.format(port=self._network.port, bind=self._network.bind)
+        text = CONFIGURATION.format(port=self.port, bind=self.bind, tls=tls, network=network)
         write_private(self._directory / "mosquitto.conf", text, owner)
-
-
-def _is_loopback(bind: str) -> bool:
-    return bind in ("localhost", "::1") or bind.startswith("127.")
-
-
-def _reachable(bind: str) -> str:
-    """An address at which a listener on `bind` answers this machine."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind, bind)
 
 
 def _broker_user() -> tuple[str, int, int] | None:

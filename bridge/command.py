@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from stirbar.core.config import Config
 
 
-def settings_from_config(config: Config) -> Settings:
-    """Raises OSError and ValueError, saying what cannot be read or made."""
+def settings_from_config(config: Config, renewal_command: list[str] | None = None) -> Settings:
+    """`renewal_command` has the unit's certificate renewed if it is time. Raises OSError and ValueError, saying what
+    cannot be read or made."""
     unit = paths.unit_name(config)
     directory = paths.data_directory(config)
     unit_id = identity.unit_id(directory)
@@ -31,7 +32,10 @@ def settings_from_config(config: Config) -> Settings:
         username,
         password,
         bool(config.get("mqtt", "use_tls")),
-        os.path.expanduser(str(config.get("mqtt", "ca_file") or "")),
+        *(
+            os.path.expanduser(str(config.get("mqtt", key) or ""))
+            for key in ("ca_file", "certificate_file", "key_file")
+        ),
     )
     spool = os.path.expanduser(str(config.get("bridge.config", "spool_directory") or ""))
     return Settings(
@@ -49,6 +53,8 @@ def settings_from_config(config: Config) -> Settings:
         block_interval_s=float(config.get("bridge.config", "block_interval_s")),
         reconnect_maximum_s=float(config.get("bridge.config", "reconnect_maximum_s")),
         with_raw=bool(config.get("od_reading.config", "raw")),
+        cluster_file=paths.cluster_file(config),
+        renewal_command=renewal_command,
     )
 
 
@@ -65,7 +71,7 @@ def account(config: Config, unit: str) -> tuple[str, str]:
 
 
 def main(argv: list[str]) -> int:
-    """`stirbar bridge`: runs until SIGTERM or SIGINT; 1 when it cannot start."""
+    """`stirbar bridge`: runs until SIGTERM or SIGINT; 1 when it cannot start, 78 when the unit is out of use."""
     options: Namespace | PlainOptions | None = read_options(argv)
     if options is None:
         import argparse  # only to explain: it costs half a megabyte
@@ -74,7 +80,12 @@ def main(argv: list[str]) -> int:
         add_config_options(parser)
         options = parser.parse_args(argv)
     try:
-        settings = settings_from_config(config_from_arguments(options))
+        config = config_from_arguments(options)
+        unused = paths.out_of_use(config)
+        if unused:
+            print(f"stirbar bridge: {unused}", file=sys.stderr)
+            return paths.OUT_OF_USE_STATUS
+        settings = settings_from_config(config, [sys.executable, "-m", "stirbar.core.cli", "cluster", "renew", *argv])
         log = Log(f"bridge[{settings.unit}]")
         log("info", f"worker at {settings.worker_address}, broker at {settings.broker.host}:{settings.broker.port}")
         serve(settings, log)

@@ -6,6 +6,8 @@ The leader keeps hashes; a unit's password exists once, in that unit's password 
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
@@ -16,6 +18,7 @@ import secrets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 LEADER = "stirbar-leader"
@@ -40,9 +43,19 @@ def verify(password: str, hashed: str) -> bool:
     return hmac.compare_digest(hash_password(password, salt), hashed)
 
 
+def check_unit_name(unit: str) -> None:
+    """Raises CredentialError for a name that cannot be a user of the broker."""
+    if not _UNIT_NAME.fullmatch(unit) or unit == LEADER:
+        raise CredentialError(
+            f"unit name {unit[:70]!r}: 1 to 63 letters, digits, '-', '_' and '.', beginning with a letter or digit"
+        )
+
+
 def write_private(path: pathlib.Path, text: str, owner: tuple[int, int] | None = None) -> None:
-    """Replace a file at once, mode 0600, owned by (uid, gid) if given."""
+    """Replace a file at once, mode 0600, owned by (uid, gid) if given; else, by root, by whom the directory belongs to,
+    so that a command of root's leaves nothing that the service cannot read."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    owner = owner or _heir(path.parent)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
@@ -50,16 +63,40 @@ def write_private(path: pathlib.Path, text: str, owner: tuple[int, int] | None =
             if owner is not None:
                 os.fchown(descriptor, *owner)
             file.write(text)
+            file.flush()
+            os.fsync(descriptor)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
 
 
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+    """Hold a lock file, among the threads and processes that use it; it gets the owner of its directory."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        owner = _heir(path.parent)
+        if owner is not None:
+            os.fchown(descriptor, *owner)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _heir(directory: pathlib.Path) -> tuple[int, int] | None:
+    """Whom root makes files for in a directory; None for everybody else."""
+    if os.geteuid() != 0:
+        return None
+    place = directory.stat()
+    return place.st_uid, place.st_gid
+
+
 class Credentials:
     """The users of one broker, kept in `<directory>/users.json` and `<directory>/leader.password`.
 
-    Synchronization: one thread at a time.
+    Synchronization: one thread of a process at a time; processes take turns by a lock on `users.lock`.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -67,30 +104,59 @@ class Credentials:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = directory / "users.json"
         self._users: dict[str, dict[str, Any]] = {}
-        if self._path.exists():
-            try:
-                self._users = json.loads(self._path.read_text(encoding="utf-8"))
-            except ValueError:
-                raise CredentialError(f"{self._path} is damaged: remove it; every unit then joins again") from None
-        self.leader_password = self._issue(LEADER, None, directory / "leader.password")
+        with self._changing():
+            self.leader_password = self._issue(LEADER, None, directory / "leader.password")
+
+    def read(self) -> None:
+        """Take in what another process has changed."""
+        try:
+            self._users = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self._users = {}
+        except ValueError:
+            raise CredentialError(f"{self._path} is damaged: remove it; every unit then joins again") from None
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        with locked(self.directory / "users.lock"):
+            self.read()
+            yield
 
     def issue(self, unit: str, unit_id: bytes, password_file: pathlib.Path) -> str:
         """Let a unit in and leave its password in `password_file`; return the user name.
 
         A file whose password is already right stays as it is. Raises CredentialError for a name that cannot be a user.
         """
-        if not _UNIT_NAME.fullmatch(unit) or unit == LEADER:
-            raise CredentialError(
-                f"unit name {unit[:70]!r}: 1 to 63 letters, digits, '-', '_' and '.', beginning with a letter or digit"
-            )
-        self._issue(unit, unit_id, password_file)
+        check_unit_name(unit)
+        with self._changing():
+            self._issue(unit, unit_id, password_file)
         return unit
+
+    def admit(self, unit: str, unit_id: bytes) -> str:
+        """Let a unit on another machine in, under this name alone, and return its new password, which is kept nowhere
+        here. Raises CredentialError for a name that cannot be a user."""
+        check_unit_name(unit)
+        password = secrets.token_hex(24)
+        with self._changing():
+            other = [name for name, user in self._users.items() if user["unit_id"] == unit_id.hex()]
+            for name in other:
+                del self._users[name]
+            self._users[unit] = {"hash": hash_password(password), "unit_id": unit_id.hex()}
+            self._save()
+        return password
+
+    def proves(self, unit: str, password: str) -> bool:
+        """Whether this is the password of this unit."""
+        self.read()
+        user = self._users.get(unit)
+        return unit != LEADER and user is not None and verify(password, user["hash"])
 
     def revoke(self, unit: str) -> None:
         """Take a unit's access away. Raises CredentialError if it has none."""
-        if unit == LEADER or self._users.pop(unit, None) is None:
-            raise CredentialError(f"no unit '{unit}' has a credential")
-        self._save()
+        with self._changing():
+            if unit == LEADER or self._users.pop(unit, None) is None:
+                raise CredentialError(f"no unit '{unit}' has a credential")
+            self._save()
 
     def units(self) -> dict[str, bytes]:
         """{unit's name: unit_id} of those let in."""

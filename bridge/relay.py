@@ -20,6 +20,7 @@ from stirbar.bridge import remote, topics
 from stirbar.bridge.dialect import LOST, MONITOR, Dialect
 from stirbar.bridge.intake import Intake
 from stirbar.bridge.offline import OfflineSign
+from stirbar.bridge.renewal import Renewal
 from stirbar.bridge.sender import Sender
 from stirbar.bridge.session import Broker, Session, reply_properties
 from stirbar.bridge.spool import Spool
@@ -48,10 +49,12 @@ class Settings:
     __slots__ = (
         "block_interval_s",
         "broker",
+        "cluster_file",
         "data_root",
         "dialect_readings_per_second",
         "end_to_end",
         "reconnect_maximum_s",
+        "renewal_command",
         "spool_directory",
         "spool_limit_bytes",
         "topic_root",
@@ -79,6 +82,8 @@ class Settings:
         block_interval_s: float = 1.0,
         reconnect_maximum_s: float = 30.0,
         with_raw: bool = False,
+        cluster_file: str = "",
+        renewal_command: list[str] | None = None,
     ) -> None:
         self.unit = unit
         self.unit_id = unit_id
@@ -94,6 +99,8 @@ class Settings:
         self.block_interval_s = block_interval_s
         self.reconnect_maximum_s = reconnect_maximum_s
         self.with_raw = with_raw
+        self.cluster_file = cluster_file
+        self.renewal_command = renewal_command or []
 
 
 class Relay:
@@ -143,6 +150,7 @@ class Relay:
             self.sender.on_puback,
         )
         self._offline_sign = OfflineSign(self._link)
+        self._renewal = Renewal(settings.cluster_file, settings.renewal_command, log) if settings.cluster_file else None
         self._describe = b""
         self._state_said = b""
         self._dead_runs: list[bytes] = []
@@ -205,6 +213,8 @@ class Relay:
         self._link.expire(now)
         self._watch_worker(now)
         self._offline_sign.step(self.session.online, now)
+        if self._renewal is not None:
+            self._renewal.step(now)
         self.intake.step(now)
         if now >= self._flush_at:
             self._flush_at = max(self._flush_at + self.settings.block_interval_s, now)

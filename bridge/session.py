@@ -39,7 +39,17 @@ IDLE, CONNECTING, GREETING, ONLINE = range(4)
 class Broker:
     """Where the broker is and who we are to it. Synchronization: immutable by convention."""
 
-    __slots__ = ("ca_file", "client_id", "host", "password", "port", "use_tls", "username")
+    __slots__ = (
+        "ca_file",
+        "certificate_file",
+        "client_id",
+        "host",
+        "key_file",
+        "password",
+        "port",
+        "use_tls",
+        "username",
+    )
 
     def __init__(
         self,
@@ -50,6 +60,8 @@ class Broker:
         password: str = "",
         use_tls: bool = False,
         ca_file: str = "",
+        certificate_file: str = "",
+        key_file: str = "",
     ) -> None:
         self.host = host
         self.port = port
@@ -58,6 +70,8 @@ class Broker:
         self.password = password
         self.use_tls = use_tls
         self.ca_file = ca_file
+        self.certificate_file = certificate_file
+        self.key_file = key_file
 
 
 def reply_properties(correlation: bytes) -> Properties:
@@ -214,7 +228,9 @@ class Session:
         self._due = now + CONNECT_TIMEOUT_S
         try:
             if self.broker.use_tls:
-                client.tls_set(ca_certs=self.broker.ca_file or None)
+                client.tls_set(
+                    self.broker.ca_file or None, self.broker.certificate_file or None, self.broker.key_file or None
+                )
             client.connect(self.broker.host, self.broker.port, KEEPALIVE_S, clean_start=True)
         except (OSError, ValueError) as error:
             self._fail(now, str(error))

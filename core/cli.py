@@ -37,6 +37,7 @@ UPPER_COMMANDS: dict[str, str] = {
     "bridge": "carry a worker's readings to the leader",
     "leader": "run broker, store and page of a cluster",
     "demo": "leader and simulated units on this machine",
+    "cluster": "invite units, let them join, list, rename, revoke and remove them",
 }
 
 

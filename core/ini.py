@@ -143,6 +143,13 @@ class IniFile:
             self._parse(before)
             raise ValueError(f"'{key} = {value}' cannot be written in one line of an INI file")
 
+    def remove(self, section: str, key: str) -> None:
+        """Take one key out, with its line; nothing happens where there is none."""
+        item = self.get(section, key)
+        if item is not None:
+            del self._lines[item.line - 1]
+            self._parse(self.text())
+
     def _insert(self, section: str, entry: str) -> None:
         ending = "\r" if self._lines[0].endswith("\r") else ""
         lines = [item.line for item in self.items if item.section == section]

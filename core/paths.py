@@ -15,6 +15,23 @@ def unit_name(config: Config) -> str:
     return name or os.uname().nodename.split(".")[0]
 
 
+# Exit status of a unit that is out of use: EX_CONFIG of sysexits.h. Zero would say that the work was done, and 1 that
+# something is broken; the systemd units know this one as an end in good order after which nothing is started again.
+OUT_OF_USE_STATUS = 78
+
+
+def out_of_use(config: Config) -> str:
+    """Why this unit runs nothing, in one sentence; empty when it is in use or not in the inventory."""
+    name = unit_name(config)
+    if config.section("cluster.inventory").get(name, True):
+        return ""
+    where = config.source("cluster.inventory", name)
+    return (
+        f"unit '{name}' is out of use ({where}: [cluster.inventory] {name} = 0), so nothing runs; "
+        f"`stirbar cluster activate {name}`, and start it again"
+    )
+
+
 def data_directory(config: Config) -> str:
     """Directory of what must survive a restart; created with mode 0700."""
     configured = str(config.get("unit", "data_directory") or os.environ.get("STIRBAR_DATA", ""))
@@ -76,3 +93,16 @@ def worker_address(config: Config) -> str:
 def local_password_file(config: Config) -> str:
     """Where a leader on this machine leaves the broker password of this machine's own unit."""
     return os.path.join(data_directory(config), "mqtt_password")
+
+
+def cluster_file(config: Config) -> str:
+    """What a unit knows of the leader that it joined; certificate and password are beside it."""
+    return os.path.join(data_directory(config), "cluster", "leader.json")
+
+
+def leader_directory(config: Config) -> str:
+    """Where a leader on this machine keeps its files; made, readable by its owner only, when it is not there."""
+    chosen = str(config.get("leader.config", "data_directory"))
+    path = os.path.expanduser(chosen) if chosen else os.path.join(data_directory(config), "leader")
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    return path

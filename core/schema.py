@@ -251,6 +251,8 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
             ),
             switch_key("use_tls", False, "Talk TLS to the broker."),
             text_key("ca_file", "path", "", "Certificate of the broker's authority; empty trusts the system's."),
+            text_key("certificate_file", "path", "", "This unit's certificate, which a leader's broker asks for."),
+            text_key("key_file", "path", "", "Its key; empty: it is in the same file."),
         ),
     ),
     (
@@ -288,7 +290,13 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "Run a mosquitto of our own, or use the external broker of [mqtt].",
             ),
             text_key(
-                "broker_bind", "host", "127.0.0.1", "Address that our own broker listens on, at [mqtt] broker_port."
+                "broker_bind",
+                "host",
+                "127.0.0.1",
+                "Address at which units on other machines reach our own broker: 0.0.0.0 is every one, 127.0.0.1 none.",
+            ),
+            integer_key(
+                "broker_tls_port", 8883, "port", 1, 65535, "Its port there; [mqtt] broker_port is this machine's."
             ),
         ),
     ),

@@ -273,6 +273,10 @@ def main(argv: list[str]) -> int:
             return 0
         for warning in config.warnings:
             print(f"stirbar worker: {warning}", file=sys.stderr)
+        unused = paths.out_of_use(config)
+        if unused:
+            print(f"stirbar worker: {unused}", file=sys.stderr)
+            return paths.OUT_OF_USE_STATUS
         process = WorkerProcess(config)
     except (ConfigError, WorkerError, HardwareError, ValueError, OSError) as error:
         print(f"stirbar worker: {error}", file=sys.stderr)

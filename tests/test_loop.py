@@ -391,6 +391,7 @@ def test_a_worker_answers_counts_and_refuses(worker) -> None:
         "stirring": "ready",
         "temperature_automation": "ready",
         "leds": "disconnected",
+        "bioreactor": "ready",
         "monitor": "ready",
     }
 

@@ -10,7 +10,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file, template
-from stirbar.web import alerts, api
+from stirbar.bridge.enrolment import Enrolment
+from stirbar.web import alerts, api, enrolment
 from stirbar.web.auth import USER, Links, Password, RateLimit, Session, Sessions, secure
 from stirbar.web.live import Live
 from stirbar.web.wire import answer, refuse
@@ -20,7 +21,7 @@ TEMPLATES = str(HERE / "templates")
 STATIC = str(HERE / "static")
 DEFAULT_SESSION_S = 12 * 3600.0
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-PUBLIC_PATHS = ("/login", "/api/login", "/api/health", "/favicon.ico")
+PUBLIC_PATHS = ("/login", "/api/login", "/api/health", "/favicon.ico", *enrolment.PATHS)
 PAGES = {
     "/": ("overview", "Units"),
     "/experiments": ("experiments", "Experiments"),
@@ -40,7 +41,7 @@ class Site:
     """What the pages and the API work with.
 
     `store`, `ingest` and `broker` are the leader's (`broker` is None when it is somebody else's); secrets are kept in
-    `directory`.
+    `directory`. `enrolment` lets units of other machines in; None: nobody is.
 
     Synchronization: the members are each safe from any thread; the site itself does not change after it is made.
     """
@@ -59,6 +60,7 @@ class Site:
         self.ingest = ingest
         self.broker = broker
         self.live = live
+        self.enrolment: Enrolment | None = None
         self.version = version
         self.password = Password(directory)
         self.links = Links(directory)
@@ -94,6 +96,7 @@ def make_app(site: Site) -> Callable[..., Iterable[bytes]]:
     app.route("/api/session", "GET", functools.partial(_session, site))
     api.add_routes(app, site)
     alerts.add_routes(app, site)
+    enrolment.add_routes(app, site)
     return secure(app)
 
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from stirbar.bridge.broker import Broker, BrokerError
+from stirbar.bridge.authority import machine_names
+from stirbar.bridge.broker import Broker, BrokerError, Network
 from stirbar.bridge.credentials import CredentialError
+from stirbar.bridge.enrolment import Enrolment
 from stirbar.bridge.ingest import Ingest
 from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.core import identity, paths
@@ -26,12 +28,14 @@ from stirbar.core.config import Config, ConfigError, add_config_options, config_
 from stirbar.core.version import VERSION
 from stirbar.web.app import Site, link_address, make_app
 from stirbar.web.auth import LINK_LIFETIME_S, Links, Password, Sessions, write_secret
-from stirbar.web.certificate import CertificateError, certificate_files, is_loopback, server_context
+from stirbar.web.certificate import CertificateError, is_loopback, open_authority, renew, server_context
 from stirbar.web.live import Live
 from stirbar.web.server import Server
 
 DATABASE = "stirbar.sqlite"
 ADDRESS_FILE = "address"
+BROKER = "broker"  # its certificate's name
+RENEWAL_INTERVAL_S = 6 * 3600.0
 
 
 class LeaderError(Exception):
@@ -40,10 +44,7 @@ class LeaderError(Exception):
 
 def leader_directory(config: Config) -> Path:
     """Where the leader keeps its files; made, readable by its owner only, when it is not there."""
-    chosen = str(config.get("leader.config", "data_directory"))
-    directory = Path(chosen).expanduser() if chosen else Path(paths.data_directory(config)) / "leader"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory
+    return Path(paths.leader_directory(config))
 
 
 def database_path(config: Config, directory: Path) -> Path:
@@ -58,6 +59,12 @@ def page_address(config: Config, port: int | None = None) -> str:
     scheme = "http" if is_loopback(host) else "https"
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     return f"{scheme}://{shown}:{port or config.get('web.config', 'port')}"
+
+
+def names_of(config: Config) -> list[str]:
+    """What this machine is called by those who read the same config.ini; `localhost` is no name for others."""
+    names = (config.get("cluster.topology", key) for key in ("leader_hostname", "leader_address"))
+    return [name for name in names if name and name != "localhost"]
 
 
 def take_lock(directory: Path) -> int:
@@ -111,6 +118,8 @@ class Leader:
             self.ingest.listen(self.live.publish)
             self.ingest.start()
             site = Site(self.directory, self.store, self.ingest, self.live, self.broker, VERSION, sessions=sessions)
+            if self.broker is not None and not is_loopback(self.config.get("leader.config", "broker_bind")):
+                site.enrolment = Enrolment(self.config, self.broker.reload, say)
             self._start_page(site)
         except BaseException:
             self.stop()
@@ -120,13 +129,10 @@ class Leader:
         """How ingest reaches the broker; starts our own if the config asks for it."""
         get = self.config.get
         if get("leader.config", "broker") == "own":
-            bind = get("leader.config", "broker_bind")
-            files = None if is_loopback(bind) else certificate_files(self.directory, bind)
             self.broker = Broker(
                 self.directory,
                 port=get("mqtt", "broker_port"),
-                bind=bind,
-                tls=files,
+                network=self._network(),
                 topic_root=get("mqtt", "topic_root"),
                 data_root=get("mqtt", "data_root"),
                 log=say,
@@ -134,13 +140,12 @@ class Leader:
             self.broker.start()
             say(f"broker: mosquitto at {self.broker.bind}:{self.broker.port}")
             self._admit_own_unit(self.broker)
-            host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.broker.bind, self.broker.bind)
             return {
-                "host": host,
+                "host": self.broker.bind,
                 "port": self.broker.port,
                 "username": self.broker.username,
                 "password": self.broker.password,
-                "tls": files[0] if files else None,
+                "tls": None,
             }
         host, port = get("mqtt", "broker_address"), get("mqtt", "broker_port")
         say(f"broker: {host}:{port}, not ours")
@@ -153,9 +158,46 @@ class Leader:
             "tls": os.path.expanduser(authority) if get("mqtt", "use_tls") else None,
         }
 
+    def _network(self) -> Network | None:
+        """The broker's door for other machines, if the config opens one."""
+        bind, port = (self.config.get("leader.config", key) for key in ("broker_bind", "broker_tls_port"))
+        if is_loopback(bind):
+            return None
+        authority = open_authority(self.directory, bind)
+        certificate, key, _ = authority.server(BROKER, *machine_names(bind, names_of(self.config)))
+        say(f"broker: open to units with a certificate at {bind}:{port}")
+        return Network(bind, port, (str(authority.certificate_path), certificate, key, str(authority.revoked_path)))
+
+    def reload(self) -> None:
+        """Let accounts and certificates that another process has changed be in force."""
+        if self.broker is not None:
+            try:
+                self.broker.reload()
+            except (CredentialError, OSError) as error:
+                say(f"the broker goes on with the accounts it had: {error}")
+
+    def renew(self) -> None:
+        """Make certificates anew that are near their end; open connections stay."""
+        try:
+            self._renew()
+        except CertificateError as error:
+            say(str(error))
+
+    def _renew(self) -> None:
+        names = names_of(self.config)
+        bind, host = self.config.get("leader.config", "broker_bind"), self.config.get("web.config", "bind")
+        if self.broker is not None and not is_loopback(bind):
+            made = open_authority(self.directory, bind).server(BROKER, *machine_names(bind, names))[2]
+            if made:
+                self.broker.reload()
+        if self.server is not None and self.server.tls is not None:
+            renew(self.directory, host, self.server.tls, names)
+
     def _admit_own_unit(self, broker: Broker) -> None:
         """A leader may be a worker too: let this machine's own unit in, where `stirbar bridge` looks for it."""
         name = paths.unit_name(self.config)
+        if not self.config.section("cluster.inventory").get(name, True):
+            return  # a leader that is no worker
         identifier = identity.unit_id(paths.data_directory(self.config))
         try:
             broker.issue(name, identifier, Path(paths.local_password_file(self.config)))
@@ -164,7 +206,9 @@ class Leader:
 
     def _start_page(self, site: Site) -> None:
         host, port = self.config.get("web.config", "bind"), self.config.get("web.config", "port")
-        context, fingerprint = (None, "") if is_loopback(host) else server_context(self.directory, host)
+        context, fingerprint = (
+            (None, "") if is_loopback(host) else server_context(self.directory, host, names_of(self.config))
+        )
         try:
             self.server = Server(make_app(site), host, port, context)
         except OSError as error:
@@ -215,13 +259,15 @@ def _first_line(path: str) -> str:
 
 def run(config: Config) -> int:
     """Run a leader until SIGTERM or SIGINT."""
-    ended = threading.Event()
+    ended, asked = threading.Event(), threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
         ended.set()
+        asked.set()
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
+    signal.signal(signal.SIGUSR1, lambda number, frame: asked.set())  # `stirbar cluster` has changed something
     for warning in config.warnings:
         say(warning)
     leader = Leader(config)
@@ -233,7 +279,12 @@ def run(config: Config) -> int:
     else:
         # standard output may be a log: no secret goes there
         say("log in: `stirbar leader link` prints a one-time link")
-    ended.wait()
+    while not ended.is_set():
+        if asked.wait(RENEWAL_INTERVAL_S):
+            asked.clear()
+            leader.reload()
+        else:
+            leader.renew()
     leader.stop()
     say("stopped")
     return 0
