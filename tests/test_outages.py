@@ -1,0 +1,314 @@
+"""The outage matrix, end to end: what was published is stored once and in order, or counted and named as lost.
+
+Real mosquitto, bridge and leader as processes, SQLite store. `python tests/outage_table.py` writes docs/outages.md.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mqtt_mischief import Mischief
+from outage_bench import Bench, Link, TimedWorker, feeding, keep_row, let_pass, made, small_disk
+from outage_table import CASES, documented
+
+RUN_A, RUN_B = b"A" * 16, b"B" * 16
+NOT_SENT = "worker ended before it was sent"
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="sb") as name:  # short: a socket's path has at most 107 bytes
+        yield Path(name)
+
+
+@pytest.fixture
+def outage(place: Path) -> Iterator[Bench]:
+    one = Bench(place)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def link() -> Iterator[Link]:
+    one = Link()
+    yield one
+    one.close()
+
+
+def lossless(case: str, outage: Bench, seconds: float = 30) -> None:
+    """Everything is stored, once, in order, and no gap is named."""
+    account = outage.account(seconds)
+    keep_row(case, account)
+    assert account.published > 0
+    assert (account.stored, account.duplicates, account.lost, account.gaps) == (account.published, 0, 0, 0)
+
+
+def start(outage: Bench, **options: object) -> TimedWorker:
+    """The whole chain, at work."""
+    worker = outage.start_worker()
+    outage.start_leader()
+    outage.start_bridge(**options)
+    worker.readings(1, 1)
+    outage.wait_stored(1)
+    return worker
+
+
+def test_the_document_has_every_case_with_its_counts() -> None:
+    rows = documented()
+    assert set(rows) == set(CASES)
+    names = {name for name in globals() if name.startswith("test_")}
+    assert {f"test_{case}" for case in CASES} <= names
+    for case, (published, stored, duplicates, lost, gaps) in rows.items():
+        assert published > 0 and duplicates == 0, case
+        assert stored + lost == published, case
+        assert (gaps > 0) == (lost > 0), case
+
+
+# The broker
+
+
+def test_broker_restarted(place: Path) -> None:
+    outage = Bench(place, persistence=True)
+    try:
+        worker = start(outage)
+        with feeding(worker):
+            made(worker, 100)
+            outage.broker.stop()
+            made(worker, 200)
+            outage.broker.restart()
+            outage.wait_stored(400)
+        lossless("broker_restarted", outage)
+    finally:
+        outage.close()
+
+
+def test_broker_killed_persistence_lost(place: Path) -> None:
+    outage = Bench(place, persistence=True)
+    try:
+        worker = start(outage)
+        with feeding(worker):
+            made(worker, 100)
+            outage.broker.kill()
+            shutil.rmtree(place / "kept")
+            (place / "kept").mkdir()
+            made(worker, 200)
+            outage.broker.restart()
+            outage.wait_stored(400)
+        lossless("broker_killed_persistence_lost", outage)
+    finally:
+        outage.close()
+
+
+# The leader
+
+
+def test_leader_killed_mid_commit(outage: Bench) -> None:
+    _leader_killed(outage, "commit", "leader_killed_mid_commit")
+
+
+def test_leader_killed_before_ack(outage: Bench) -> None:
+    _leader_killed(outage, "acknowledge", "leader_killed_before_ack")
+
+
+def _leader_killed(outage: Bench, moment: str, case: str) -> None:
+    worker = outage.start_worker()
+    dying = outage.start_leader(dies=moment, dies_after=6)
+    outage.start_bridge()
+    with feeding(worker):
+        assert dying.wait(20) == -9
+        made(worker, 100)
+        outage.start_leader()
+        outage.wait_stored(300)
+    lossless(case, outage)
+
+
+def test_leader_disk_full(place: Path) -> None:
+    with small_disk(place / "disk", 2):
+        outage = Bench(place)
+        try:
+            worker = outage.start_worker()
+            leader = outage.start_leader("disk/leader.sqlite")
+            outage.start_bridge()
+            worker.readings(1, 1)
+            outage.wait_stored(1, database="disk/leader.sqlite")
+            filler = place / "disk" / "filler"
+            with feeding(worker):
+                with open(filler, "wb", buffering=0) as file, pytest.raises(OSError):
+                    while True:
+                        file.write(bytes(4096))
+                refused = "database or disk is full"
+                let_pass(lambda: refused in (place / "said").read_text(), "the leader says that it cannot write")
+                made(worker, 200)
+                filler.unlink()
+                outage.wait_stored(300, database="disk/leader.sqlite")
+            account = outage.account(database="disk/leader.sqlite")
+            keep_row("leader_disk_full", account)
+            assert (account.stored, account.duplicates, account.lost) == (account.published, 0, 0)
+            assert outage.end_leader(leader)["store"]["commit_failures"] > 0
+        finally:
+            outage.close()
+
+
+# The unit
+
+
+def test_bridge_killed_mid_write(outage: Bench) -> None:
+    worker = outage.start_worker()
+    outage.start_leader()
+    dying = outage.start_bridge(torn_after=12)
+    with feeding(worker):
+        assert dying.wait(20) == -9
+        made(worker, 100)
+        outage.start_bridge()
+        outage.wait_stored(300)
+    lossless("bridge_killed_mid_write", outage)
+    assert "of a torn write cut off" in (outage.place / "said").read_text()
+
+
+def test_worker_killed(outage: Bench) -> None:
+    first = start(outage)
+    with feeding(first):
+        outage.wait_stored(300)
+    outage.wait_complete()
+    heard = first.next[1]
+    first.failures["resend"] = 10**6  # what the bridge did not get went with the process
+    first.readings(1, 7, lose=True)
+    let_pass(lambda: any(request.get("from_sequence") == heard for request in first.requests), "the hole is noticed")
+    first.end()
+    second = outage.start_worker(RUN_B)
+    with feeding(second):
+        outage.wait_stored(60)
+    account = outage.account()
+    keep_row("worker_killed", account)
+    assert account.published - account.stored == account.lost == 7
+    assert (account.duplicates, account.gaps, account.reasons) == (0, 1, [NOT_SENT])
+
+
+def test_spool_full(outage: Bench) -> None:
+    worker = start(outage, spool_limit_bytes=150_000)
+    outage.broker.kill()
+    with feeding(worker, 40):
+        made(worker, 6000)
+    outage.broker.restart()
+    with feeding(worker):
+        outage.wait_stored(100)
+    account = outage.account()
+    keep_row("spool_full", account)
+    assert account.lost > 300 and account.duplicates == 0 and account.gaps > 0
+    assert account.stored + account.lost == account.published
+    assert set(account.reasons) <= {"spool full", "not in the spool any more"}
+
+
+def test_unit_renamed(outage: Bench) -> None:
+    worker = start(outage)
+    with feeding(worker):
+        outage.wait_stored(100)
+        outage.bridge.terminate()
+        assert outage.bridge.wait(10) == 0
+        made(worker, 100)
+        outage.start_bridge(unit="vial9")
+        outage.wait_stored(200)
+    lossless("unit_renamed", outage)
+    assert outage.rows("SELECT count(*) FROM unit") == [(1,)]
+
+
+# The network
+
+
+def test_network_cut_1_s(place: Path, link: Link) -> None:
+    _cut(place, link, "network_cut_1_s", 1000)
+
+
+@pytest.mark.soak
+def test_network_cut_1_min(place: Path, link: Link) -> None:
+    _cut(place, link, "network_cut_1_min", 60_000)
+
+
+def _cut(place: Path, link: Link, case: str, readings: int) -> None:
+    """Pull the cable for about so many readings of 1 000 a second."""
+    outage = _beyond(place, link)
+    try:
+        worker = outage.workers[0]
+        with feeding(worker):
+            outage.wait_stored(100)
+            link.cut()
+            made(worker, readings)
+            link.mend()
+            outage.wait_stored(readings + 100, 90)
+        lossless(case, outage, 90)
+    finally:
+        outage.close()
+
+
+def test_flapping_link(place: Path, link: Link) -> None:
+    outage = _beyond(place, link)
+    try:
+        worker = outage.workers[0]
+        with feeding(worker):
+            for _ in range(5):
+                link.cut()
+                made(worker, 200)
+                link.mend()
+                made(worker, 300)
+            outage.wait_stored(300, 60)
+        lossless("flapping_link", outage, 60)
+    finally:
+        outage.close()
+
+
+def _beyond(place: Path, link: Link) -> Bench:
+    """A outage whose bridge is at the other end of the cable."""
+    outage = Bench(place)
+    outage.broker.kill()
+    with open(outage.broker.config, "a") as file:
+        file.write(f"listener {outage.broker.port} {link.address}\n")
+    outage.broker.restart()
+    start(outage, host=link.address, inside=link.inside)
+    return outage
+
+
+def test_duplicated_and_reordered(outage: Bench) -> None:
+    up, down = Mischief(outage.broker.port), Mischief(outage.broker.port)
+    worker = outage.start_worker()
+    outage.start_leader(port=down.port)
+    outage.start_bridge(port=up.port)
+    with feeding(worker):
+        outage.wait_stored(1200, 40)
+    lossless("duplicated_and_reordered", outage)
+    counters = outage.end_leader()
+    assert up.twice > 20 and up.swapped > 10 and down.twice > 5
+    assert counters["store"]["duplicates"] > 0
+    up.close()
+    down.close()
+
+
+def _day(outage: Bench, case: str, step_ns: int, seconds: float) -> None:
+    """A day of readings, made at once, while there is neither broker nor leader."""
+    day_ns = 86_400 * 10**9
+    worker = outage.start_worker()
+    outage.broker.kill()
+    outage.start_bridge()
+    let_pass(lambda: any(request["command"] == "describe" for request in worker.requests), "the bridge at work")
+    count = day_ns // step_ns
+    for done in range(0, count, 600):
+        worker.ago_ns = day_ns - (done + 600) * step_ns
+        worker.readings(1, 600, step_ns=step_ns)
+    worker.ago_ns = 0
+    outage.broker.restart()
+    outage.start_leader()
+    worker.readings(8, 1)
+    lossless(case, outage, seconds)
+    assert worker.next[1] == count
+
+
+def test_network_cut_24_h(outage: Bench) -> None:
+    _day(outage, "network_cut_24_h", 10**9, 60)
+
+
+@pytest.mark.soak
+def test_network_cut_24_h_at_full_rate(outage: Bench) -> None:
+    _day(outage, "network_cut_24_h_at_full_rate", 10**8, 600)
