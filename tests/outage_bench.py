@@ -25,6 +25,7 @@ from stirbar.core.records import FLAGS, KIND_READINGS, READING, READING_STREAMS,
 
 ROWS = "STIRBAR_OUTAGE_ROWS"  # names the file that a run leaves its rows in, for docs/outages.md
 UPTIME_NS = 30 * 86_400 * 10**9  # the double's machine has run so long
+WALL_NS = 250_000_000  # a corrected time may be off by the quickest delivery
 COMMIT_S = 0.2  # of the leader, and 0.1 s a block: the tests' patience, not what is tested
 
 BRIDGE = """
@@ -56,9 +57,10 @@ LEADER = """
 import json, os, signal, sys, threading
 options = json.loads(sys.argv[1])
 sys.path[:0] = json.loads(sys.argv[2])
-from stirbar.bridge import ingest as module
+from stirbar.bridge import clocks, ingest as module
 from stirbar.bridge.store import open_store
 module.COMMIT_INTERVAL_S = options["commit_s"]
+clocks.SETTLE_S = 0.5
 store = open_store(options["database"])
 leader = module.Ingest(store, host="127.0.0.1", port=options["port"], username="", password="",
                        topic_root="pioreactor", data_root="stirbar")
@@ -94,7 +96,9 @@ class TimedWorker(WorkerDouble):
     def __init__(self, address: str, run_id: bytes, **more: Any) -> None:
         self.boot_id = b"b" * 16
         self.wall_error_ns = 0
+        self.clock_was_wrong = False
         self.ago_ns = 0
+        self.truth: dict[tuple[int, int], int] = {}  # (stream, sequence): wall time by a clock that is right
         self._last_ns: dict[int, int] = {}
         super().__init__(address, run_id, **more)
 
@@ -104,6 +108,14 @@ class TimedWorker(WorkerDouble):
             time.monotonic_ns() + UPTIME_NS - self.ago_ns,
             time.time_ns() - self.ago_ns + self.wall_error_ns,
         )
+
+    def set_wrong(self, error_ns: int) -> None:
+        """From now on the wall clock is so wrong."""
+
+        def job() -> None:
+            self.wall_error_ns, self.clock_was_wrong = error_ns, True
+
+        self.do(job)
 
     def header(self, kind: int, stream: int, size: int, count: int, first: int, run: bytes = b"") -> Header:
         mono, wall = self.clocks()
@@ -129,6 +141,7 @@ class TimedWorker(WorkerDouble):
                     3, FLAGS["uncalibrated"], 0, stream, 90 if stream <= 4 else 0, 9, 1,
                 )  # fmt: skip
                 self.sent[(stream, first + n)] = record
+                self.truth[(stream, first + n)] = wall - mono + at - self.wall_error_ns
                 records.append(record)
             self._emit(f"reading/{STREAMS[stream]}", KIND_READINGS, stream, READING.size, records, lose, forget)
 
@@ -297,13 +310,15 @@ class Bench:
                 gone = [number for first, count, _ in lost for number in range(first, first + count)]
                 gaps += [(count, reason) for _, count, reason in lost]
                 assert sorted([*found, *gone]) == list(range(end)), f"stream {stream}: neither stored nor lost, or both"
-                for sequence, monotonic_ns, _, value in found.values():
+                for sequence, monotonic_ns, wall_ns, value in found.values():
                     made = READING.unpack(worker.sent[(stream, sequence)])
                     assert (made[1], made[3]) == (monotonic_ns, value), f"stream {stream}, sequence {sequence}"
+                    assert abs(wall_ns - worker.truth[(stream, sequence)]) < WALL_NS, f"wrong time: {sequence}"
                 stamps = [found[sequence][1] for sequence in sorted(found)]
                 assert all(a < b for a, b in itertools.pairwise(stamps)), f"stream {stream}: out of order"
                 walls = [found[sequence][2] for sequence in sorted(found)]
-                assert all(a < b for a, b in itertools.pairwise(walls)), f"stream {stream}: times go back"
+                back_ns = max((a - b for a, b in itertools.pairwise(walls)), default=0)
+                assert back_ns < (WALL_NS if worker.clock_was_wrong else 0), f"stream {stream}: times go back"
         return Account(published, stored, duplicates, gaps)
 
     def close(self) -> None:

@@ -5,8 +5,11 @@ Real mosquitto, bridge and leader as processes, SQLite store. `python tests/outa
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +17,8 @@ import pytest
 from mqtt_mischief import Mischief
 from outage_bench import Bench, Link, TimedWorker, feeding, keep_row, let_pass, made, small_disk
 from outage_table import CASES, documented
+from stirbar.bridge.blocks import CLOCK_CORRECTED
+from stirbar.bridge.store import open_store
 
 RUN_A, RUN_B = b"A" * 16, b"B" * 16
 NOT_SENT = "worker ended before it was sent"
@@ -214,6 +219,98 @@ def test_unit_renamed(outage: Bench) -> None:
         outage.wait_stored(200)
     lossless("unit_renamed", outage)
     assert outage.rows("SELECT count(*) FROM unit") == [(1,)]
+
+
+# Clocks
+
+HOUR_NS = 3600 * 10**9
+
+
+def events(outage: Bench, database: str = "leader.sqlite") -> list[str]:
+    """Codes of what the leader itself has said."""
+    found = outage.rows("SELECT code FROM event WHERE source = 'leader' ORDER BY id", database=database)
+    return [code for (code,) in found]
+
+
+def corrected(outage: Bench) -> int:
+    return int(outage.rows("SELECT count(*) FROM reading WHERE flags & ?", (CLOCK_CORRECTED,))[0][0])
+
+
+def test_clock_unknown_until_ntp(outage: Bench) -> None:
+    worker = outage.start_worker()
+    worker.set_wrong(1000 * 10**9 - time.time_ns())
+    outage.broker.kill()
+    outage.start_bridge()
+    let_pass(lambda: any(request["command"] == "describe" for request in worker.requests), "the bridge at work")
+    with feeding(worker):
+        made(worker, 300)
+        outage.broker.restart()
+        outage.start_leader()
+        let_pass(lambda: events(outage) == ["clock_offset"], "the clock is named")
+        worker.set_wrong(0)
+        let_pass(lambda: events(outage) == ["clock_offset", "clock_offset_over"], "and its end")
+        outage.wait_stored(200)
+    lossless("clock_unknown_until_ntp", outage)
+    assert 300 <= corrected(outage) < worker.next[1]
+
+
+def _jump(outage: Bench, hours: int, case: str) -> None:
+    worker = start(outage)
+    with feeding(worker):
+        outage.wait_stored(800)
+        worker.set_wrong(hours * HOUR_NS)
+        let_pass(lambda: events(outage) == ["clock_offset"], "the clock is named")
+        made(worker, 200)
+        worker.set_wrong(0)
+        let_pass(lambda: events(outage) == ["clock_offset", "clock_offset_over"], "and its end")
+        outage.wait_stored(100)
+    lossless(case, outage)
+    assert corrected(outage) > 200
+
+
+def test_clock_jumps_forward(outage: Bench) -> None:
+    _jump(outage, 1, "clock_jumps_forward")
+
+
+def test_clock_jumps_back(outage: Bench) -> None:
+    _jump(outage, -1, "clock_jumps_back")
+
+
+# Two leaders
+
+
+def test_two_leaders(outage: Bench) -> None:
+    worker = start(outage)
+    first = outage.leader
+    with feeding(worker):
+        outage.wait_stored(100)
+        second = outage.start_leader("second.sqlite")
+        outage.wait_stored(200, database="second.sqlite")
+        for database in ("leader.sqlite", "second.sqlite"):
+            let_pass(lambda name=database: events(outage, name) == ["two_leaders"], f"{database} names the other")
+        outage.wait_stored(200)
+    outage.account(database="second.sqlite")
+    lossless("two_leaders", outage)
+    outage.end_leader(first)
+    outage.end_leader(second)
+
+
+def test_leader_replaced(outage: Bench) -> None:
+    worker = start(outage)
+    store = open_store(outage.place / "second.sqlite")
+    store.close()
+    with contextlib.closing(sqlite3.connect(outage.place / "second.sqlite")) as connection:
+        connection.execute("UPDATE leadership SET epoch = 2")
+        connection.commit()
+    with feeding(worker):
+        outage.wait_stored(300)
+        outage.start_leader("second.sqlite")
+        let_pass(lambda: "acknowledgement of an older leader" in (outage.place / "said").read_text(), "refused")
+        outage.wait_stored(400, database="second.sqlite")
+    account = outage.account(database="second.sqlite")
+    keep_row("leader_replaced", account)
+    assert (account.stored, account.duplicates, account.gaps) == (account.published, 0, 0)
+    assert events(outage) == events(outage, "second.sqlite") == ["two_leaders"]
 
 
 # The network
