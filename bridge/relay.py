@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 STALE_S = 3.5  # three heartbeats and a little: the worker is taken for gone
 DESCRIBE_RETRY_S = 1.0
+SYNC_S = 1.0  # at most one wait for the disk in so long
 POSITIONS_S = 10.0
 STATISTICS_S = 60.0
 GOODBYE_S = 1.0
@@ -152,6 +153,7 @@ class Relay:
         now = time.monotonic()
         self._flush_at = now + settings.block_interval_s
         self._tick_at = now + min(1.0, self._dialect.interval_s)
+        self._sync_at = now
         self._positions_at = now + POSITIONS_S
         self._statistics_at = now
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -209,8 +211,9 @@ class Relay:
         if now >= self._flush_at:
             self._flush_at = max(self._flush_at + self.settings.block_interval_s, now)
             self.intake.flush(now)
-            self._spool.sync()
             self._say_state()
+        if now >= self._sync_at and self._spool.sync():
+            self._sync_at = now + SYNC_S
         self.sender.step(now)
         if now >= self._tick_at:
             self._tick_at = now + self._dialect.interval_s

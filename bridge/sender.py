@@ -246,7 +246,8 @@ class Sender:
                     messages.append(_join(held))
                     held = None
                 self.gaps += frame.first - start
-                payload = gap_payload(self._spool.unit_id, key, start, frame.first, "not in the spool any more")
+                reason = self._spool.why_missing(key, start, frame.first)
+                payload = gap_payload(self._spool.unit_id, key, start, frame.first, reason)
                 messages.append((key, frame.first, 0, payload))
             elif frame.first < start:
                 frame = _trim(frame, start)

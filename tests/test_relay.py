@@ -288,6 +288,7 @@ def test_spool_bound_during_an_outage_announces_exactly_what_it_gave_up(place: P
     gone = {sequence for _, _, first, end, _ in leader.gaps for sequence in range(first, end)}
     assert gone == {sequence for _, sequence in leader.missing(worker)}
     assert len(gone) == lost
+    assert {reason for *_, reason in leader.gaps} == {"spool full"}
     assert leader.duplicates == 0
     bridge.stop()
     worker.end()
@@ -540,6 +541,30 @@ def test_mqtt_request_and_reply(place: Path, broker: Mosquitto, leader: LeaderDo
     wait_for(lambda: leader.replies[-1][1]["id"] == 7, 5, "refusal without a worker")
     assert leader.replies[-1][1]["ok"] is False
     bridge.stop()
+
+
+def test_the_disk_is_waited_for_at_most_once_a_second(
+    place: Path, broker: Mosquitto, leader: LeaderDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stirbar.bridge import spool
+
+    at: list[float] = []
+    real = os.fdatasync
+    monkeypatch.setattr(spool.os, "fdatasync", lambda descriptor: (at.append(time.monotonic()), real(descriptor))[1])
+    worker = WorkerDouble(f"ipc://{place}/w", RUN_A)
+    bridge = Bridge(place, broker.port)  # a block every tenth of a second
+    met(leader, worker)
+
+    def three() -> bool:
+        worker.readings(1, 1)
+        return len(at) >= 3
+
+    wait_for(three, 10, "the third sync")
+    assert at[1] - at[0] >= 1.0 and at[2] - at[1] >= 1.0
+    assert at[2] - at[0] < 3.0
+    exact(leader, worker)
+    bridge.stop()
+    worker.end()
 
 
 def test_nothing_is_dosed_right_after_a_connect(place: Path, broker: Mosquitto, leader: LeaderDouble) -> None:
