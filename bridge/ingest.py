@@ -118,7 +118,7 @@ class Ingest:
             lambda mid: None,
         )
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._calls = Calls(self._poke)
+        self._calls = Calls(self._poke, self._stored.epoch)
         self._thread: threading.Thread | None = None
         self._stopping = False
 
@@ -330,7 +330,8 @@ class Ingest:
 
     def _acknowledge(self, unit_id: bytes, what: dict[str, Any]) -> None:
         """Lost when there is no connection: a unit that hears nothing asks."""
-        self._session.publish(self._known(unit_id).topics.ack, json.dumps(what).encode(), 1)
+        payload = json.dumps({**what, "t": time.time()}).encode()
+        self._session.publish(self._known(unit_id).topics.ack, payload, 1)
 
     # Messages
 

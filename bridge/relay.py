@@ -125,7 +125,9 @@ class Relay:
         )
         self.sender = Sender(self._spool, own, settings.unit, settings.end_to_end, self._publish_stored, log)
         assignment = topics.assignment(settings.topic_root, settings.unit)
-        self.remote = remote.Remote(self._link, self._dialect, self._spool, own, assignment, self._reply, log)
+        self.remote = remote.Remote(
+            self._link, self._dialect, self._spool, self.sender.leader_time, own, assignment, self._reply, log
+        )
         will = (own.state, topics.STATE_LOST)
         if not settings.end_to_end:
             will_topic = topics.dialect(

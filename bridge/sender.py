@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections import deque
 
+from stirbar.bridge.leader_time import LeaderTime
 from stirbar.bridge.spool import gap_payload
 from stirbar.core.records import KIND_GAP, KIND_READINGS, STREAMS
 
@@ -58,6 +59,7 @@ class Sender:
         self, spool: Spool, topics: UnitTopics, unit: str, end_to_end: bool, publish: Publish, log: Log
     ) -> None:
         self.answered = False
+        self.leader_time = LeaderTime()
         self.sent = self.sent_data = self.rewinds = self.asks = self.gaps = self.stale_epochs = self.malformed = 0
         self._spool = spool
         self._topics = topics
@@ -79,6 +81,7 @@ class Sender:
     def online(self, now: float) -> None:
         """A new connection: nothing is known to be on the way, the leader is asked from where."""
         self._online = True
+        self.leader_time.forget()
         self._forget_on_way()
         self._next = {}
         self._rewound = {}
@@ -136,6 +139,9 @@ class Sender:
             origin = _positions(document["from"]) if document.get("from") is not None else None
             if isinstance(epoch, bool) or not isinstance(epoch, int):
                 raise ValueError("epoch is no whole number")
+            sent_s = document.get("t")
+            if isinstance(sent_s, bool) or not isinstance(sent_s, int | float | None):
+                raise ValueError("t is no Unix time in seconds")
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             self.malformed += 1
             self._log("warning", f"message on {self._topics.ack} not understood, dropped: {error}", "ack")
@@ -144,6 +150,8 @@ class Sender:
             self.stale_epochs += 1
             self._log("warning", f"acknowledgement of an older leader (epoch {epoch}) refused", "epoch")
             return
+        if sent_s is not None:
+            self.leader_time.note(sent_s, now)
         if not self._end_to_end:
             return
         for key, sequence in through.items():

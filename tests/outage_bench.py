@@ -18,10 +18,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as mqtt
 import pytest
 from bridge_doubles import UNIT_ID, WorkerDouble, wait_for
 from mosquitto import Mosquitto
-from stirbar.core.records import FLAGS, KIND_READINGS, READING, READING_STREAMS, STREAMS, Header
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from stirbar.core.records import FLAGS, KIND_READINGS, READING, READING_STREAMS, STREAMS, Header, parse_batch
 
 ROWS = "STIRBAR_OUTAGE_ROWS"  # names the file that a run leaves its rows in, for docs/outages.md
 UPTIME_NS = 30 * 86_400 * 10**9  # the double's machine has run so long
@@ -94,6 +97,7 @@ class TimedWorker(WorkerDouble):
     """
 
     def __init__(self, address: str, run_id: bytes, **more: Any) -> None:
+        self.unit = "vial1"
         self.boot_id = b"b" * 16
         self.wall_error_ns = 0
         self.clock_was_wrong = False
@@ -108,6 +112,9 @@ class TimedWorker(WorkerDouble):
             time.monotonic_ns() + UPTIME_NS - self.ago_ns,
             time.time_ns() - self.ago_ns + self.wall_error_ns,
         )
+
+    def _answer(self, request: dict[str, Any]) -> list[bytes]:
+        return [frame.replace(b'"vial1"', json.dumps(self.unit).encode()) for frame in super()._answer(request)]
 
     def set_wrong(self, error_ns: int) -> None:
         """From now on the wall clock is so wrong."""
@@ -360,6 +367,62 @@ def made(worker: TimedWorker, more: int) -> None:
     """Until the worker has made so many more readings of its fast stream: how long an outage lasts."""
     wanted = worker.next.get(1, 0) + more
     wait_for(lambda: worker.next.get(1, 0) >= wanted, 120, f"{more} readings made")
+
+
+class Caller:
+    """Sends commands to a unit as MQTT 5 requests and keeps the replies."""
+
+    def __init__(self, port: int, unit_id: str) -> None:
+        self.replies: list[dict[str, Any]] = []
+        self._topic = f"stirbar/{unit_id}/command"
+        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self._client.on_message = lambda _, __, message: self.replies.append(json.loads(message.payload))
+        subscribed = threading.Event()
+        self._client.on_subscribe = lambda *_: subscribed.set()
+        self._client.connect("127.0.0.1", port)
+        self._client.subscribe("answers/here", 1)
+        self._client.loop_start()
+        assert subscribed.wait(5)
+
+    def send(self, **body: Any) -> None:
+        properties = Properties(PacketTypes.PUBLISH)
+        properties.ResponseTopic = "answers/here"
+        self._client.publish(self._topic, json.dumps(body), 1, properties=properties).wait_for_publish(5)
+
+    def call(self, **body: Any) -> dict[str, Any]:
+        """The first reply to this id that comes from now on."""
+        before = len(self.replies)
+        self.send(**body)
+
+        def answered() -> list[dict[str, Any]]:
+            return [reply for reply in self.replies[before:] if reply["id"] == body["id"]]
+
+        wait_for(lambda: bool(answered()), 15, f"a reply to {body}")
+        return answered()[0]
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+
+class Listener:
+    """Hears one live stream of the double, and how late each batch is: `late_s`."""
+
+    def __init__(self, port: int, stream: str) -> None:
+        self.late_s: list[float] = []
+        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+        self._client.on_message = self._message
+        self._client.on_connect = lambda client, *_: client.subscribe(f"stirbar/+/live/{stream}")
+        self._client.connect("127.0.0.1", port)
+        self._client.loop_start()
+
+    def _message(self, _: object, __: object, message: mqtt.MQTTMessage) -> None:
+        header, _body = parse_batch(message.payload)
+        self.late_s.append((time.monotonic_ns() + UPTIME_NS - header.monotonic_ns) / 1e9)
+
+    def close(self) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
 
 
 class Link:

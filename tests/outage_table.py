@@ -25,6 +25,7 @@ CASES = {
     "leader_disk_full": "leader's disk full, then room again",
     "bridge_killed_mid_write": "bridge killed with half a frame in the spool's file",
     "worker_killed": "worker killed with 7 readings that only its memory had",
+    "simulated_worker_killed": "simulated worker killed (SIGKILL) at any moment, and started again",
     "spool_full": "broker away for longer than the spool has room (150 kB)",
     "unit_renamed": "unit renamed while it measures",
     "clock_unknown_until_ntp": "unit at 1970, without a leader at first, until the time comes",

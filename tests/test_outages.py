@@ -7,18 +7,36 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import signal
 import sqlite3
+import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from bridge_doubles import UNIT_ID
 from mqtt_mischief import Mischief
-from outage_bench import Bench, Link, TimedWorker, feeding, keep_row, let_pass, made, small_disk
+from outage_bench import (
+    Account,
+    Bench,
+    Caller,
+    Link,
+    Listener,
+    TimedWorker,
+    feeding,
+    keep_row,
+    let_pass,
+    made,
+    small_disk,
+)
 from outage_table import CASES, documented
+from running import stirbar_environment
 from stirbar.bridge.blocks import CLOCK_CORRECTED
 from stirbar.bridge.store import open_store
+from stirbar.web.accounting import Stored, Tally
 
 RUN_A, RUN_B = b"A" * 16, b"B" * 16
 NOT_SENT = "worker ended before it was sent"
@@ -193,6 +211,35 @@ def test_worker_killed(outage: Bench) -> None:
     assert (account.duplicates, account.gaps, account.reasons) == (0, 1, [NOT_SENT])
 
 
+def test_simulated_worker_killed(outage: Bench, start_worker) -> None:
+    """A real worker, whose account is what another listener heard of it."""
+    worker = start_worker()
+    about = worker.client.command("describe")
+    outage.start_leader()
+    outage.start_bridge(worker_address=worker.address, unit_id=about["unit_id"], unit="w")
+    stored = Stored(outage.place / "leader.sqlite")
+    with contextlib.closing(Tally()) as tally:
+        tally.connect(worker.address)
+        let_pass(lambda: tally.listen(0.05) >= 0 and sum(end for _, end in stored.readings().values()) > 60, "readings")
+        worker.process.send_signal(signal.SIGKILL)
+        worker.process.wait(10)
+        while tally.listen(0.2):
+            pass
+        ends = {key: end for key, end in tally.ends.items() if key[1] == about["run_id"]}
+    worker.process = subprocess.Popen(
+        worker.process.args, env=stirbar_environment(), cwd=worker.directory, stdin=subprocess.DEVNULL
+    )
+    let_pass(lambda: all(stored.covered().get(key, 0) >= end for key, end in ends.items()), "all accounted for")
+    let_pass(lambda: {key[1] for key in stored.readings()} > {about["run_id"]}, "readings of the next run")
+    covered, rows = stored.covered(), stored.readings()
+    lost = outage.rows("SELECT count, reason FROM gap")
+    account = Account(sum(covered[key] for key in ends), sum(rows[key][0] for key in ends), 0, lost)
+    keep_row("simulated_worker_killed", account)
+    assert account.published >= sum(ends.values()) > 60
+    assert account.stored + account.lost == account.published
+    assert set(account.reasons) <= {NOT_SENT}
+
+
 def test_spool_full(outage: Bench) -> None:
     worker = start(outage, spool_limit_bytes=150_000)
     outage.broker.kill()
@@ -205,7 +252,7 @@ def test_spool_full(outage: Bench) -> None:
     keep_row("spool_full", account)
     assert account.lost > 300 and account.duplicates == 0 and account.gaps > 0
     assert account.stored + account.lost == account.published
-    assert set(account.reasons) <= {"spool full", "not in the spool any more"}
+    assert account.reasons == ["spool full"]
 
 
 def test_unit_renamed(outage: Bench) -> None:
@@ -215,10 +262,11 @@ def test_unit_renamed(outage: Bench) -> None:
         outage.bridge.terminate()
         assert outage.bridge.wait(10) == 0
         made(worker, 100)
+        worker.unit = "vial9"
         outage.start_bridge(unit="vial9")
         outage.wait_stored(200)
     lossless("unit_renamed", outage)
-    assert outage.rows("SELECT count(*) FROM unit") == [(1,)]
+    assert outage.rows("SELECT name FROM unit") == [("vial9",)]
 
 
 # Clocks
@@ -313,6 +361,64 @@ def test_leader_replaced(outage: Bench) -> None:
     assert events(outage) == events(outage, "second.sqlite") == ["two_leaders"]
 
 
+# Commands
+
+
+def test_commands_are_done_once(outage: Bench, start_worker) -> None:
+    """Repeated by the network, by the caller, and by the caller after the bridge was killed."""
+    worker = start_worker()
+    unit_id = worker.client.command("describe")["unit_id"]
+    network = Mischief(outage.broker.port)
+    first = outage.start_bridge(network.port, worker_address=worker.address, unit_id=unit_id, unit="w")
+    caller = Caller(outage.broker.port, unit_id)
+
+    def reached() -> bool:
+        caller.send(id="looking for the unit", command="status")
+        return any(reply["ok"] for reply in caller.replies)
+
+    def experiment() -> str:
+        return str(worker.client.command("status")["experiment"])
+
+    let_pass(reached, "the unit answers")
+    names = [f"experiment {number}" for number in range(12)]
+    answers = [caller.call(id=f"{name}, by its only id", command="experiment", name=name) for name in names]
+    assert all(answer["ok"] for answer in answers) and network.twice > 2
+    assert len({answer["result"]["number"] for answer in answers}) == len(names)
+    assert caller.call(id=answers[0]["id"], command="experiment", name=names[0]) == answers[0]
+    assert experiment() == names[-1], "the repeated one was not done again"
+    first.kill()
+    first.wait(10)
+    outage.start_bridge(worker_address=worker.address, unit_id=unit_id, unit="w")
+    caller.replies.clear()
+    let_pass(reached, "the unit answers again")
+    assert caller.call(id=answers[0]["id"], command="experiment", name=names[0]) == answers[0]
+    assert experiment() == names[-1], "nor after the bridge was killed"
+    late = caller.call(id="a command for long ago", command="experiment", name="late", expires_at=time.time() - 3)
+    assert not late["ok"] and late["error"]["message"].startswith("the command expired 3.")
+    assert experiment() == names[-1]
+    caller.close()
+    network.close()
+
+
+def test_a_command_that_waited_in_the_network_is_refused_with_its_age(place: Path, link: Link) -> None:
+    outage = _beyond(place, link)
+    try:
+        worker = outage.workers[0]
+        caller = Caller(outage.broker.port, UNIT_ID.hex())
+        with feeding(worker):
+            outage.wait_stored(300)
+            link.cut()
+            caller.send(id="sent into the outage", command="start", job="stirring", expires_at=time.time() + 0.5)
+            made(worker, 1500)
+            link.mend()
+            let_pass(lambda: bool(caller.replies), "the refusal")
+        assert caller.replies[0]["error"]["message"].startswith("the command expired ")
+        assert not [request for request in worker.requests if request["command"] == "start"]
+        caller.close()
+    finally:
+        outage.close()
+
+
 # The network
 
 
@@ -396,10 +502,14 @@ def _day(outage: Bench, case: str, step_ns: int, seconds: float) -> None:
         worker.readings(1, 600, step_ns=step_ns)
     worker.ago_ns = 0
     outage.broker.restart()
+    live = Listener(outage.broker.port, "rpm")
     outage.start_leader()
-    worker.readings(8, 1)
+    with feeding(worker, 1):
+        let_pass(lambda: outage.covered(worker.run_id, 1) >= count, "the back-fill", seconds)
     lossless(case, outage, seconds)
-    assert worker.next[1] == count
+    live.close()
+    assert len(live.late_s) > 100
+    assert statistics.median(live.late_s) < 0.2 and max(live.late_s) < 2.0, "live readings waited for the back-fill"
 
 
 def test_network_cut_24_h(outage: Bench) -> None:
