@@ -29,7 +29,7 @@ from stirbar.core.records import FLAGS, KIND_READINGS, READING, READING_STREAMS,
 ROWS = "STIRBAR_OUTAGE_ROWS"  # names the file that a run leaves its rows in, for docs/outages.md
 UPTIME_NS = 30 * 86_400 * 10**9  # the double's machine has run so long
 WALL_NS = 250_000_000  # a corrected time may be off by the quickest delivery
-COMMIT_S = 0.2  # of the leader, and 0.1 s a block: the tests' patience, not what is tested
+COMMIT_S = 0.1  # of the leader, and as much a block: the tests' patience, not what is tested
 
 BRIDGE = """
 import json, os, signal, sys
@@ -63,7 +63,7 @@ sys.path[:0] = json.loads(sys.argv[2])
 from stirbar.bridge import clocks, ingest as module
 from stirbar.bridge.store import open_store
 module.COMMIT_INTERVAL_S = options["commit_s"]
-clocks.SETTLE_S = 0.5
+clocks.SETTLE_S = 0.3
 store = open_store(options["database"])
 leader = module.Ingest(store, host="127.0.0.1", port=options["port"], username="", password="",
                        topic_root="pioreactor", data_root="stirbar")

@@ -37,7 +37,7 @@ CASES = {
     "network_cut_1_min": "network cut for 1 min",
     "network_cut_24_h": "no leader for 24 h, a reading a second (virtual time)",
     "network_cut_24_h_at_full_rate": "no leader for 24 h, ten readings a second (virtual time)",
-    "flapping_link": "link down 0.2 s and up 0.3 s, five times",
+    "flapping_link": "link down 0.2 s and up 0.3 s, four times",
     "duplicated_and_reordered": "a third of the messages twice, a quarter behind the next, both ways",
 }
 

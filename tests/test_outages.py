@@ -73,8 +73,8 @@ def lossless(case: str, outage: Bench, seconds: float = 30) -> None:
 def start(outage: Bench, **options: object) -> TimedWorker:
     """The whole chain, at work."""
     worker = outage.start_worker()
-    outage.start_leader()
     outage.start_bridge(**options)
+    outage.start_leader()
     worker.readings(1, 1)
     outage.wait_stored(1)
     return worker
@@ -305,7 +305,7 @@ def test_clock_unknown_until_ntp(outage: Bench) -> None:
 def _jump(outage: Bench, hours: int, case: str) -> None:
     worker = start(outage)
     with feeding(worker):
-        outage.wait_stored(800)
+        outage.wait_stored(500)
         worker.set_wrong(hours * HOUR_NS)
         let_pass(lambda: events(outage) == ["clock_offset"], "the clock is named")
         made(worker, 200)
@@ -409,7 +409,7 @@ def test_a_command_that_waited_in_the_network_is_refused_with_its_age(place: Pat
             outage.wait_stored(300)
             link.cut()
             caller.send(id="sent into the outage", command="start", job="stirring", expires_at=time.time() + 0.5)
-            made(worker, 1500)
+            made(worker, 1000)
             link.mend()
             let_pass(lambda: bool(caller.replies), "the refusal")
         assert caller.replies[0]["error"]["message"].startswith("the command expired ")
@@ -452,7 +452,7 @@ def test_flapping_link(place: Path, link: Link) -> None:
     try:
         worker = outage.workers[0]
         with feeding(worker):
-            for _ in range(5):
+            for _ in range(4):
                 link.cut()
                 made(worker, 200)
                 link.mend()
