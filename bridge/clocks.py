@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 
-from stirbar.bridge.blocks import CLOCK_CORRECTED, WALL_TOLERANCE_NS
+from stirbar.bridge.blocks import CLOCK_CORRECTED, WALL_TOLERANCE_NS, check_header
 from stirbar.core.records import READING_FIELDS
 
 TYPE_CHECKING = False
@@ -84,7 +84,8 @@ class Clocks:
         self._news: dict[bytes, LiveUnit] = {}
 
     def note(self, unit: LiveUnit, header: Header) -> None:
-        """A live batch of the unit came just now."""
+        """A live batch of the unit came just now. Raises ValueError for clocks that no store could keep."""
+        check_header(header)
         boot = self._boots.get(unit.unit_id)
         if boot is None or boot.boot_id != header.boot_id:
             boot = self._boots[unit.unit_id] = BootClock(header.boot_id)

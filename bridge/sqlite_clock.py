@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stirbar.bridge.blocks import CLOCK_CORRECTED, ROLLUP_LEVELS_S, SEQUENCE_BITS, WALL_TOLERANCE_NS
+from stirbar.bridge.blocks import CLOCK_CORRECTED, ROLLUP_LEVELS_S, SEQUENCE_BITS, TIME_END_NS, WALL_TOLERANCE_NS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,9 +31,12 @@ _WRONG_RUNS = """
 _READINGS = f"""
     UPDATE reading SET wall_ns = wall_ns - clock_ns - ?4 + ?3, clock_ns = ?3 - ?4, flags = flags | {CLOCK_CORRECTED}
     WHERE id >= ?1 AND id < ?2 AND abs(clock_ns + ?4 - ?3) > ?5"""
-_EVENTS = """
-    UPDATE event SET wall_ns = json_extract(object, '$.monotonic_ns') + ?2
-    WHERE series = ?1 AND abs(wall_ns - json_extract(object, '$.monotonic_ns') - ?2) > ?3"""
+# an event's JSON is a unit's own: its number may be none, or larger than a time
+_EVENT_NS = "CASE WHEN json_valid(object) THEN json_extract(object, '$.monotonic_ns') END"
+_EVENTS = f"""
+    UPDATE event SET wall_ns = {_EVENT_NS} + ?2
+    WHERE series = ?1 AND typeof({_EVENT_NS}) = 'integer' AND {_EVENT_NS} BETWEEN 0 AND {TIME_END_NS}
+    AND abs(wall_ns - {_EVENT_NS} - ?2) > ?3"""
 _CHUNKS = """
     UPDATE raw_chunk SET realtime_ns = monotonic_ns + ?2
     WHERE series = ?1 AND abs(realtime_ns - monotonic_ns - ?2) > ?3"""
@@ -69,7 +72,7 @@ class Clock:
     def wall_ns(self, header: Header, wall_ns: int, monotonic_ns: object) -> int:
         """The wall time to be stored for something of that boot."""
         zero_ns = self.zero_ns(header)
-        if zero_ns is None or not isinstance(monotonic_ns, int):
+        if zero_ns is None or not isinstance(monotonic_ns, int) or not 0 <= monotonic_ns < TIME_END_NS:
             return wall_ns
         right_ns = zero_ns + monotonic_ns
         return right_ns if abs(wall_ns - right_ns) > WALL_TOLERANCE_NS else wall_ns

@@ -163,6 +163,30 @@ def test_the_clock_of_a_boot_outlives_the_leader_and_is_of_that_boot_alone(store
     again.close()
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_a_units_nonsense_stops_no_commit(store, known: bool) -> None:
+    """An event says what it likes of its time; the others are put right all the same."""
+    if known:
+        store.set_clock(UNIT, BOOT_ID, NOW_NS, 0)
+    fields = ({"monotonic_ns": 10**30}, {"monotonic_ns": -5}, {"monotonic_ns": "noon"}, {"value": float("nan")},
+              {"monotonic_ns": 120 * S})  # fmt: skip
+    for sequence, more in enumerate(fields):
+        event = {"wall_ns": 120 * S, "level": "info", "code": "kick", "message": str(sequence), **more}
+        head = Header(KIND_JSON, 16, 0, 1, sequence, UNIT, RUN, BOOT_ID, 120 * S, 120 * S, 120 * S, "growth")
+        store.add(head, json.dumps(event).encode())
+    store.add(*block(0, 10, -HOUR_NS))
+    store.commit()
+    if not known:
+        store.set_clock(UNIT, BOOT_ID, NOW_NS, 0)
+        store.commit()
+    times = {event["message"]: event["t"] for event in store.events()}
+    assert times["4"] == (NOW_NS + 120 * S) / S and times["0"] == times["1"] == times["2"] == 120
+    assert {row[2:] for row in stored(store)} == {(0, True)}
+    with pytest.raises(ValueError, match="out of range"):
+        head = Header(KIND_READINGS, 2, READING.size, 1, 0, UNIT, RUN, BOOT_ID, 0, -(2**63), 0, "")
+        clocks.Clocks(store, lambda *_: None).note(LiveUnit(UNIT, "stirbar"), head)
+
+
 # Clocks, between ingest and store
 
 
