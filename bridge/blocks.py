@@ -11,6 +11,7 @@ import zlib
 from bisect import bisect_right
 
 from stirbar.core.records import (
+    FLAGS,
     KIND_GAP,
     KIND_JSON,
     KIND_RAW_CHUNK,
@@ -37,6 +38,9 @@ ROLLUP_LEVELS_S = (10, 300)
 EVENT_STREAM = STREAM_IDS["event"]
 RAW_STREAMS = (STREAM_IDS["raw"], STREAM_IDS["edges"])
 LEVELS = ("debug", "info", "notice", "warning", "error")
+WALL_TOLERANCE_NS = 2_000_000_000  # a unit's wall clock that differs by more from the leader's is not believed
+CLOCK_CORRECTED = 1 << 31  # in a reading's flags, set by the leader: wall_ns is by its clock and monotonic_ns
+STORED_FLAGS = {**FLAGS, "clock_corrected": CLOCK_CORRECTED}
 TEXT_LIMIT = 4000  # characters of an event's message that are kept in its own column
 
 _SEQUENCE, _MONOTONIC, _WALL, _STREAM, _ANGLE, _VERSION = (

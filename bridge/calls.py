@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
+import time
 from collections import deque
 
 TYPE_CHECKING = False
@@ -26,10 +27,12 @@ class Call:
 
     __slots__ = ("correlation", "done", "payload", "reply", "timeout_s", "unit_id", "unsent")
 
-    def __init__(self, unit_id: bytes, request: dict[str, Any], timeout_s: float) -> None:
+    def __init__(self, unit_id: bytes, request: dict[str, Any], timeout_s: float, epoch: int) -> None:
         self.correlation = secrets.token_bytes(16)
         self.unit_id = unit_id
-        self.payload = json.dumps({"id": self.correlation.hex(), **request}).encode()
+        # what waits in a socket through an outage is not expired by the broker any more: the unit looks at this
+        known = {"id": self.correlation.hex(), "epoch": epoch, "expires_at": time.time() + timeout_s}
+        self.payload = json.dumps({**known, **request}).encode()
         self.timeout_s = timeout_s
         self.done = threading.Event()
         self.reply: dict[str, Any] | None = None
@@ -46,8 +49,9 @@ class Calls:
     Synchronization: `ask` from any thread; the rest from the sending thread.
     """
 
-    def __init__(self, poke: Callable[[], None]) -> None:
+    def __init__(self, poke: Callable[[], None], epoch: int) -> None:
         self._poke = poke
+        self._epoch = epoch
         self._lock = threading.Lock()  # protects the rest
         self._open = False
         self._unsent: deque[Call] = deque()
@@ -55,7 +59,7 @@ class Calls:
 
     def ask(self, unit_id: bytes, request: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Wait for the unit's reply. Raises CommandTimeout or CommandNotSent."""
-        call = Call(unit_id, request, timeout_s)
+        call = Call(unit_id, request, timeout_s, self._epoch)
         with self._lock:
             if not self._open:
                 raise CommandNotSent("the leader has no connection to its broker now")

@@ -18,6 +18,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from stirbar.bridge import topics
 from stirbar.bridge.calls import Calls, CommandNotSent, CommandTimeout
+from stirbar.bridge.clocks import Clocks
+from stirbar.bridge.leadership import Leadership
 from stirbar.bridge.live import (
     STATES,
     LiveUnit,
@@ -98,6 +100,8 @@ class Ingest:
         self._data_root = data_root
         self._log = log or Log("stirbar leader")
         self._stored = StoredPath(store, self._acknowledge, self._log)
+        self._clocks = Clocks(store, self._make_event)
+        self._leadership = Leadership(self._stored.epoch)
         self._state_topic = f"{data_root}/leader/state"
         # our own tree first: its retained descriptions name the units that the dialect's settings are about
         subscriptions = [(pattern, True) for pattern, _ in topics.leader_subscriptions(data_root)]
@@ -114,7 +118,7 @@ class Ingest:
             lambda mid: None,
         )
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._calls = Calls(self._poke)
+        self._calls = Calls(self._poke, self._stored.epoch)
         self._thread: threading.Thread | None = None
         self._stopping = False
 
@@ -297,7 +301,7 @@ class Ingest:
             for unit in self._units.values():
                 self._tell_assignment(unit)
         self._calls.open()
-        self._session.publish(self._state_topic, topics.STATE_ONLINE, 1, True)
+        self._session.publish(self._state_topic, self._leadership.said(), 1, True)
 
     def _offline(self) -> None:
         with self._lock:
@@ -316,16 +320,18 @@ class Ingest:
         with self._lock:
             due = [unit for unit in self._units.values() if unit.describe_due]
         try:
+            self._clocks.judge()
             for unit in due:
                 self._store.upsert_unit(unit.unit_id, unit.name, unit.describe)
                 unit.describe_due = False
         except StoreError as error:
-            self._log("error", f"a unit's description is not stored yet: {error}", "describe")
+            self._log("error", f"a unit's description or clock is not stored yet: {error}", "describe")
         self._stored.commit()
 
     def _acknowledge(self, unit_id: bytes, what: dict[str, Any]) -> None:
         """Lost when there is no connection: a unit that hears nothing asks."""
-        self._session.publish(self._known(unit_id).topics.ack, json.dumps(what).encode(), 1)
+        payload = json.dumps({**what, "t": time.time()}).encode()
+        self._session.publish(self._known(unit_id).topics.ack, payload, 1)
 
     # Messages
 
@@ -373,9 +379,13 @@ class Ingest:
         if topic == DROPPED_TOPIC:
             self._broker_dropped = int(payload)
             return
+        if topic == self._state_topic:
+            if not retained:
+                self._hear_leader(payload)
+            return
         found = parse_setting(self._topic_root, topic)
         if found is None:
-            if topic.startswith(self._data_root + "/") and topic != self._state_topic:
+            if topic.startswith(self._data_root + "/"):
                 raise ValueError("no such topic")
             return
         name, experiment, job, setting = found
@@ -389,6 +399,19 @@ class Ingest:
             if (retained and not belongs) or not unit.set_setting(job, setting, value):
                 return
         self._tell("setting", unit.name, {"job": job, "setting": setting, "value": value})
+
+    def _hear_leader(self, payload: bytes) -> None:
+        again, text = self._leadership.hear(payload)
+        if text:
+            self._log("error", text, "leaders")
+            self._make_event(None, "error", "two_leaders", text)
+        if again:
+            self._session.publish(self._state_topic, self._leadership.said(), 1, True)
+
+    def _make_event(self, unit: LiveUnit | None, level: str, code: str, text: str) -> None:
+        """An event of the leader's own, stored and told."""
+        event = self._store.add_event(None if unit is None else unit.unit_id, level, "leader", code, text)
+        self._tell("event", "" if unit is None else unit.name, event_object(event))
 
     def _on_describe(self, unit: LiveUnit, _: topics.UnitTopic, message: Any) -> None:
         describe = parse_object(message.payload)
@@ -447,9 +470,8 @@ class Ingest:
                 f"two units call themselves '{unit.name}': {unit.unit_id.hex()} and {other.unit_id.hex()}; "
                 "give one another name ([unit] name)"
             )
-            event = self._store.add_event(unit.unit_id, "error", "leader", "two_units_one_name", text)
             self._log("error", text, "namesakes")
-            self._tell("event", unit.name, event_object(event))
+            self._make_event(unit, "error", "two_units_one_name", text)
 
     def _on_live(self, unit: LiveUnit, topic: topics.UnitTopic, message: Any) -> None:
         payload = message.payload
@@ -457,10 +479,12 @@ class Ingest:
             self._take_status(unit, parse_object(payload))
             return
         header, body = self._parse(unit, topic, payload)
+        if not message.retain:
+            self._clocks.note(unit, header)
         if topic.stream in READING_STREAMS and header.kind == KIND_READINGS:
             if header.record_size != READING.size or not header.count:
                 raise ValueError(f"{header.count} readings of {header.record_size} bytes, expected {READING.size}")
-            records = list(READING.iter_unpack(body))
+            records = self._clocks.corrected(unit, list(READING.iter_unpack(body)))
             with self._lock:
                 unit.latest[topic.stream] = records[-1]
                 self._counters["live_readings"] += len(records)

@@ -10,8 +10,9 @@ import math
 from collections import deque
 
 from stirbar.bridge import topics
+from stirbar.bridge.blocks import STORED_FLAGS
 from stirbar.bridge.dialect import JOBS
-from stirbar.core.records import FLAGS, READING_FIELDS, STREAMS
+from stirbar.core.records import READING_FIELDS, STREAMS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ STATES = ("online", "offline", "lost")
 RAW_LIMIT_BYTES = 2 << 20  # of one unit: half a minute of four channels
 SETTINGS_LIMIT = 64  # of one job
 
-_FLAGS = tuple(FLAGS.items())
+_FLAGS = tuple(STORED_FLAGS.items())
 _WALL, _FLAG_BITS = READING_FIELDS.index("wall_ns"), READING_FIELDS.index("flags")
 
 
@@ -86,6 +87,8 @@ class LiveUnit:
 
     __slots__ = (
         "assigned",
+        "clock",
+        "clock_wrong",
         "describe",
         "describe_due",
         "events_seen",
@@ -115,6 +118,8 @@ class LiveUnit:
         self.raw: deque[tuple[Header, bytes]] = deque()
         self.raw_bytes = 0
         self.events_seen: dict[bytes, int] = {}  # run: one past the last event that listeners heard of
+        self.clock: tuple[int, int] | None = None  # leader's time of its monotonic zero, error of its wall clock, ns
+        self.clock_wrong = False  # and a person was told
         self.assigned: str | None = None  # what the broker was told in this connection
 
     @property
@@ -175,6 +180,7 @@ class LiveUnit:
             "state": self.state,
             "last_seen": self.last_seen or None,
             "experiment": experiment,
+            "clock_offset_s": None if self.clock is None else self.clock[1] / 1e9,
             "simulated": bool(self.describe.get("simulated")),
             "version": self.describe.get("version"),
             "channels": self.describe.get("channels") or [],

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 STALE_S = 3.5  # three heartbeats and a little: the worker is taken for gone
 DESCRIBE_RETRY_S = 1.0
+SYNC_S = 1.0  # at most one wait for the disk in so long
 POSITIONS_S = 10.0
 STATISTICS_S = 60.0
 GOODBYE_S = 1.0
@@ -131,7 +132,9 @@ class Relay:
         )
         self.sender = Sender(self._spool, own, settings.unit, settings.end_to_end, self._publish_stored, log)
         assignment = topics.assignment(settings.topic_root, settings.unit)
-        self.remote = remote.Remote(self._link, self._dialect, self._spool, own, assignment, self._reply, log)
+        self.remote = remote.Remote(
+            self._link, self._dialect, self._spool, self.sender.leader_time, own, assignment, self._reply, log
+        )
         will = (own.state, topics.STATE_LOST)
         if not settings.end_to_end:
             will_topic = topics.dialect(
@@ -160,6 +163,7 @@ class Relay:
         now = time.monotonic()
         self._flush_at = now + settings.block_interval_s
         self._tick_at = now + min(1.0, self._dialect.interval_s)
+        self._sync_at = now
         self._positions_at = now + POSITIONS_S
         self._statistics_at = now
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -219,8 +223,9 @@ class Relay:
         if now >= self._flush_at:
             self._flush_at = max(self._flush_at + self.settings.block_interval_s, now)
             self.intake.flush(now)
-            self._spool.sync()
             self._say_state()
+        if now >= self._sync_at and self._spool.sync():
+            self._sync_at = now + SYNC_S
         self.sender.step(now)
         if now >= self._tick_at:
             self._tick_at = now + self._dialect.interval_s

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from stirbar.bridge.leader_time import LeaderTime
     from stirbar.bridge.log import Log
     from stirbar.bridge.spool import Spool
     from stirbar.bridge.topics import UnitTopics
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     Answer = Callable[[str, bytes, bytes], None]
 
 REQUEST_BYTES = 64 << 10
+UNIQUE_ID_LENGTH = 16  # an id this long is taken as unique in the world, here as by the worker
+REMEMBERED_IDS = 64  # a worker that was restarted does not know any more what it has done
+REMEMBERED_BYTES = 2 << 10
 DOSE_SETTLE_S = 10.0  # after a connect: what waited at the broker is not to be pumped all at once
 _DOSES = ("dose", "exchange")
 _NOT_OVER_MQTT = ("resend",)  # its answer is binary; the stored path carries it
@@ -44,6 +48,7 @@ class Remote:
         link: WorkerLink,
         dialect: Dialect,
         spool: Spool,
+        leader_time: LeaderTime,
         own: UnitTopics,
         assignment_topic: str,
         answer: Answer,
@@ -56,6 +61,8 @@ class Remote:
         self._link = link
         self._dialect = dialect
         self._spool = spool
+        self._leader_time = leader_time
+        self._done: dict[str, bytes] = {}  # the answers to the last commands, by their ids
         self._own = own
         self._assignment_topic = assignment_topic
         self._answer = answer
@@ -120,11 +127,21 @@ class Remote:
         if not isinstance(body, dict):
             raise ValueError("a request is one JSON object")
         self.commands += 1
+        identifier = body.get("id")
+        unique = identifier if isinstance(identifier, str) and len(identifier) >= UNIQUE_ID_LENGTH else ""
+        if unique in self._done:
+            self._answer(topic, self._done[unique], correlation)
+            return
         refusal = self._objection(body, message, now)
         body.pop("epoch", None)  # between leader and bridge only
 
         def replied(reply: dict[str, object], frames: list[bytes]) -> None:
-            self._answer(topic, compact(reply), correlation)
+            answer = compact(reply)
+            if unique and reply.get("ok") and len(answer) <= REMEMBERED_BYTES:
+                self._done[unique] = answer
+                if len(self._done) > REMEMBERED_IDS:
+                    del self._done[next(iter(self._done))]
+            self._answer(topic, answer, correlation)
 
         if refusal is None and not (self.worker_present and self._link.request(body, replied, now)):
             refusal = {"message": "no worker answers on this unit", "field": "", "remedy": "start `stirbar worker`"}
@@ -154,10 +171,12 @@ class Remote:
             return None
         if isinstance(expires_at, bool) or not isinstance(expires_at, int | float):
             return {"message": "expires_at must be Unix time in seconds", "field": "expires_at"}
-        age = time.time() - expires_at
+        leader_s = self._leader_time.at(now)
+        age = (time.time() if leader_s is None else leader_s) - expires_at
         if age > 0:
             text = f"the command expired {age:.1f} s ago and was not done"
             return {"message": text, "field": "expires_at", "limit": expires_at}
+        body["expires_at"] = time.time() - age  # the same moment by this machine's clock, which the worker has too
         return None
 
 

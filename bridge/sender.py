@@ -15,8 +15,10 @@ from __future__ import annotations
 import json
 from collections import deque
 
+from stirbar.bridge.leader_time import LeaderTime
+from stirbar.bridge.packing import pack_readings
 from stirbar.bridge.spool import gap_payload
-from stirbar.core.records import KIND_GAP, KIND_READINGS, STREAMS
+from stirbar.core.records import KIND_GAP, KIND_READINGS, STREAMS, parse_batch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,11 +27,14 @@ if TYPE_CHECKING:
     from stirbar.bridge.log import Log
     from stirbar.bridge.spool import Frame, Key, Position, Spool
     from stirbar.bridge.topics import UnitTopics
+    from stirbar.core.records import Header
 
     Publish = Callable[[str, bytes, int], int]
+    _Message = tuple[Key, int, int, Header, bytes]  # stream, end, data inside, header and body
 
 WINDOW_BYTES = 512 << 10
 MESSAGE_BYTES = 64 << 10  # contiguous frames are joined up to here when catching up
+HEADER_BYTES = 98
 ASK_FIRST_S = 2.0
 ASK_MAXIMUM_S = 30.0
 STALL_S = 10.0  # nothing committed for so long although something is on the way: ask again
@@ -58,6 +63,7 @@ class Sender:
         self, spool: Spool, topics: UnitTopics, unit: str, end_to_end: bool, publish: Publish, log: Log
     ) -> None:
         self.answered = False
+        self.leader_time = LeaderTime()
         self.sent = self.sent_data = self.rewinds = self.asks = self.gaps = self.stale_epochs = self.malformed = 0
         self._spool = spool
         self._topics = topics
@@ -79,6 +85,7 @@ class Sender:
     def online(self, now: float) -> None:
         """A new connection: nothing is known to be on the way, the leader is asked from where."""
         self._online = True
+        self.leader_time.forget()
         self._forget_on_way()
         self._next = {}
         self._rewound = {}
@@ -136,6 +143,9 @@ class Sender:
             origin = _positions(document["from"]) if document.get("from") is not None else None
             if isinstance(epoch, bool) or not isinstance(epoch, int):
                 raise ValueError("epoch is no whole number")
+            sent_s = document.get("t")
+            if isinstance(sent_s, bool) or not isinstance(sent_s, int | float | None):
+                raise ValueError("t is no Unix time in seconds")
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             self.malformed += 1
             self._log("warning", f"message on {self._topics.ack} not understood, dropped: {error}", "ack")
@@ -144,6 +154,8 @@ class Sender:
             self.stale_epochs += 1
             self._log("warning", f"acknowledgement of an older leader (epoch {epoch}) refused", "epoch")
             return
+        if sent_s is not None:
+            self.leader_time.note(sent_s, now)
         if not self._end_to_end:
             return
         for key, sequence in through.items():
@@ -216,20 +228,22 @@ class Sender:
                 return
             if not self._on_way:
                 self._progress_at = now
-            for key, end, count, payload in self._prepare(frames):
+            for key, end, count, header, body in self._prepare(frames):
+                payload = pack_readings(header, body) if self._end_to_end else header.pack() + body
                 mid = self._publish(self._topics.store[key[1]], payload, 1)
                 if not mid:
                     return
                 self.sent += 1
                 self.sent_data += count
-                self._on_way.append(_InFlight(key, end, len(payload), mid))
-                self._on_way_bytes += len(payload)
+                size = len(header.experiment) + len(body) + HEADER_BYTES  # unpacked: that is what the leader must hold
+                self._on_way.append(_InFlight(key, end, size, mid))
+                self._on_way_bytes += size
                 self._next[key] = end
             self._position = position
 
-    def _prepare(self, frames: list[Frame]) -> list[tuple[Key, int, int, bytes]]:
-        """Messages from frames: (stream, end, data inside, payload). What was sent is skipped."""
-        messages: list[tuple[Key, int, int, bytes]] = []
+    def _prepare(self, frames: list[Frame]) -> list[_Message]:
+        """Messages from frames. What was sent is skipped."""
+        messages: list[_Message] = []
         starts: dict[Key, int] = {}
         runs: dict[Key, list[Frame]] = {}
         for frame in frames:
@@ -246,8 +260,9 @@ class Sender:
                     messages.append(_join(held))
                     held = None
                 self.gaps += frame.first - start
-                payload = gap_payload(self._spool.unit_id, key, start, frame.first, "not in the spool any more")
-                messages.append((key, frame.first, 0, payload))
+                reason = self._spool.why_missing(key, start, frame.first)
+                header, body = parse_batch(gap_payload(self._spool.unit_id, key, start, frame.first, reason))
+                messages.append((key, frame.first, 0, header, body))
             elif frame.first < start:
                 frame = _trim(frame, start)
             runs[key] = [*held, frame] if held else [frame]
@@ -266,15 +281,13 @@ def _joins(held: list[Frame], frame: Frame) -> bool:
     )
 
 
-def _join(held: list[Frame]) -> tuple[Key, int, int, bytes]:
+def _join(held: list[Frame]) -> _Message:
     first, last = held[0], held[-1]
     count = 0 if first.kind == KIND_GAP else last.end - first.first
-    if len(held) == 1:
-        return first.key, last.end, count, first.payload
     header = last.header
     header.first_sequence = first.first
     header.count = last.end - first.first
-    return first.key, last.end, count, header.pack() + b"".join([frame.payload[frame.body_at :] for frame in held])
+    return first.key, last.end, count, header, b"".join([frame.payload[frame.body_at :] for frame in held])
 
 
 def _trim(frame: Frame, start: int) -> Frame:

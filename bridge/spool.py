@@ -292,11 +292,13 @@ class Spool:
             segment.note(header)
             self.ends[key] = max(self.ends.get(key, 0), header.end_sequence)
 
-    def sync(self) -> None:
-        """Make what was appended survive a power cut. Call it at most once a second: it may wait for the disk."""
-        if self._dirty:
-            os.fdatasync(self._write_fd)
-            self._dirty = False
+    def sync(self) -> bool:
+        """Make what was appended survive a power cut; False if nothing was. It may wait for the disk."""
+        if not self._dirty:
+            return False
+        os.fdatasync(self._write_fd)
+        self._dirty = False
+        return True
 
     def _roll(self) -> None:
         """Close the open segment, leave its index beside it, open the next."""
@@ -412,6 +414,15 @@ class Spool:
             self.epoch = epoch
             self._position_changes = True
         return True
+
+    def why_missing(self, key: Key, first: int, end: int) -> str:
+        """The reason for a hole: what was given up for want of room has left gap records behind everything else."""
+        given_up = any(
+            gap and start < end and stop > first
+            for segment in self._segments
+            for start, stop, gap in segment.ranges.get(key, ())
+        )
+        return "spool full" if given_up else "not in the spool any more"
 
     # Reading for the leader
 

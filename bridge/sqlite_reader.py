@@ -11,9 +11,9 @@ import threading
 import weakref
 from datetime import UTC, datetime
 
-from stirbar.bridge.blocks import ROLLUP_LEVELS_S, SEQUENCE_BITS, SEQUENCE_END
+from stirbar.bridge.blocks import ROLLUP_LEVELS_S, SEQUENCE_BITS, SEQUENCE_END, STORED_FLAGS
 from stirbar.bridge.store import Store, StoreError
-from stirbar.core.records import FLAGS, KIND_RAW_CHUNK, STREAM_UNITS, STREAMS, Header
+from stirbar.core.records import KIND_RAW_CHUNK, STREAM_UNITS, STREAMS, Header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class SqliteReader(Store):
                         str(row[12]),
                         str(row[13]),
                         str(row[15]),
-                        " ".join(name for name, bit in FLAGS.items() if row[14] & bit),
+                        " ".join(name for name, bit in STORED_FLAGS.items() if row[14] & bit),
                         *right,
                         str(identity & (SEQUENCE_END - 1)),
                         str(wall_ns),

@@ -16,7 +16,15 @@ import time
 from contextlib import contextmanager
 
 from stirbar.bridge import blocks
-from stirbar.bridge.blocks import ROLLUP_LEVELS_S, SEQUENCE_BITS, Bucket, Coverage
+from stirbar.bridge.blocks import (
+    CLOCK_CORRECTED,
+    ROLLUP_LEVELS_S,
+    SEQUENCE_BITS,
+    WALL_TOLERANCE_NS,
+    Bucket,
+    Coverage,
+)
+from stirbar.bridge.sqlite_clock import BOOT_UPSERT, Clock
 from stirbar.bridge.sqlite_reader import SqliteReader
 from stirbar.bridge.sqlite_rows import Pending, write_coverage
 from stirbar.bridge.store import StoreError, StoreUnavailable
@@ -45,7 +53,9 @@ COUNTERS = (
     "commit_failures",
 )
 
-_EXPERIMENT, _ANGLE, _HALF_CYCLE = (READING_FIELDS.index(name) for name in ("experiment", "angle", "half_cycle"))
+_FLAG_BITS, _EXPERIMENT, _ANGLE, _HALF_CYCLE = (
+    READING_FIELDS.index(name) for name in ("flags", "experiment", "angle", "half_cycle")
+)
 
 
 class SqliteStore(SqliteReader):
@@ -117,6 +127,7 @@ class SqliteStore(SqliteReader):
         self._coverage: dict[tuple[int, int], Coverage] = {}
         self._marks: dict[tuple[int, int], int] = {}  # committed
         self._new: list[tuple[str, tuple[Any, ...]]] = []  # inserts of small tables that are not committed yet
+        self._clock = Clock(execute("SELECT unit_id, boot_id, zero_ns FROM boot JOIN unit ON unit.id = boot.unit"))
         self._next: dict[str, int] = {
             table: execute(f"SELECT ifnull(max(id), 0) + 1 FROM {table}").fetchone()[0]
             for table in ("unit", "run", "experiment", "series", "event")
@@ -168,6 +179,8 @@ class SqliteStore(SqliteReader):
     ) -> None:
         rows = self._pending.readings
         rollups = self._pending.rollups
+        zero_ns = self._clock.zero_ns(header)
+        low_ns, high_ns = blocks.TIME_END_NS, -blocks.TIME_END_NS
         first_sequence = header.first_sequence
         span_ns = ROLLUP_LEVELS_S[0] * 1_000_000_000
         series_of = {angle: self._series_id(run, header, angle) for angle in {record[_ANGLE] for record in records}}
@@ -175,10 +188,20 @@ class SqliteStore(SqliteReader):
             for record in records[first - first_sequence : end - first_sequence]:
                 sequence, monotonic_ns, wall_ns, value = record[:4]
                 series = series_of[record[_ANGLE]]
+                flags = record[_FLAG_BITS]
+                rest_ns = wall_ns - monotonic_ns
+                if zero_ns is not None and abs(rest_ns - zero_ns) > WALL_TOLERANCE_NS:
+                    rest_ns = zero_ns
+                    wall_ns = monotonic_ns + zero_ns
+                    flags |= CLOCK_CORRECTED
+                if rest_ns < low_ns:
+                    low_ns = rest_ns
+                if rest_ns > high_ns:
+                    high_ns = rest_ns
                 rows.append(
-                    (series << SEQUENCE_BITS | sequence, wall_ns, wall_ns - monotonic_ns - clock_ns, value)
-                    + record[4:_EXPERIMENT]
-                    + (record[_HALF_CYCLE],)
+                    (series << SEQUENCE_BITS | sequence, wall_ns, rest_ns - clock_ns, value)
+                    + record[4:_FLAG_BITS]
+                    + (flags, record[_HALF_CYCLE])
                 )
                 key = (series, wall_ns // span_ns)
                 bucket = rollups.get(key)
@@ -186,6 +209,7 @@ class SqliteStore(SqliteReader):
                     bucket = rollups[key] = Bucket(sequence)
                 bucket.add(value, sequence)
             self._counters["readings"] += end - first
+        self._clock.saw(run, low_ns, high_ns)
 
     def _add_events(self, header: Header, run: int, events: list[Any], new: list[tuple[int, int]]) -> None:
         series = self._series_id(run, header, 0)
@@ -193,7 +217,9 @@ class SqliteStore(SqliteReader):
         for first, end in new:
             for sequence in range(first, end):
                 event = events[sequence - header.first_sequence]
-                wall_ns = event.get("wall_ns", header.realtime_ns)
+                wall_ns = self._clock.wall_ns(
+                    header, event.get("wall_ns", header.realtime_ns), event.get("monotonic_ns", header.monotonic_ns)
+                )
                 self._pending.events.append(self._event_row(wall_ns, unit, series, sequence, event))
             self._counters["events"] += end - first
 
@@ -207,7 +233,8 @@ class SqliteStore(SqliteReader):
 
     def _add_chunk(self, header: Header, run: int, payload: bytes) -> None:
         series = self._series_id(run, header, 0)
-        clocks = (header.raw_ns, header.monotonic_ns, header.realtime_ns)
+        wall_ns = self._clock.wall_ns(header, header.realtime_ns, header.monotonic_ns)
+        clocks = (header.raw_ns, header.monotonic_ns, wall_ns)
         self._pending.chunks.append((series, header.first_sequence, header.count, *clocks, payload))
         self._counters["raw_chunks"] += 1
 
@@ -221,14 +248,16 @@ class SqliteStore(SqliteReader):
     def commit(self) -> Marks:
         with self._lock:
             pending = self._pending
-            if not pending.size and not self._new:
+            if not pending.size and not self._new and not self._clock.due:
                 return {}
             start = time.monotonic()
             with self._transaction("NORMAL"):
                 pending.write(self._writer)
                 for run, stream in pending.touched:
                     write_coverage(self._writer, run, stream, self._coverage[run, stream].spans)
+                self._clock.write(self._writer, self._units)
             self._pending = Pending()
+            self._clock.written()
             self._counters["commits"] += 1
             self._last_commit_s = time.monotonic() - start
             moved = {}
@@ -305,7 +334,8 @@ class SqliteStore(SqliteReader):
             found = self._runs[key] = (self._take_id("run"), clock_ns)
             self._run_keys[found[0]] = key
             values = (found[0], self._unit(header.unit_id), header.run_id, header.boot_id, clock_ns, time.time_ns())
-            self._new.append(("INSERT INTO run VALUES (?,?,?,?,?,?)", values))
+            columns = "id, unit, run_id, boot_id, clock_ns, first_seen_ns"
+            self._new.append((f"INSERT INTO run ({columns}) VALUES (?,?,?,?,?,?)", values))
         return found
 
     def _find_run(self, unit_id: bytes, run_id: bytes) -> tuple[int, int] | None:
@@ -344,6 +374,12 @@ class SqliteStore(SqliteReader):
             coverage = self._coverage[run, stream] = Coverage(rows)
             self._marks[run, stream] = coverage.mark
         return coverage
+
+    def set_clock(self, unit_id: bytes, boot_id: bytes, zero_ns: int, error_ns: int) -> None:
+        with self._lock:
+            values = (self._unit(unit_id), boot_id, zero_ns, error_ns, time.time_ns())
+            self._new.append((BOOT_UPSERT, values))
+            self._clock.set(unit_id, boot_id, zero_ns)
 
     def expected(self, unit_id: bytes, run_id: bytes, stream: int) -> int:
         with self._lock, self._readable():

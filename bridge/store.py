@@ -55,6 +55,15 @@ class Store:
         """
         raise NotImplementedError
 
+    def set_clock(self, unit_id: bytes, boot_id: bytes, zero_ns: int, error_ns: int) -> None:
+        """Of a boot of a unit: the leader's time of monotonic zero, and how far the unit's wall clock is ahead of it.
+
+        Wall times of that boot that differ by more than two seconds from `zero_ns` + monotonic time are replaced by it
+        and flagged (CLOCK_CORRECTED): from now on and, the first time that anything is said of a boot, with the next
+        commit in what is stored already.
+        """
+        raise NotImplementedError
+
     def expected(self, unit_id: bytes, run_id: bytes, stream: int) -> int:
         """The sequence number that comes next without a hole, counting what is only buffered."""
         raise NotImplementedError

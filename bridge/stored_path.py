@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 
 from stirbar.bridge.blocks import parse_json
+from stirbar.bridge.packing import unpack_readings
 from stirbar.bridge.store import StoreError, StoreUnavailable
 from stirbar.bridge.topics import is_unit_id
 from stirbar.core.records import STREAM_IDS
@@ -67,7 +68,7 @@ class StoredPath:
         key = (header.unit_id, header.run_id, header.stream)
         expected = self._store.expected(*key)
         try:
-            self._store.add(header, body)
+            self._store.add(header, unpack_readings(header, body))
         except StoreUnavailable as error:
             self.counters["refused"] += 1
             self._log("error", f"a block was not taken and will be asked for again: {error}", "refused")

@@ -13,6 +13,7 @@ from typing import Any
 import paho.mqtt.client as mqtt
 import zmq
 from stirbar.bridge import topics
+from stirbar.bridge.packing import unpack_readings
 from stirbar.core.records import (
     FLAGS,
     KIND_GAP,
@@ -292,6 +293,7 @@ class LeaderDouble:
     def _store(self, payload: bytes) -> None:
         self.store_messages += 1
         header, body = parse_batch(payload)
+        body = unpack_readings(header, body)
         key = (header.run_id, header.stream)
         expected = self.next.get(key, 0)
         run, stream = header.run_id.hex(), str(header.stream)

@@ -38,8 +38,9 @@ class Mosquitto:
         self.program = find_mosquitto()
         self.port = free_port()
         self.config = directory / f"mosquitto-{self.port}.conf"
+        persistence = "" if "persistence" in extra else "persistence false\n"
         self.config.write_text(
-            f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_type none\n{extra}\n"
+            f"listener {self.port} 127.0.0.1\nallow_anonymous true\n{persistence}log_type none\n{extra}\n"
         )
         self.process: subprocess.Popen[bytes] | None = None
         self.restart()
@@ -62,6 +63,13 @@ class Mosquitto:
     def kill(self) -> None:
         if self.process is not None:
             self.process.kill()
+            self.process.wait(10)
+            self.process = None
+
+    def stop(self) -> None:
+        """SIGTERM: what it is to keep is written."""
+        if self.process is not None:
+            self.process.terminate()
             self.process.wait(10)
             self.process = None
 

@@ -32,6 +32,7 @@ VOLTS_PER_CODE = 1.024 / 32768
 TONE_HZ = 50.0
 TONE_V = 0.01
 NAN = float("nan")
+UPTIME_NS = 20 * 365 * 86_400 * 10**9  # so long that no reading of a test was before the start
 
 
 def trace_items(first, count, channel=1, chop=10):
@@ -104,7 +105,7 @@ class MqttUnit:
         self.client.publish(f"{self.base}/describe", json.dumps(about), 1, True)
 
     def header(self, kind, stream, size, count, first, experiment="$no_experiment_present"):
-        now, real = time.monotonic_ns(), time.time_ns()
+        now, real = time.monotonic_ns() + UPTIME_NS, time.time_ns()
         return Header(
             kind, stream, size, count, first, self.unit_id, self.run_id, self.boot_id, now, now, real, experiment
         ).pack()
@@ -114,13 +115,15 @@ class MqttUnit:
         number = STREAM_IDS[stream]
         first = self.sequences.get(number, 0)
         end_ns = time.time_ns() if t is None else int(t * 1e9)
+        monotonic_ns = time.monotonic_ns() + UPTIME_NS - time.time_ns() + end_ns
         flags = FLAGS["uncalibrated"] | FLAGS["simulated"]
         records = b"".join(
             READING.pack(
-                first + i, end_ns // 2, end_ns - (len(values) - 1 - i) * 100_000_000, value, 1e-4, 2e-4, 1.0, 0.7, 0.3,
+                first + i, monotonic_ns - before_ns, end_ns - before_ns, value, 1e-4, 2e-4, 1.0, 0.7, 0.3,
                 0.5, 0.1, NAN, 380, 3, flags, 0, number, 90 if number < 5 else 0, 8, 1,
             )
             for i, value in enumerate(values)
+            for before_ns in [(len(values) - 1 - i) * 100_000_000]
         )  # fmt: skip
         self.sequences[number] = first + len(values)
         packed = self.header(KIND_READINGS, number, READING.size, len(values), first, experiment) + records

@@ -122,6 +122,7 @@ def test_units(client, unit):
     assert found["jobs"]["stirring"] == "ready"
     assert found["channels"][0]["angle"] == 90
     assert abs(found["last_seen"] - time.time()) < 5
+    assert abs(found["clock_offset_s"] or 0.0) < 1.0  # None until it was heard for long enough
     latest = found["latest"]["od2"]
     assert latest["value"] == 0.25 and latest["stream"] == "od2"
     assert latest["flag_names"] == ["uncalibrated", "simulated"]

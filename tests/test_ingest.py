@@ -92,7 +92,9 @@ def test_stored_once_and_acknowledged_after_the_commit(leader):
     before = len(unit.acks())
     unit.store(block(90, 10))
     wait_until(lambda: len(unit.acks()) > before, "acknowledged again")
-    assert unit.acks()[-1] == {"epoch": 1, "through": {identity(100).hex(): {"2": 100}}}
+    last = unit.acks()[-1]
+    assert abs(last.pop("t") - time.time()) < 5
+    assert last == {"epoch": 1, "through": {identity(100).hex(): {"2": 100}}}
     assert leader.rows("SELECT name FROM unit") == [("vial1",)]
 
 
@@ -216,7 +218,9 @@ def test_command_round_trip(leader):
     unit = leader.unit("vial1", 1)
     request = {"command": "set", "job": "stirring", "setting": "target_rpm", "value": 400}
     reply = leader.ingest.command(identity(1), request)
-    assert reply["ok"] and reply["result"] == {**request, "id": reply["id"]}
+    asked = reply["result"]
+    assert 0 < asked.pop("expires_at") - time.time() < 5
+    assert reply["ok"] and asked == {**request, "id": reply["id"], "epoch": 1}
     unit.answer = lambda request: None
     start = time.monotonic()
     with pytest.raises(CommandTimeout, match="did not answer"):

@@ -288,6 +288,7 @@ def test_spool_bound_during_an_outage_announces_exactly_what_it_gave_up(place: P
     gone = {sequence for _, _, first, end, _ in leader.gaps for sequence in range(first, end)}
     assert gone == {sequence for _, sequence in leader.missing(worker)}
     assert len(gone) == lost
+    assert {reason for *_, reason in leader.gaps} == {"spool full"}
     assert leader.duplicates == 0
     bridge.stop()
     worker.end()
@@ -540,6 +541,77 @@ def test_mqtt_request_and_reply(place: Path, broker: Mosquitto, leader: LeaderDo
     wait_for(lambda: leader.replies[-1][1]["id"] == 7, 5, "refusal without a worker")
     assert leader.replies[-1][1]["ok"] is False
     bridge.stop()
+
+
+def test_lateness_is_by_the_leaders_clock(
+    place: Path, broker: Mosquitto, leader: LeaderDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = WorkerDouble(f"ipc://{place}/w", RUN_A)
+    bridge = Bridge(place, broker.port)
+    met(leader, worker)
+    told = {"epoch": 1, "through": {}, "t": time.time() + 3600}  # the unit's clock is an hour behind
+    publish(leader, OWN.ack, json.dumps(told))
+    wait_for(lambda: bridge.relay.sender.leader_time.at(time.monotonic()) is not None, 5, "the leader's time")
+    late = {"id": "l" * 16, "command": "start", "job": "stirring", "expires_at": time.time() + 3590}
+    publish(leader, OWN.command, json.dumps(late))
+    wait_for(lambda: len(leader.replies) == 1, 5, "a refusal")
+    assert leader.replies[0][1]["error"]["message"].startswith("the command expired 10.")
+    in_time = {"id": "i" * 16, "command": "start", "job": "stirring", "expires_at": time.time() + 3605}
+    publish(leader, OWN.command, json.dumps(in_time))
+    wait_for(lambda: len(leader.replies) == 2, 5, "a reply")
+    assert leader.replies[1][1]["ok"] and len(done(worker, "start")) == 1
+    # the worker looks at the time too, by the clock of this machine
+    assert 0 < done(worker, "start")[0]["expires_at"] - time.time() <= 5.1
+    publish(leader, OWN.ack, json.dumps({**told, "t": "noon"}))
+    wait_for(lambda: bridge.relay.sender.malformed == 1, 5, "counted")
+    bridge.stop()
+    worker.end()
+
+
+def test_a_repeated_command_is_done_once_though_the_worker_was_restarted(
+    place: Path, broker: Mosquitto, leader: LeaderDouble
+) -> None:
+    first = WorkerDouble(f"ipc://{place}/w", RUN_A)
+    bridge = Bridge(place, broker.port)
+    met(leader, first)
+    body = {"id": "x" * 16, "command": "start", "job": "stirring"}
+    publish(leader, OWN.command, json.dumps(body))
+    wait_for(lambda: len(leader.replies) == 1, 5, "reply")
+    first.end()
+    second = WorkerDouble(f"ipc://{place}/w", RUN_B)
+    met(leader, second)
+    publish(leader, OWN.command, json.dumps(body), CorrelationData=b"again")
+    wait_for(lambda: len(leader.replies) == 2, 5, "the same reply")
+    assert leader.replies[1][1] == leader.replies[0][1] and leader.replies[1][2] == b"again"
+    assert (len(done(first, "start")), len(done(second, "start"))) == (1, 0)
+    publish(leader, OWN.command, json.dumps({**body, "id": "x"}))  # too short to be unique
+    wait_for(lambda: len(leader.replies) == 3 and len(done(second, "start")) == 1, 5, "done")
+    bridge.stop()
+    second.end()
+
+
+def test_the_disk_is_waited_for_at_most_once_a_second(
+    place: Path, broker: Mosquitto, leader: LeaderDouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from stirbar.bridge import spool
+
+    at: list[float] = []
+    real = os.fdatasync
+    monkeypatch.setattr(spool.os, "fdatasync", lambda descriptor: (at.append(time.monotonic()), real(descriptor))[1])
+    worker = WorkerDouble(f"ipc://{place}/w", RUN_A)
+    bridge = Bridge(place, broker.port)  # a block every tenth of a second
+    met(leader, worker)
+
+    def three() -> bool:
+        worker.readings(1, 1)
+        return len(at) >= 3
+
+    wait_for(three, 10, "the third sync")
+    assert at[1] - at[0] >= 1.0 and at[2] - at[1] >= 1.0
+    assert at[2] - at[0] < 3.0
+    exact(leader, worker)
+    bridge.stop()
+    worker.end()
 
 
 def test_nothing_is_dosed_right_after_a_connect(place: Path, broker: Mosquitto, leader: LeaderDouble) -> None:

@@ -208,6 +208,7 @@ def _summary(entry: dict[str, Any]) -> dict[str, Any]:
         "unit_id": entry["unit_id"],
         "state": entry["state"],
         "last_seen": entry.get("last_seen"),
+        "clock_offset_s": entry.get("clock_offset_s"),
         "experiment": entry.get("experiment"),
         "simulated": bool(about.get("simulated")),
         "version": about.get("version"),
