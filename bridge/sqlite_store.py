@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from stirbar.bridge import blocks
 from stirbar.bridge.blocks import ROLLUP_LEVELS_S, SEQUENCE_BITS, Bucket, Coverage
+from stirbar.bridge.sqlite_check import MIGRATIONS, migration_steps
 from stirbar.bridge.sqlite_reader import SqliteReader
 from stirbar.bridge.sqlite_rows import Pending, write_coverage
 from stirbar.bridge.store import StoreError, StoreUnavailable
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from stirbar.bridge.store import Marks
     from stirbar.core.records import Header
 
-MIGRATIONS = pathlib.Path(__file__).parent / "migrations"
 PENDING_LIMIT_BYTES = 64 << 20  # what waits in memory while the database cannot be written
 
 COUNTERS = (
@@ -88,7 +88,7 @@ class SqliteStore(SqliteReader):
     def _migrate(self) -> None:
         """Run the numbered migrations that the file has not seen, each in a transaction with its version."""
         (version,) = self._writer.execute("PRAGMA user_version").fetchone()
-        steps = sorted((int(step.name[:4]), step) for step in MIGRATIONS.glob("[0-9][0-9][0-9][0-9]_*.sql"))
+        steps = migration_steps(MIGRATIONS)
         if version > steps[-1][0]:
             raise StoreError(
                 f"database {self.path} has schema version {version}, this stirbar knows {steps[-1][0]}: update stirbar"

@@ -37,6 +37,7 @@ UPPER_COMMANDS: dict[str, str] = {
     "bridge": "carry a worker's readings to the leader",
     "leader": "run broker, store and page of a cluster",
     "demo": "leader and simulated units on this machine",
+    "db": "back up, restore and check the leader's store",
 }
 
 

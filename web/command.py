@@ -20,6 +20,7 @@ from typing import Any
 from stirbar.bridge.broker import Broker, BrokerError
 from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.ingest import Ingest
+from stirbar.bridge.places import database_path, leader_directory
 from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.core import identity, paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
@@ -30,26 +31,11 @@ from stirbar.web.certificate import CertificateError, certificate_files, is_loop
 from stirbar.web.live import Live
 from stirbar.web.server import Server
 
-DATABASE = "stirbar.sqlite"
 ADDRESS_FILE = "address"
 
 
 class LeaderError(Exception):
     """One sentence: why the leader cannot start, and what to do."""
-
-
-def leader_directory(config: Config) -> Path:
-    """Where the leader keeps its files; made, readable by its owner only, when it is not there."""
-    chosen = str(config.get("leader.config", "data_directory"))
-    directory = Path(chosen).expanduser() if chosen else Path(paths.data_directory(config)) / "leader"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return directory
-
-
-def database_path(config: Config, directory: Path) -> Path:
-    """The SQLite file of readings and events."""
-    chosen = str(config.get("leader.config", "database"))
-    return Path(chosen).expanduser() if chosen else directory / DATABASE
 
 
 def page_address(config: Config, port: int | None = None) -> str:

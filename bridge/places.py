@@ -1,0 +1,27 @@
+"""Where a leader keeps its files and its store, as the configuration says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stirbar.core import paths
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from stirbar.core.config import Config
+
+DATABASE = "stirbar.sqlite"
+
+
+def leader_directory(config: Config) -> Path:
+    """Where the leader keeps its files; made, readable by its owner only, when it is not there."""
+    chosen = str(config.get("leader.config", "data_directory"))
+    directory = Path(chosen).expanduser() if chosen else Path(paths.data_directory(config)) / "leader"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return directory
+
+
+def database_path(config: Config, directory: Path) -> Path:
+    """The SQLite file of readings and events."""
+    chosen = str(config.get("leader.config", "database"))
+    return Path(chosen).expanduser() if chosen else directory / DATABASE
