@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from stirbar.bridge import sqlite_check, sqlite_copy
-from stirbar.bridge.places import database_path, leader_directory
+from stirbar.bridge.places import BACKUPS, database_path, leader_directory
 from stirbar.bridge.store import StoreError
 from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
 
@@ -22,7 +22,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import ArgumentParser, Namespace
 
-BACKUPS = "backups"  # directory beside the store
 GENTLY_MB_PER_S = 10.0  # an SD card takes 20 or more, and the ingest writes too
 GENTLY_NICE = 19
 
@@ -106,3 +105,7 @@ def main(argv: list[str]) -> int:
         print(f"stirbar db: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

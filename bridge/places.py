@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from stirbar.core.config import Config
 
 DATABASE = "stirbar.sqlite"
+BACKUPS = "backups"  # beside the store
 
 
 def leader_directory(config: Config) -> Path:
@@ -25,3 +26,9 @@ def database_path(config: Config, directory: Path) -> Path:
     """The SQLite file of readings and events."""
     chosen = str(config.get("leader.config", "database"))
     return Path(chosen).expanduser() if chosen else directory / DATABASE
+
+
+def backup_directory(config: Config, database: Path) -> Path:
+    """Where the leader's backups are."""
+    chosen = str(config.get("leader.config", "backup_directory"))
+    return Path(chosen).expanduser() if chosen else database.parent / BACKUPS

@@ -127,7 +127,10 @@ def _against_coverage(connection: sqlite3.Connection) -> Iterator[str]:
         "SELECT run, stream, count(*) FROM event JOIN series ON series.id = event.series GROUP BY 1, 2"
     ):
         held[run, stream] = held.get((run, stream), 0) + count
-    for run, stream, count in connection.execute("SELECT run, stream, sum(count) FROM gap GROUP BY 1, 2"):
+    gone = "SELECT run, stream, sum(count) FROM gap GROUP BY 1, 2"
+    if _has_thinned(connection):
+        gone += " UNION ALL SELECT run, stream, readings FROM thinned JOIN series ON series.id = thinned.series"
+    for run, stream, count in connection.execute(gone):
         held[run, stream] = held.get((run, stream), 0) + count
     for run, stream, covered in connection.execute(
         "SELECT run, stream, sum(end_sequence - first_sequence) FROM coverage GROUP BY 1, 2"
@@ -139,6 +142,11 @@ def _against_coverage(connection: sqlite3.Connection) -> Iterator[str]:
             )
 
 
+def _has_thinned(connection: sqlite3.Connection) -> bool:
+    """A backup of an older version has no such table."""
+    return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'thinned'").fetchone())
+
+
 def _count(connection: sqlite3.Connection, series: int, first: int, end: int) -> int:
     row = connection.execute(
         "SELECT count(*) FROM reading WHERE id >= ? AND id < ?",
@@ -148,9 +156,25 @@ def _count(connection: sqlite3.Connection, series: int, first: int, end: int) ->
 
 
 def _against_rollups(connection: sqlite3.Connection, level: int) -> Iterator[str]:
-    """Each bucket has the count, the extremes and the sum of its readings."""
+    """Each bucket has the count, the extremes and the sum of its readings; a thinned series has their count."""
+    thinned = {}
+    if _has_thinned(connection):
+        thinned = dict(connection.execute("SELECT series, finite FROM thinned WHERE readings > 0"))
     for (series,) in connection.execute("SELECT id FROM series").fetchall():
         place = (series << SEQUENCE_BITS, (series + 1) << SEQUENCE_BITS)
+        if series in thinned:
+            (left,) = connection.execute(
+                f"SELECT count(*) FROM reading WHERE id >= ? AND id < ? AND {_FINITE}", place
+            ).fetchone()
+            (rolled,) = connection.execute(
+                f"SELECT total(count) FROM rollup_{level}s WHERE series = ?", (series,)
+            ).fetchone()
+            if rolled != left + thinned[series]:
+                yield (
+                    f"series {series}: roll-ups of {level} s count {rolled:.0f} readings, {left} are here and "
+                    f"{thinned[series]} were thinned"
+                )
+            continue
         different, first, buckets = connection.execute(
             f"""WITH slow AS (
                 SELECT wall_ns / {level * 10**9} AS bucket, count(CASE WHEN {_FINITE} THEN 1 END) AS count,

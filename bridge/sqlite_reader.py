@@ -139,7 +139,7 @@ class SqliteReader(Store):
             if level:
                 found = self._rolled_points(number, level, start_s, end_s, width_s)
             else:
-                found = self._reading_points(number, start_s, end_s, points)
+                found = self._fine_points(number, start_s, end_s, points)
             merged = lines.setdefault((unit_id, angle), (name, {}))[1]
             for point in found:
                 _merge(merged, point)
@@ -174,6 +174,15 @@ class SqliteReader(Store):
             (group, series, math.floor(start_s / level), math.ceil(end_s / level)),
         )
         return [[(number + 0.5) * group * level, *rest] for number, *rest in rows]
+
+    def _fine_points(self, series: int, start_s: float, end_s: float, points: int) -> list[Point]:
+        """From readings; where retention left none, from the finest roll-ups."""
+        rows = self._rows("SELECT before_ns FROM thinned WHERE series = ?", (series,))
+        edge_s = min(max(start_s, rows[0][0] / 1e9), end_s) if rows else start_s
+        found: list[Point] = []
+        if edge_s > start_s:
+            found = self._rolled_points(series, ROLLUP_LEVELS_S[0], start_s, edge_s, (end_s - start_s) / points)
+        return found + (self._reading_points(series, edge_s, end_s, points) if edge_s < end_s else [])
 
     def _reading_points(self, series: int, start_s: float, end_s: float, points: int) -> list[Point]:
         """The readings themselves, or bins of them when there are more than `points`."""

@@ -15,7 +15,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-from stirbar.bridge import blocks
+from stirbar.bridge import blocks, sqlite_thin
 from stirbar.bridge.blocks import ROLLUP_LEVELS_S, SEQUENCE_BITS, Bucket, Coverage
 from stirbar.bridge.sqlite_check import MIGRATIONS, migration_steps
 from stirbar.bridge.sqlite_reader import SqliteReader
@@ -43,6 +43,8 @@ COUNTERS = (
     "refused_blocks",  # because too much waited
     "commits",
     "commit_failures",
+    "thinned_readings",  # kept as roll-ups only
+    "removed_raw_chunks",
 )
 
 _EXPERIMENT, _ANGLE, _HALF_CYCLE = (READING_FIELDS.index(name) for name in ("experiment", "angle", "half_cycle"))
@@ -443,6 +445,23 @@ class SqliteStore(SqliteReader):
             self._pending.size += 200
         acknowledged = {"acknowledged_at": None, "acknowledged_by": None}
         return {"id": row[0], "t": wall_ns // 1000 / 1e6, "unit_id": unit_id, **event, **acknowledged}
+
+    # Retention
+
+    def aged_series(self, before_s: float) -> list[int]:
+        return [number for (number,) in self._rows(sqlite_thin.AGED_SERIES, (round(before_s * 1e9),))]
+
+    def thin(self, series: int, before_s: float) -> int:
+        with self._lock, self._transaction("NORMAL"):
+            taken = sqlite_thin.thin(self._writer, series, round(before_s * 1e9))
+        self._counters["thinned_readings"] += taken
+        return taken
+
+    def drop_raw(self, before_s: float) -> int:
+        with self._lock, self._transaction("NORMAL"):
+            taken = sqlite_thin.drop_raw(self._writer, round(before_s * 1e9))
+        self._counters["removed_raw_chunks"] += taken
+        return taken
 
     def counters(self) -> dict[str, Any]:
         with self._lock:

@@ -144,6 +144,21 @@ class Store:
         """The raw chunks made between two times, oldest first, as they came (kind 5)."""
         raise NotImplementedError
 
+    def aged_series(self, before_s: float) -> list[int]:
+        """Numbers of the series of readings, for `thin`, of runs that were known before a time."""
+        raise NotImplementedError
+
+    def thin(self, series: int, before_s: float) -> int:
+        """Keep a batch of the older readings of a series as roll-ups only; returns how many, 0 when there are no more.
+
+        Whole roll-ups only: `before_s` is rounded down to the coarsest. Raises StoreUnavailable.
+        """
+        raise NotImplementedError
+
+    def drop_raw(self, before_s: float) -> int:
+        """Take away a batch of older raw chunks; returns how many, 0 for no more. Raises StoreUnavailable."""
+        raise NotImplementedError
+
     def counters(self) -> dict[str, Any]:
         """What was stored, left out, refused, retried and waits, since this store was opened."""
         raise NotImplementedError

@@ -290,6 +290,25 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
             text_key(
                 "broker_bind", "host", "127.0.0.1", "Address that our own broker listens on, at [mqtt] broker_port."
             ),
+            real_key(
+                "backup_interval_hours",
+                24.0,
+                "h",
+                0.0,
+                8760.0,
+                "Time between backups of the database, also during experiments; 0 makes none.",
+            ),
+            integer_key("backup_keep", 7, "backups", 1, 1000, "So many backups are kept, the newest."),
+            text_key("backup_directory", "path", "", "Where backups are; empty takes backups/ beside the database."),
+            real_key(
+                "keep_readings_days",
+                0.0,
+                "d",
+                0.0,
+                36500.0,
+                "Older readings are kept as roll-ups of 10 s and 300 s only; 0 keeps all for ever.",
+            ),
+            real_key("keep_raw_days", 0.0, "d", 0.0, 36500.0, "Older raw conversions are removed; 0 keeps all."),
         ),
     ),
     (

@@ -362,7 +362,7 @@ def test_what_is_no_store_of_ours(tmp_path):
     new = tmp_path / "new.sqlite"
     open_store(new).close()
     with sqlite3.connect(new) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (4,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         connection.execute("PRAGMA user_version = 9999")
     with pytest.raises(StoreError, match="schema version 9999"):

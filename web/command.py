@@ -20,8 +20,9 @@ from typing import Any
 from stirbar.bridge.broker import Broker, BrokerError
 from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.ingest import Ingest
-from stirbar.bridge.places import database_path, leader_directory
+from stirbar.bridge.places import backup_directory, database_path, leader_directory
 from stirbar.bridge.store import Store, StoreError, open_store
+from stirbar.bridge.upkeep import Settings, Upkeep
 from stirbar.core import identity, paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 from stirbar.core.version import VERSION
@@ -72,6 +73,7 @@ class Leader:
         self.address = ""
         self.broker: Broker | None = None
         self.store: Store | None = None
+        self.upkeep: Upkeep | None = None
         self.ingest: Ingest | None = None
         self.live: Live | None = None
         self.server: Server | None = None
@@ -98,9 +100,16 @@ class Leader:
             self.ingest.start()
             site = Site(self.directory, self.store, self.ingest, self.live, self.broker, VERSION, sessions=sessions)
             self._start_page(site)
+            self.upkeep = self._upkeep(self.store, path)
+            self.upkeep.start()
         except BaseException:
             self.stop()
             raise
+
+    def _upkeep(self, store: Store, database: Path) -> Upkeep:
+        names = ("backup_interval_hours", "backup_keep", "keep_readings_days", "keep_raw_days")
+        numbers = [self.config.get("leader.config", name) for name in names]
+        return Upkeep(store, Settings(database, backup_directory(self.config, database), *numbers), say)
 
     def _start_broker(self) -> dict[str, Any]:
         """How ingest reaches the broker; starts our own if the config asks for it."""
@@ -168,6 +177,8 @@ class Leader:
 
     def stop(self) -> None:
         """End everything in reverse order; what is not running is left out."""
+        if self.upkeep is not None:
+            self.upkeep.stop()
         if self.server is not None:
             self.server.stop()
         if self.live is not None:
@@ -178,7 +189,7 @@ class Leader:
             self.store.close()
         if self.broker is not None:
             self.broker.stop()
-        self.server = self.live = self.ingest = self.store = self.broker = None
+        self.upkeep = self.server = self.live = self.ingest = self.store = self.broker = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
