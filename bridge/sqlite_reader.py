@@ -11,7 +11,7 @@ import threading
 import weakref
 from datetime import UTC, datetime
 
-from stirbar.bridge.blocks import ROLLUP_LEVELS_S, SEQUENCE_BITS, SEQUENCE_END
+from stirbar.bridge.blocks import ROLLUP_LEVELS_S, SEQUENCE_BITS, SEQUENCE_END, rollup_level
 from stirbar.bridge.store import Store, StoreError
 from stirbar.core.records import FLAGS, KIND_RAW_CHUNK, STREAM_UNITS, STREAMS, Header
 
@@ -134,13 +134,16 @@ class SqliteReader(Store):
             raise StoreError(f"chart from {start_s} to {end_s} s with {points} points: start < end, at least one point")
         lines: dict[tuple[bytes, int], tuple[str, dict[float, Point]]] = {}
         width_s = (end_s - start_s) / points
-        level = max((level for level in ROLLUP_LEVELS_S if width_s >= 2 * level), default=0)
+        level = rollup_level(width_s)
         for number, unit_id, name, angle in self._find_series(stream, unit_ids, experiment):
             if level:
                 found = self._rolled_points(number, level, start_s, end_s, width_s)
             else:
                 found = self._fine_points(number, start_s, end_s, points)
             merged = lines.setdefault((unit_id, angle), (name, {}))[1]
+            if level and not merged:  # the usual case, and no two have the same time
+                merged.update((point[0], point) for point in found)
+                continue
             for point in found:
                 _merge(merged, point)
         return [
@@ -168,11 +171,16 @@ class SqliteReader(Store):
     def _rolled_points(self, series: int, level: int, start_s: float, end_s: float, width_s: float) -> list[Point]:
         """Bins of a whole number of roll-up buckets, at multiples of their length: they stay put as time goes on."""
         group = math.ceil(width_s / level)
-        rows = self._rows(
-            f"SELECT bucket / ?1, min(low), max(high), sum(sum), sum(count) FROM rollup_{level}s "
-            "WHERE series = ?2 AND bucket >= ?3 AND bucket < ?4 AND count > 0 GROUP BY 1",
-            (group, series, math.floor(start_s / level), math.ceil(end_s / level)),
-        )
+        place = "WHERE series = ?1 AND bucket >= ?2 AND bucket < ?3 AND count > 0"
+        values = (series, math.floor(start_s / level), math.ceil(end_s / level))
+        if group == 1:
+            rows = self._rows(f"SELECT bucket, low, high, sum, count FROM rollup_{level}s {place}", values)
+        else:
+            rows = self._rows(
+                "SELECT bucket / ?4, min(low), max(high), sum(sum), sum(count) "
+                f"FROM rollup_{level}s {place} GROUP BY 1",
+                (*values, group),
+            )
         return [[(number + 0.5) * group * level, *rest] for number, *rest in rows]
 
     def _fine_points(self, series: int, start_s: float, end_s: float, points: int) -> list[Point]:

@@ -306,7 +306,7 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "d",
                 0.0,
                 36500.0,
-                "Older readings are kept as roll-ups of 10 s and 300 s only; 0 keeps all for ever.",
+                "Older readings are kept as roll-ups of 10 s, 60 s and 900 s only; 0 keeps all for ever.",
             ),
             real_key("keep_raw_days", 0.0, "d", 0.0, 36500.0, "Older raw conversions are removed; 0 keeps all."),
         ),

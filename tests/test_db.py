@@ -212,7 +212,7 @@ DAMAGES = {
     "an event lost": ("DELETE FROM event WHERE sequence = 0", "accounted for"),
     "a gap lost": ("DELETE FROM gap", "accounted for"),
     "a value changed": ("UPDATE reading SET value = value + 1e-6 WHERE id & 0xffffffffff = 7", "roll-ups of 10 s"),
-    "a roll-up lost": ("DELETE FROM rollup_300s WHERE bucket IN (SELECT min(bucket) FROM rollup_300s)", "of 300 s"),
+    "a roll-up lost": ("DELETE FROM rollup_60s WHERE bucket IN (SELECT min(bucket) FROM rollup_60s)", "of 60 s"),
     "a roll-up too many": ("INSERT INTO rollup_10s SELECT id, 1, 0, NULL, NULL, 0, 0, 0 FROM series "
                            "WHERE stream = 2", "its readings make"),
 }  # fmt: skip

@@ -60,7 +60,7 @@ def assert_consistent(path: pathlib.Path) -> dict[int, int]:
             covered.setdefault(run, set()).update(range(first, end))
         assert covered == held
         (readings,) = connection.execute("SELECT count(*) FROM reading").fetchone()
-        for level in (10, 300):
+        for level in (10, 60, 900):
             counted = connection.execute(f"SELECT ifnull(sum(count), 0) FROM rollup_{level}s").fetchone()[0]
             assert counted == readings
     return {run: len(found) for run, found in held.items()}
@@ -362,7 +362,7 @@ def test_what_is_no_store_of_ours(tmp_path):
     new = tmp_path / "new.sqlite"
     open_store(new).close()
     with sqlite3.connect(new) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (4,)
+        assert connection.execute("PRAGMA user_version").fetchone() == (5,)
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         connection.execute("PRAGMA user_version = 9999")
     with pytest.raises(StoreError, match="schema version 9999"):
@@ -384,7 +384,7 @@ def fill(store, count: int, **kwargs) -> tuple[np.ndarray, np.ndarray]:
 def slow_series(times_ns: list[int], values: np.ndarray, start_s: float, end_s: float, points: int) -> dict[str, list]:
     """What `series` promises, reading by reading."""
     width_s = (end_s - start_s) / points
-    level = max((level for level in (10, 300) if width_s >= 2 * level), default=0)
+    level = max((one for one in (10, 60, 900) if 0.7 * one <= width_s <= one or width_s >= 1.5 * one), default=0)
     start_ns, end_ns = round(start_s * 1e9), round(end_s * 1e9)
     origin_ns, width_ns = start_ns, math.ceil((end_ns - start_ns) / points)
     if level:
@@ -409,7 +409,7 @@ def slow_series(times_ns: list[int], values: np.ndarray, start_s: float, end_s: 
 
 
 @pytest.mark.parametrize("points", [1, 7, 100, 600, 2000])
-@pytest.mark.parametrize("span_s", [20.0, 300.0, 1999.9, 3600.0])
+@pytest.mark.parametrize("span_s", [20.0, 300.0, 1999.9, 3600.0, 86_400.0])
 def test_series_against_a_slow_twin(store, points, span_s):
     count = 20_000
     t, v = fill(store, count)

@@ -157,7 +157,7 @@ def test_old_readings_become_roll_ups_and_are_counted(store):
     before = store.series(2, *span, 100)
     (fine,) = store.series(2, START_S + 900, START_S + 1150, 3000)
     marks = store.high_water(UNIT, RUN)
-    edge_s = (START_S + 1250) // 300 * 300
+    edge_s = (START_S + 1250) // 900 * 900
     keeper(store, readings_days=1.0).thin(START_S + 1250 + DAY_S)
     with sqlite3.connect(store.path) as connection:
         (oldest,) = connection.execute("SELECT min(wall_ns) FROM reading").fetchone()
