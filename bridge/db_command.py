@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from stirbar.bridge import sqlite_check, sqlite_copy
-from stirbar.bridge.places import BACKUPS, database_path, leader_directory
+from stirbar.bridge.places import BACKUPS, database_path, database_url, leader_directory
 from stirbar.bridge.store import StoreError
 from stirbar.core.config import ConfigError, add_config_options, config_from_arguments
 
@@ -93,6 +93,11 @@ _ACTIONS = {"backup": _backup, "restore": _restore, "check": _check, "vacuum": _
 def _database(arguments: Namespace) -> Path:
     """The store of the leader that the configuration describes."""
     config = config_from_arguments(arguments)
+    if database_url(config) is not None:
+        raise StoreError(
+            "the leader's database is PostgreSQL: pg_dump and pg_restore make and restore its backups while it runs, "
+            "and the server vacuums by itself (docs/store.md)"
+        )
     return database_path(config, leader_directory(config))
 
 

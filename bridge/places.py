@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from stirbar.bridge.store import POSTGRES_SCHEMES
 from stirbar.core import paths
 
 TYPE_CHECKING = False
@@ -22,9 +23,15 @@ def leader_directory(config: Config) -> Path:
     return directory
 
 
+def database_url(config: Config) -> str | None:
+    """The PostgreSQL database of readings and events, where one is chosen."""
+    chosen = str(config.get("leader.config", "database"))
+    return chosen if chosen.partition("://")[0] in POSTGRES_SCHEMES and "://" in chosen else None
+
+
 def database_path(config: Config, directory: Path) -> Path:
     """The SQLite file of readings and events."""
-    chosen = str(config.get("leader.config", "database"))
+    chosen = str(config.get("leader.config", "database")).removeprefix("sqlite://")
     return Path(chosen).expanduser() if chosen else directory / DATABASE
 
 

@@ -48,8 +48,12 @@ class Connection(sqlite3.Connection):
 class SqliteReader(Store):
     """The reading half of `SqliteStore`. Synchronization: any thread; no query holds a snapshot between calls."""
 
+    SUM = "sum({})"  # an overflow is infinite, no error
+    ERROR: type[Exception] = sqlite3.Error  # what the database raises
+
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
+        self.name = str(path)  # for messages
         self._local = threading.local()
         self._readers: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._readers_lock = threading.Lock()  # protects _readers and _closed
@@ -63,21 +67,25 @@ class SqliteReader(Store):
         connection.execute("PRAGMA journal_size_limit = 67108864")
         return connection
 
+    def _connect_to_read(self) -> Any:
+        connection = self._connect()
+        connection.execute("PRAGMA query_only = 1")
+        return connection
+
     def _read(self, query: Callable[[Connection], T]) -> T:
         """Run a query on this thread's own connection; what SQLite refuses becomes a StoreError."""
         try:
             connection: Connection | None = getattr(self._local, "connection", None)
             if connection is None:
-                connection = self._connect()
-                connection.execute("PRAGMA query_only = 1")
+                connection = self._connect_to_read()
                 with self._readers_lock:
                     self._readers.add(connection)
                 self._local.connection = connection
             if self._closed:
-                raise StoreError(f"database {self.path} is closed")
+                raise StoreError(f"database {self.name} is closed")
             return query(connection)
-        except sqlite3.Error as error:
-            raise StoreError(f"database {self.path} cannot be read: {error}") from None
+        except self.ERROR as error:
+            raise StoreError(f"database {self.name} cannot be read: {error}") from None
 
     def _rows(self, statement: str, values: tuple[Any, ...] | list[Any] = ()) -> list[Any]:
         return self._read(lambda connection: connection.execute(statement, values).fetchall())
@@ -157,7 +165,7 @@ class SqliteReader(Store):
         where = ["series.stream = ?"]
         values: list[Any] = [stream]
         if unit_ids is not None:
-            where.append(f"unit.unit_id IN ({','.join('?' * len(unit_ids))})")
+            where.append(f"unit.unit_id IN ({','.join('?' * len(unit_ids)) or 'NULL'})")
             values += unit_ids
         if experiment is not None:
             where.append("series.experiment = (SELECT id FROM experiment WHERE name = ?)")
@@ -177,7 +185,7 @@ class SqliteReader(Store):
             rows = self._rows(f"SELECT bucket, low, high, sum, count FROM rollup_{level}s {place}", values)
         else:
             rows = self._rows(
-                "SELECT bucket / ?4, min(low), max(high), sum(sum), sum(count) "
+                f"SELECT bucket / ?4, min(low), max(high), {self.SUM.format('sum')}, sum(count) "
                 f"FROM rollup_{level}s {place} GROUP BY 1",
                 (*values, group),
             )
@@ -212,7 +220,7 @@ class SqliteReader(Store):
                 return [[wall_ns / 1e9, value, value, value, 1] for wall_ns, value in rows]
         width_ns = math.ceil((end_ns - start_ns) / points)
         rows = self._rows(
-            "SELECT (wall_ns - ?) / ?, min(value), max(value), sum(value), count(*) FROM reading "
+            f"SELECT (wall_ns - ?) / ?, min(value), max(value), {self.SUM.format('value')}, count(*) FROM reading "
             f"WHERE {place} GROUP BY 1",
             (start_ns, width_ns, *values),
         )
@@ -227,7 +235,7 @@ class SqliteReader(Store):
             "SELECT series.id, unit.name, series.stream, series.angle, unit.unit_id, run.run_id, run.clock_ns "
             "FROM series JOIN run ON run.id = series.run JOIN unit ON unit.id = run.unit "
             "WHERE series.experiment = (SELECT id FROM experiment WHERE name = ?1) "
-            "AND series.stream = ifnull(?2, series.stream) "
+            "AND series.stream = coalesce(?2, series.stream) "
             "ORDER BY unit.name, unit.id, series.stream, series.run, series.id",
             (experiment, stream),
         )
@@ -273,7 +281,7 @@ class SqliteReader(Store):
     def events(
         self, unit_id: bytes | None = None, limit: int = 100, before: float | None = None
     ) -> list[dict[str, Any]]:
-        where = ["1"]
+        where = ["1 = 1"]
         values: list[Any] = []
         if unit_id is not None:
             where.append("event.unit = (SELECT id FROM unit WHERE unit_id = ?)")

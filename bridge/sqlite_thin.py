@@ -12,14 +12,15 @@ from stirbar.core.records import READING_STREAMS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import sqlite3
+    from typing import Any
 
 BATCH_READINGS = 2000  # about 10 ms
 BATCH_CHUNKS = 50
 _THINNED_UPSERT = """
-    INSERT INTO thinned VALUES (?,?,?,?,?) ON CONFLICT (series) DO UPDATE SET
-        before_ns = max(before_ns, excluded.before_ns), readings = readings + excluded.readings,
-        finite = finite + excluded.finite, raw_chunks = raw_chunks + excluded.raw_chunks"""
+    INSERT INTO thinned AS old VALUES (?,?,?,?,?) ON CONFLICT (series) DO UPDATE SET
+        before_ns = CASE WHEN excluded.before_ns > old.before_ns THEN excluded.before_ns ELSE old.before_ns END,
+        readings = old.readings + excluded.readings, finite = old.finite + excluded.finite,
+        raw_chunks = old.raw_chunks + excluded.raw_chunks"""
 # a unit whose clock was wrong stamps new readings long ago: the leader must have known the run for as long
 AGED_SERIES = f"""
     SELECT series.id FROM series JOIN run ON run.id = series.run
@@ -32,7 +33,7 @@ def whole_buckets_ns(before_ns: int) -> int:
     return before_ns // span_ns * span_ns
 
 
-def thin(connection: sqlite3.Connection, series: int, before_ns: int) -> int:
+def thin(connection: Any, series: int, before_ns: int) -> int:
     """Take away a batch of the readings of a series that are older; returns how many, 0 when there are no more."""
     before_ns = whole_buckets_ns(before_ns)
     page = connection.execute(
@@ -50,14 +51,14 @@ def thin(connection: sqlite3.Connection, series: int, before_ns: int) -> int:
     return len(old)
 
 
-def drop_raw(connection: sqlite3.Connection, before_ns: int) -> int:
+def drop_raw(connection: Any, before_ns: int) -> int:
     """Take away a batch of raw chunks that are older; returns how many, 0 when there are no more."""
     chunks = connection.execute(
-        "SELECT raw_chunk.rowid, series FROM raw_chunk JOIN series ON series.id = raw_chunk.series "
+        "SELECT series, first_sequence FROM raw_chunk JOIN series ON series.id = raw_chunk.series "
         "JOIN run ON run.id = series.run WHERE realtime_ns < ?1 AND run.first_seen_ns < ?1 "
         "ORDER BY realtime_ns LIMIT ?2",
         (before_ns, BATCH_CHUNKS),
     ).fetchall()
-    connection.executemany("DELETE FROM raw_chunk WHERE rowid = ?", [(number,) for number, _ in chunks])
-    connection.executemany(_THINNED_UPSERT, [(series, 0, 0, 0, 1) for _, series in chunks])
+    connection.executemany("DELETE FROM raw_chunk WHERE series = ? AND first_sequence = ?", chunks)
+    connection.executemany(_THINNED_UPSERT, [(series, 0, 0, 0, 1) for series, _ in chunks])
     return len(chunks)

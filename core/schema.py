@@ -279,7 +279,10 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "data_directory", "path", "", "Where its files are; empty takes leader/ in the unit's data_directory."
             ),
             text_key(
-                "database", "path", "", "SQLite file of readings and events; empty takes stirbar.sqlite in there."
+                "database",
+                "path",
+                "",
+                "SQLite file of readings and events, or postgresql://user@host/name; empty: stirbar.sqlite in there.",
             ),
             choice_key(
                 "broker",

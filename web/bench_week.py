@@ -84,7 +84,7 @@ def ask(site: Site, stream: str, span_s: int) -> int:
 
 
 def opened_ms(site: Site, span_s: int) -> tuple[float, float, int]:
-    """All charts once, in a thread of its own: its connection has nothing in its cache. Returns ms, CPU ms and bytes."""
+    """All charts once, in a thread of its own: its connection caches nothing yet. Returns ms, CPU ms and bytes."""
     found: list[tuple[float, float, int]] = []
 
     def run() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from stirbar.bridge.broker import Broker, BrokerError
 from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.ingest import Ingest
-from stirbar.bridge.places import backup_directory, database_path, leader_directory
+from stirbar.bridge.places import DATABASE, backup_directory, database_path, database_url, leader_directory
 from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.bridge.upkeep import Settings, Upkeep
 from stirbar.core import identity, paths
@@ -84,8 +84,9 @@ class Leader:
         try:
             connection = self._start_broker()
             path = database_path(self.config, self.directory)
-            self.store = open_store(path)
-            say(f"store: {path}")
+            url = database_url(self.config)
+            self.store = open_store(url or path)
+            say(f"store: {self.store.name}")
             self.ingest = Ingest(
                 self.store,
                 **connection,
@@ -100,16 +101,20 @@ class Leader:
             self.ingest.start()
             site = Site(self.directory, self.store, self.ingest, self.live, self.broker, VERSION, sessions=sessions)
             self._start_page(site)
-            self.upkeep = self._upkeep(self.store, path)
+            self.upkeep = self._upkeep(self.store, None if url else path)
             self.upkeep.start()
         except BaseException:
             self.stop()
             raise
 
-    def _upkeep(self, store: Store, database: Path) -> Upkeep:
+    def _upkeep(self, store: Store, database: Path | None) -> Upkeep:
         names = ("backup_interval_hours", "backup_keep", "keep_readings_days", "keep_raw_days")
         numbers = [self.config.get("leader.config", name) for name in names]
-        return Upkeep(store, Settings(database, backup_directory(self.config, database), *numbers), say)
+        if database is None:
+            say("backups of PostgreSQL are those of its server: docs/store.md")
+            numbers[0] = 0.0
+        file = database or self.directory / DATABASE
+        return Upkeep(store, Settings(file, backup_directory(self.config, file), *numbers), say)
 
     def _start_broker(self) -> dict[str, Any]:
         """How ingest reaches the broker; starts our own if the config asks for it."""
