@@ -75,6 +75,7 @@ def test_a_copy_of_a_store_that_is_written_meanwhile(tmp_path):
         def pause(seconds: float) -> None:
             """Long enough for commits, which must not make the copy start over."""
             pauses.append(seconds)
+            assert len(pauses) < 50, "the copy starts over"
             seen = writer.acknowledged
             wait_until(lambda: writer.acknowledged > seen, "a commit while the copy is made")
 

@@ -7,13 +7,15 @@ import time
 
 import psycopg
 import pytest
+from mosquitto import free_port
 from postgres import fresh, server
 from stirbar.bridge import db_command, postgres_link
 from stirbar.bridge.places import database_path, database_url
 from stirbar.bridge.store import StoreError, StoreUnavailable, open_store
 from stirbar.bridge.upkeep import DAY_S, Settings, Upkeep
 from stirbar.core.config import build_config, parse_overrides
-from units import START_NS, block, chunk, event, identity
+from stirbar.web.command import Leader
+from units import START_NS, block, chunk, event, identity, wait_until
 
 UNIT, RUN = identity(1), identity(100)
 NUMBERS = itertools.count()
@@ -172,3 +174,21 @@ def test_the_config_chooses_it(tmp_path, capsys):
     assert db_command.main([*words, "vacuum"]) == 1
     assert "pg_dump" in capsys.readouterr().err
     assert postgres_link.shown(chosen) == "postgresql://me@127.0.0.1:1/none"
+
+
+def test_a_leader_on_postgresql(tmp_path, url, capsys):
+    words = [f"leader.config.database={url}", f"leader.config.data_directory={tmp_path / 'leader'}"]
+    words += [f"unit.data_directory={tmp_path}", f"web.config.port={free_port()}", f"mqtt.broker_port={free_port()}"]
+    leader = Leader(build_config([], overrides=parse_overrides(words)))
+    leader.start()
+    try:
+        assert leader.store is not None and leader.store.epoch() == 1
+        leader.store.add(*block(0, 10))
+        wait_until(lambda: ask(url, "SELECT count(*) FROM reading") == [(10,)], "a commit of the ingest")
+        with pytest.raises(StoreError, match="in use by another leader"):
+            open_store(url)
+    finally:
+        leader.stop()
+    said = capsys.readouterr().err
+    assert f"store: {postgres_link.shown(url)}\n" in said and "secret" not in said
+    open_store(url).close()
