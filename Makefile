@@ -57,7 +57,7 @@ demo: $(VENV)/.installed-tls ## leader and three simulated units on this machine
 browser:
 	$(call need,chromium chromedriver,chromium chromium-driver)
 
-# CI requires the optional parts too: the browser, and the tools that count instructions and compare latency.
+# CI requires the optional parts too: the browser, and the tools that count instructions and compare latency, PostgreSQL.
 ifeq ($(STIRBAR_REQUIRE),all)
 test: browser optional-tools
 endif
@@ -65,6 +65,7 @@ endif
 .PHONY: optional-tools
 optional-tools:
 	$(call need,valgrind cyclictest,valgrind rt-tests)
+	$(call need,pg_lsclusters,postgresql)
 
 test: $(VENV)/.installed-test ## run the tests
 	@echo "running the tests"

@@ -124,7 +124,7 @@ setup(
         NAME: ["py.typed"],
         f"{NAME}.core": ["config.example.ini", "deploy/*", "hardware/*.ini"],
         f"{NAME}.rt": ["*.pxd", "*.pyi"],
-        f"{NAME}.bridge": ["migrations/*.sql"],
+        f"{NAME}.bridge": ["migrations/*.sql", "migrations/postgres/*.sql"],
         f"{NAME}.web": ["static/*", "static/vendor/*", "templates/*"],
     },
     exclude_package_data={"": ["*.c", "*.pyx"]},

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SEQUENCE_BITS = 40  # 35 years of one converter at full rate; a store packs series and sequence into one integer
 SEQUENCE_END = 1 << SEQUENCE_BITS
 TIME_END_NS = 1 << 62  # the year 2116; differences of two such times fit 64 bits
-ROLLUP_LEVELS_S = (10, 300)
+ROLLUP_LEVELS_S = (10, 60, 900)
 EVENT_STREAM = STREAM_IDS["event"]
 RAW_STREAMS = (STREAM_IDS["raw"], STREAM_IDS["edges"])
 LEVELS = ("debug", "info", "notice", "warning", "error")
@@ -46,6 +46,15 @@ TEXT_LIMIT = 4000  # characters of an event's message that are kept in its own c
 _SEQUENCE, _MONOTONIC, _WALL, _STREAM, _ANGLE, _VERSION = (
     READING_FIELDS.index(name) for name in ("sequence", "monotonic_ns", "wall_ns", "stream", "angle", "version")
 )
+
+
+def rollup_level(width_s: float) -> int:
+    """The roll-up from which bins of about this length are made; 0: from the readings.
+
+    A bin is a whole number of buckets. Of the levels whose bins are not more than half as long again as asked for, the
+    coarsest: it has the fewest rows.
+    """
+    return max((one for one in ROLLUP_LEVELS_S if 0.7 * one <= width_s <= one or width_s >= 1.5 * one), default=0)
 
 
 class Coverage:

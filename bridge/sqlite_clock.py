@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from stirbar.bridge.blocks import CLOCK_CORRECTED, ROLLUP_LEVELS_S, SEQUENCE_BITS, TIME_END_NS, WALL_TOLERANCE_NS
 
 TYPE_CHECKING = False
@@ -21,7 +23,8 @@ RANGE_NS = 100_000_000  # by how much less or more is written
 
 _RANGE_SET = "UPDATE run SET clock_low_ns = ?2, clock_high_ns = ?3 WHERE id = ?1"
 _RANGE_WIDEN = """
-    UPDATE run SET clock_low_ns = min(ifnull(clock_low_ns, ?2), ?2), clock_high_ns = max(ifnull(clock_high_ns, ?3), ?3)
+    UPDATE run SET clock_low_ns = CASE WHEN clock_low_ns < ?2 THEN clock_low_ns ELSE ?2 END,
+        clock_high_ns = CASE WHEN clock_high_ns > ?3 THEN clock_high_ns ELSE ?3 END
     WHERE id = ?1"""
 
 _WRONG_RUNS = """
@@ -31,22 +34,16 @@ _WRONG_RUNS = """
 _READINGS = f"""
     UPDATE reading SET wall_ns = wall_ns - clock_ns - ?4 + ?3, clock_ns = ?3 - ?4, flags = flags | {CLOCK_CORRECTED}
     WHERE id >= ?1 AND id < ?2 AND abs(clock_ns + ?4 - ?3) > ?5"""
-# an event's JSON is a unit's own: its number may be none, or larger than a time
-_EVENT_NS = "CASE WHEN json_valid(object) THEN json_extract(object, '$.monotonic_ns') END"
-_EVENTS = f"""
-    UPDATE event SET wall_ns = {_EVENT_NS} + ?2
-    WHERE series = ?1 AND typeof({_EVENT_NS}) = 'integer' AND {_EVENT_NS} BETWEEN 0 AND {TIME_END_NS}
-    AND abs(wall_ns - {_EVENT_NS} - ?2) > ?3"""
 _CHUNKS = """
     UPDATE raw_chunk SET realtime_ns = monotonic_ns + ?2
     WHERE series = ?1 AND abs(realtime_ns - monotonic_ns - ?2) > ?3"""
 _ROLLUP = f"""
     INSERT INTO rollup_{{level}}s
     SELECT id >> {SEQUENCE_BITS}, wall_ns / {{span_ns}}, count(finite), min(finite), max(finite),
-           ifnull(sum(finite), 0.0), min(id & {(1 << SEQUENCE_BITS) - 1}),
-           max(id & {(1 << SEQUENCE_BITS) - 1})
-    FROM (SELECT id, wall_ns, CASE WHEN abs(value) < 9e999 THEN value END AS finite FROM reading
-          WHERE id >= ?1 AND id < ?2)
+           coalesce(sum(CASE WHEN abs(finite) < 1e290 THEN finite ELSE 0.0 END), 0.0),
+           min(id & {(1 << SEQUENCE_BITS) - 1}), max(id & {(1 << SEQUENCE_BITS) - 1})
+    FROM (SELECT id, wall_ns, CASE WHEN abs(value) <= 1.7976931348623157e308 THEN value END AS finite FROM reading
+          WHERE id >= ?1 AND id < ?2) AS read
     GROUP BY 1, 2"""
 
 
@@ -111,7 +108,22 @@ def mend(connection: sqlite3.Connection, unit: int, boot_id: bytes, zero_ns: int
                 for level in ROLLUP_LEVELS_S:
                     connection.execute(f"DELETE FROM rollup_{level}s WHERE series = ?", (series,))
                     connection.execute(_ROLLUP.format(level=level, span_ns=level * 10**9), (first, end))
-            connection.execute(_EVENTS, (series, zero_ns, WALL_TOLERANCE_NS))
+            _mend_events(connection, series, zero_ns)
             connection.execute(_CHUNKS, (series, zero_ns, WALL_TOLERANCE_NS))
         connection.execute(_RANGE_SET, (run, zero_ns, zero_ns))
     return [run for run, _ in runs]
+
+
+def _mend_events(connection: sqlite3.Connection, series: int, zero_ns: int) -> None:
+    """An event's JSON is a unit's own: its number may be none, or larger than a time."""
+    for number, wall_ns, text in connection.execute(
+        "SELECT id, wall_ns, object FROM event WHERE series = ?1", (series,)
+    ).fetchall():
+        try:
+            monotonic_ns = json.loads(text)["monotonic_ns"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+        if not isinstance(monotonic_ns, int) or isinstance(monotonic_ns, bool) or not 0 <= monotonic_ns <= TIME_END_NS:
+            continue
+        if abs(wall_ns - monotonic_ns - zero_ns) > WALL_TOLERANCE_NS:
+            connection.execute("UPDATE event SET wall_ns = ?2 WHERE id = ?1", (number, zero_ns + monotonic_ns))

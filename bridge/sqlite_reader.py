@@ -11,7 +11,7 @@ import threading
 import weakref
 from datetime import UTC, datetime
 
-from stirbar.bridge.blocks import ROLLUP_LEVELS_S, SEQUENCE_BITS, SEQUENCE_END, STORED_FLAGS
+from stirbar.bridge.blocks import ROLLUP_LEVELS_S, SEQUENCE_BITS, SEQUENCE_END, STORED_FLAGS, rollup_level
 from stirbar.bridge.store import Store, StoreError
 from stirbar.core.records import KIND_RAW_CHUNK, STREAM_UNITS, STREAMS, Header
 
@@ -48,8 +48,12 @@ class Connection(sqlite3.Connection):
 class SqliteReader(Store):
     """The reading half of `SqliteStore`. Synchronization: any thread; no query holds a snapshot between calls."""
 
+    SUM = "sum({})"  # an overflow is infinite, no error
+    ERROR: type[Exception] = sqlite3.Error  # what the database raises
+
     def __init__(self, path: pathlib.Path) -> None:
         self.path = path
+        self.name = str(path)  # for messages
         self._local = threading.local()
         self._readers: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._readers_lock = threading.Lock()  # protects _readers and _closed
@@ -63,21 +67,25 @@ class SqliteReader(Store):
         connection.execute("PRAGMA journal_size_limit = 67108864")
         return connection
 
+    def _connect_to_read(self) -> Any:
+        connection = self._connect()
+        connection.execute("PRAGMA query_only = 1")
+        return connection
+
     def _read(self, query: Callable[[Connection], T]) -> T:
         """Run a query on this thread's own connection; what SQLite refuses becomes a StoreError."""
         try:
             connection: Connection | None = getattr(self._local, "connection", None)
             if connection is None:
-                connection = self._connect()
-                connection.execute("PRAGMA query_only = 1")
+                connection = self._connect_to_read()
                 with self._readers_lock:
                     self._readers.add(connection)
                 self._local.connection = connection
             if self._closed:
-                raise StoreError(f"database {self.path} is closed")
+                raise StoreError(f"database {self.name} is closed")
             return query(connection)
-        except sqlite3.Error as error:
-            raise StoreError(f"database {self.path} cannot be read: {error}") from None
+        except self.ERROR as error:
+            raise StoreError(f"database {self.name} cannot be read: {error}") from None
 
     def _rows(self, statement: str, values: tuple[Any, ...] | list[Any] = ()) -> list[Any]:
         return self._read(lambda connection: connection.execute(statement, values).fetchall())
@@ -134,13 +142,16 @@ class SqliteReader(Store):
             raise StoreError(f"chart from {start_s} to {end_s} s with {points} points: start < end, at least one point")
         lines: dict[tuple[bytes, int], tuple[str, dict[float, Point]]] = {}
         width_s = (end_s - start_s) / points
-        level = max((level for level in ROLLUP_LEVELS_S if width_s >= 2 * level), default=0)
+        level = rollup_level(width_s)
         for number, unit_id, name, angle in self._find_series(stream, unit_ids, experiment):
             if level:
                 found = self._rolled_points(number, level, start_s, end_s, width_s)
             else:
-                found = self._reading_points(number, start_s, end_s, points)
+                found = self._fine_points(number, start_s, end_s, points)
             merged = lines.setdefault((unit_id, angle), (name, {}))[1]
+            if level and not merged:  # the usual case, and no two have the same time
+                merged.update((point[0], point) for point in found)
+                continue
             for point in found:
                 _merge(merged, point)
         return [
@@ -154,7 +165,7 @@ class SqliteReader(Store):
         where = ["series.stream = ?"]
         values: list[Any] = [stream]
         if unit_ids is not None:
-            where.append(f"unit.unit_id IN ({','.join('?' * len(unit_ids))})")
+            where.append(f"unit.unit_id IN ({','.join('?' * len(unit_ids)) or 'NULL'})")
             values += unit_ids
         if experiment is not None:
             where.append("series.experiment = (SELECT id FROM experiment WHERE name = ?)")
@@ -168,12 +179,26 @@ class SqliteReader(Store):
     def _rolled_points(self, series: int, level: int, start_s: float, end_s: float, width_s: float) -> list[Point]:
         """Bins of a whole number of roll-up buckets, at multiples of their length: they stay put as time goes on."""
         group = math.ceil(width_s / level)
-        rows = self._rows(
-            f"SELECT bucket / ?1, min(low), max(high), sum(sum), sum(count) FROM rollup_{level}s "
-            "WHERE series = ?2 AND bucket >= ?3 AND bucket < ?4 AND count > 0 GROUP BY 1",
-            (group, series, math.floor(start_s / level), math.ceil(end_s / level)),
-        )
+        place = "WHERE series = ?1 AND bucket >= ?2 AND bucket < ?3 AND count > 0"
+        values = (series, math.floor(start_s / level), math.ceil(end_s / level))
+        if group == 1:
+            rows = self._rows(f"SELECT bucket, low, high, sum, count FROM rollup_{level}s {place}", values)
+        else:
+            rows = self._rows(
+                f"SELECT bucket / ?4, min(low), max(high), {self.SUM.format('sum')}, sum(count) "
+                f"FROM rollup_{level}s {place} GROUP BY 1",
+                (*values, group),
+            )
         return [[(number + 0.5) * group * level, *rest] for number, *rest in rows]
+
+    def _fine_points(self, series: int, start_s: float, end_s: float, points: int) -> list[Point]:
+        """From readings; where retention left none, from the finest roll-ups."""
+        rows = self._rows("SELECT before_ns FROM thinned WHERE series = ?", (series,))
+        edge_s = min(max(start_s, rows[0][0] / 1e9), end_s) if rows else start_s
+        found: list[Point] = []
+        if edge_s > start_s:
+            found = self._rolled_points(series, ROLLUP_LEVELS_S[0], start_s, edge_s, (end_s - start_s) / points)
+        return found + (self._reading_points(series, edge_s, end_s, points) if edge_s < end_s else [])
 
     def _reading_points(self, series: int, start_s: float, end_s: float, points: int) -> list[Point]:
         """The readings themselves, or bins of them when there are more than `points`."""
@@ -195,7 +220,7 @@ class SqliteReader(Store):
                 return [[wall_ns / 1e9, value, value, value, 1] for wall_ns, value in rows]
         width_ns = math.ceil((end_ns - start_ns) / points)
         rows = self._rows(
-            "SELECT (wall_ns - ?) / ?, min(value), max(value), sum(value), count(*) FROM reading "
+            f"SELECT (wall_ns - ?) / ?, min(value), max(value), {self.SUM.format('value')}, count(*) FROM reading "
             f"WHERE {place} GROUP BY 1",
             (start_ns, width_ns, *values),
         )
@@ -210,7 +235,7 @@ class SqliteReader(Store):
             "SELECT series.id, unit.name, series.stream, series.angle, unit.unit_id, run.run_id, run.clock_ns "
             "FROM series JOIN run ON run.id = series.run JOIN unit ON unit.id = run.unit "
             "WHERE series.experiment = (SELECT id FROM experiment WHERE name = ?1) "
-            "AND series.stream = ifnull(?2, series.stream) "
+            "AND series.stream = coalesce(?2, series.stream) "
             "ORDER BY unit.name, unit.id, series.stream, series.run, series.id",
             (experiment, stream),
         )
@@ -256,7 +281,7 @@ class SqliteReader(Store):
     def events(
         self, unit_id: bytes | None = None, limit: int = 100, before: float | None = None
     ) -> list[dict[str, Any]]:
-        where = ["1"]
+        where = ["1 = 1"]
         values: list[Any] = []
         if unit_id is not None:
             where.append("event.unit = (SELECT id FROM unit WHERE unit_id = ?)")

@@ -11,7 +11,21 @@ if TYPE_CHECKING:
 
     Buckets = dict[tuple[int, int], Bucket]  # (series, number of the bucket)
 
-_READING_INSERT = "INSERT OR IGNORE INTO reading VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+COUNTERS = (
+    "readings",
+    "events",
+    "raw_chunks",
+    "gaps",
+    "lost",  # sequence numbers inside gaps
+    "duplicates",
+    "refused_blocks",  # because too much waited
+    "commits",
+    "commit_failures",
+    "thinned_readings",  # kept as roll-ups only
+    "removed_raw_chunks",
+)
+
+_READING_INSERT = "INSERT INTO reading VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING"
 _EVENT_INSERT = """
     INSERT INTO event (id, wall_ns, unit, series, sequence, level, source, code, message, object)
     VALUES (?,?,?,?,?,?,?,?,?,?)"""
@@ -20,20 +34,22 @@ _COVERAGE_UPSERT = """
     INSERT INTO coverage VALUES (?,?,?,?)
     ON CONFLICT (run, stream, first_sequence) DO UPDATE SET end_sequence = excluded.end_sequence"""
 _ROLLUP_UPSERT = """
-    INSERT INTO rollup_{level}s VALUES (?,?,?,?,?,?,?,?)
+    INSERT INTO rollup_{level}s AS old VALUES (?,?,?,?,?,?,?,?)
     ON CONFLICT (series, bucket) DO UPDATE SET
-        count = count + excluded.count,
-        low = min(ifnull(low, excluded.low), ifnull(excluded.low, low)),
-        high = max(ifnull(high, excluded.high), ifnull(excluded.high, high)),
-        sum = sum + excluded.sum,
-        first_sequence = min(first_sequence, excluded.first_sequence),
-        last_sequence = max(last_sequence, excluded.last_sequence)"""
+        count = old.count + excluded.count,
+        low = CASE WHEN old.low IS NULL OR excluded.low < old.low THEN excluded.low ELSE old.low END,
+        high = CASE WHEN old.high IS NULL OR excluded.high > old.high THEN excluded.high ELSE old.high END,
+        sum = {sum},
+        first_sequence = CASE WHEN excluded.first_sequence < old.first_sequence
+            THEN excluded.first_sequence ELSE old.first_sequence END,
+        last_sequence = CASE WHEN excluded.last_sequence > old.last_sequence
+            THEN excluded.last_sequence ELSE old.last_sequence END"""
 _CHUNK_UPSERT = """
-    INSERT INTO raw_chunk VALUES (?,?,?,?,?,?,?)
+    INSERT INTO raw_chunk AS old VALUES (?,?,?,?,?,?,?)
     ON CONFLICT (series, first_sequence) DO UPDATE SET
         count = excluded.count, raw_ns = excluded.raw_ns, monotonic_ns = excluded.monotonic_ns,
         realtime_ns = excluded.realtime_ns, payload = excluded.payload
-    WHERE excluded.count > count"""
+    WHERE excluded.count > old.count"""
 
 
 class Pending:
@@ -53,15 +69,19 @@ class Pending:
     def write(self, connection: sqlite3.Connection) -> None:
         """Everything but the coverage, within the caller's transaction."""
         connection.executemany(_READING_INSERT, self.readings)
+        self.write_rest(connection, "old.sum + excluded.sum")
+
+    def write_rest(self, connection: Any, added: str) -> None:
+        """Everything but readings and coverage; `added` is how the database adds two sums of a roll-up."""
         connection.executemany(_EVENT_INSERT, self.events)
         connection.executemany(_CHUNK_UPSERT, self.chunks)
         connection.executemany(_GAP_INSERT, self.gaps)
         for level in ROLLUP_LEVELS_S:
             buckets = _widen(self.rollups, level // ROLLUP_LEVELS_S[0])
-            connection.executemany(_ROLLUP_UPSERT.format(level=level), map(_rollup_row, buckets.items()))
+            connection.executemany(_ROLLUP_UPSERT.format(level=level, sum=added), map(_rollup_row, buckets.items()))
 
 
-def write_coverage(connection: sqlite3.Connection, run: int, stream: int, spans: list[tuple[int, int]]) -> None:
+def write_coverage(connection: Any, run: int, stream: int, spans: list[tuple[int, int]]) -> None:
     """Make the table say what `spans` says; normally that is one row whose end moves."""
     connection.execute(
         "DELETE FROM coverage WHERE run = ? AND stream = ? AND (first_sequence > ? OR ?)",

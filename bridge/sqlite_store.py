@@ -15,7 +15,7 @@ import threading
 import time
 from contextlib import contextmanager
 
-from stirbar.bridge import blocks
+from stirbar.bridge import blocks, sqlite_thin
 from stirbar.bridge.blocks import (
     CLOCK_CORRECTED,
     ROLLUP_LEVELS_S,
@@ -24,9 +24,10 @@ from stirbar.bridge.blocks import (
     Bucket,
     Coverage,
 )
+from stirbar.bridge.sqlite_check import MIGRATIONS, migration_steps
 from stirbar.bridge.sqlite_clock import BOOT_UPSERT, Clock
 from stirbar.bridge.sqlite_reader import SqliteReader
-from stirbar.bridge.sqlite_rows import Pending, write_coverage
+from stirbar.bridge.sqlite_rows import COUNTERS, Pending, write_coverage
 from stirbar.bridge.store import StoreError, StoreUnavailable
 from stirbar.core.records import KIND_GAP, KIND_JSON, KIND_RAW_CHUNK, KIND_READINGS, READING_FIELDS
 
@@ -38,20 +39,7 @@ if TYPE_CHECKING:
     from stirbar.bridge.store import Marks
     from stirbar.core.records import Header
 
-MIGRATIONS = pathlib.Path(__file__).parent / "migrations"
 PENDING_LIMIT_BYTES = 64 << 20  # what waits in memory while the database cannot be written
-
-COUNTERS = (
-    "readings",
-    "events",
-    "raw_chunks",
-    "gaps",
-    "lost",  # sequence numbers inside gaps
-    "duplicates",
-    "refused_blocks",  # because too much waited
-    "commits",
-    "commit_failures",
-)
 
 _FLAG_BITS, _EXPERIMENT, _ANGLE, _HALF_CYCLE = (
     READING_FIELDS.index(name) for name in ("flags", "experiment", "angle", "half_cycle")
@@ -66,7 +54,7 @@ class SqliteStore(SqliteReader):
 
     def __init__(self, path: pathlib.Path) -> None:
         super().__init__(path)
-        self._lock = threading.RLock()  # protects the writing connection and everything below
+        self._open_lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._flock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -78,7 +66,7 @@ class SqliteStore(SqliteReader):
             os.close(self._flock)
             raise StoreError(f"database {path} is in use by another leader: stop it, or name another file") from None
         try:
-            self._writer = self._connect()
+            self._writer: Any = self._connect()
             self._writer.execute("PRAGMA journal_mode = WAL")
             self._migrate()
             self._load()
@@ -88,20 +76,19 @@ class SqliteStore(SqliteReader):
         except StoreError:
             os.close(self._flock)
             raise
-        self._pending = Pending()
-        self._counters = dict.fromkeys(COUNTERS, 0)
-        self._last_error = ""
-        self._last_commit_s = 0.0
 
     # Opening
+
+    def _open_lock(self) -> None:
+        self._lock = threading.RLock()  # protects the writing connection, what waits, the counters and the ids
 
     def _migrate(self) -> None:
         """Run the numbered migrations that the file has not seen, each in a transaction with its version."""
         (version,) = self._writer.execute("PRAGMA user_version").fetchone()
-        steps = sorted((int(step.name[:4]), step) for step in MIGRATIONS.glob("[0-9][0-9][0-9][0-9]_*.sql"))
+        steps = migration_steps(MIGRATIONS)
         if version > steps[-1][0]:
             raise StoreError(
-                f"database {self.path} has schema version {version}, this stirbar knows {steps[-1][0]}: update stirbar"
+                f"database {self.name} has schema version {version}, this stirbar knows {steps[-1][0]}: update stirbar"
             )
         if version == 0 and self._writer.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone():
             raise StoreError(f"{self.path} is a database of something else: name another file")
@@ -118,6 +105,10 @@ class SqliteStore(SqliteReader):
     def _load(self) -> None:
         """The small tables' ids. They are given out in memory, ahead of the commit: this is the only writer."""
         execute = self._writer.execute
+        self._pending = Pending()
+        self._counters = dict.fromkeys(COUNTERS, 0)
+        self._last_error = ""
+        self._last_commit_s = 0.0
         (self._epoch,) = execute("SELECT epoch FROM leadership").fetchone()
         self._units: dict[bytes, int] = {row[1]: row[0] for row in execute("SELECT id, unit_id FROM unit")}
         self._experiments: dict[str, int] = {row[1]: row[0] for row in execute("SELECT id, name FROM experiment")}
@@ -129,7 +120,7 @@ class SqliteStore(SqliteReader):
         self._new: list[tuple[str, tuple[Any, ...]]] = []  # inserts of small tables that are not committed yet
         self._clock = Clock(execute("SELECT unit_id, boot_id, zero_ns FROM boot JOIN unit ON unit.id = boot.unit"))
         self._next: dict[str, int] = {
-            table: execute(f"SELECT ifnull(max(id), 0) + 1 FROM {table}").fetchone()[0]
+            table: execute(f"SELECT coalesce(max(id), 0) + 1 FROM {table}").fetchone()[0]
             for table in ("unit", "run", "experiment", "series", "event")
         }
 
@@ -252,7 +243,7 @@ class SqliteStore(SqliteReader):
                 return {}
             start = time.monotonic()
             with self._transaction("NORMAL"):
-                pending.write(self._writer)
+                self._write(pending)
                 for run, stream in pending.touched:
                     write_coverage(self._writer, run, stream, self._coverage[run, stream].spans)
                 self._clock.write(self._writer, self._units)
@@ -268,35 +259,44 @@ class SqliteStore(SqliteReader):
                     moved[(*self._run_keys[run], stream)] = mark
             return moved
 
+    def _write(self, pending: Pending) -> None:
+        pending.write(self._writer)
+
     @contextmanager
     def _transaction(self, synchronous: str) -> Iterator[None]:
         """One transaction of the writing connection, the small tables' new rows first. Lock held."""
         if self._closed:
-            raise StoreError(f"database {self.path} is closed")
+            raise StoreError(f"database {self.name} is closed")
         try:
-            self._writer.execute(f"PRAGMA synchronous = {synchronous}")
-            self._writer.execute("BEGIN IMMEDIATE")
+            self._begin(synchronous)
             for statement, values in self._new:
                 self._writer.execute(statement, values)
             yield
-            self._writer.execute("COMMIT")
-        except sqlite3.Error as error:
+            self._end()
+        except self.ERROR as error:
             self._roll_back()
             self._counters["commit_failures"] += 1
             self._last_error = str(error)
-            raise StoreUnavailable(f"database {self.path} cannot be written now: {error}") from None
+            raise StoreUnavailable(f"database {self.name} cannot be written now: {error}") from None
         except BaseException:
             self._roll_back()
             raise
         self._new.clear()
+
+    def _begin(self, synchronous: str) -> None:
+        self._writer.execute(f"PRAGMA synchronous = {synchronous}")
+        self._writer.execute("BEGIN IMMEDIATE")
+
+    def _end(self) -> None:
+        self._writer.execute("COMMIT")
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
         """What SQLite refuses while ids and marks are looked up is a StoreUnavailable."""
         try:
             yield
-        except sqlite3.Error as error:
-            raise StoreUnavailable(f"database {self.path} cannot be read now: {error}") from None
+        except self.ERROR as error:
+            raise StoreUnavailable(f"database {self.name} cannot be read now: {error}") from None
 
     def _roll_back(self) -> None:
         # a full disk or an I/O error may have rolled back already
@@ -480,6 +480,23 @@ class SqliteStore(SqliteReader):
         acknowledged = {"acknowledged_at": None, "acknowledged_by": None}
         return {"id": row[0], "t": wall_ns // 1000 / 1e6, "unit_id": unit_id, **event, **acknowledged}
 
+    # Retention
+
+    def aged_series(self, before_s: float) -> list[int]:
+        return [number for (number,) in self._rows(sqlite_thin.AGED_SERIES, (round(before_s * 1e9),))]
+
+    def thin(self, series: int, before_s: float) -> int:
+        with self._lock, self._transaction("NORMAL"):
+            taken = sqlite_thin.thin(self._writer, series, round(before_s * 1e9))
+        self._counters["thinned_readings"] += taken
+        return taken
+
+    def drop_raw(self, before_s: float) -> int:
+        with self._lock, self._transaction("NORMAL"):
+            taken = sqlite_thin.drop_raw(self._writer, round(before_s * 1e9))
+        self._counters["removed_raw_chunks"] += taken
+        return taken
+
     def counters(self) -> dict[str, Any]:
         with self._lock:
             waiting = {
@@ -489,11 +506,14 @@ class SqliteStore(SqliteReader):
                 "last_error": self._last_error,
             }
             counters = self._counters | waiting
-        try:
-            counters["database_bytes"] = self.path.stat().st_size
-        except OSError:
-            counters["database_bytes"] = None
+        counters["database_bytes"] = self._size()
         return counters
+
+    def _size(self) -> int | None:
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return None
 
     def close(self) -> None:
         with self._lock:
@@ -504,9 +524,12 @@ class SqliteStore(SqliteReader):
             except StoreUnavailable:
                 pass  # counted; what was not committed was not acknowledged
             self.close_readers()
-            try:
-                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            except sqlite3.Error:
-                pass  # somebody still reads: the next opening does it
-            self._writer.close()
-            os.close(self._flock)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        try:
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.Error:
+            pass  # somebody still reads: the next opening does it
+        self._writer.close()
+        os.close(self._flock)

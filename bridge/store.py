@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     Marks = dict[tuple[bytes, bytes, int], int]
 
 
+POSTGRES_SCHEMES = ("postgresql", "postgres")
+
+
 class StoreError(Exception):
     """The store cannot do what was asked: the sentence says what, and what helps."""
 
@@ -29,7 +32,12 @@ class StoreUnavailable(StoreError):
 
 
 class Store:
-    """The interface. Synchronization: any method from any thread; `add` and `commit` from one thread at a time."""
+    """The interface. Synchronization: any method from any thread; `add` and `commit` from one thread at a time.
+
+    `name` says which one it is, without a password.
+    """
+
+    name: str
 
     def epoch(self) -> int:
         """The leadership epoch: 1 for the first leader of a cluster."""
@@ -153,6 +161,21 @@ class Store:
         """The raw chunks made between two times, oldest first, as they came (kind 5)."""
         raise NotImplementedError
 
+    def aged_series(self, before_s: float) -> list[int]:
+        """Numbers of the series of readings, for `thin`, of runs that were known before a time."""
+        raise NotImplementedError
+
+    def thin(self, series: int, before_s: float) -> int:
+        """Keep a batch of the older readings of a series as roll-ups only; returns how many, 0 when there are no more.
+
+        Whole roll-ups only: `before_s` is rounded down to the coarsest. Raises StoreUnavailable.
+        """
+        raise NotImplementedError
+
+    def drop_raw(self, before_s: float) -> int:
+        """Take away a batch of older raw chunks; returns how many, 0 for no more. Raises StoreUnavailable."""
+        raise NotImplementedError
+
     def counters(self) -> dict[str, Any]:
         """What was stored, left out, refused, retried and waits, since this store was opened."""
         raise NotImplementedError
@@ -163,7 +186,7 @@ class Store:
 
 
 def open_store(url_or_path: str | os.PathLike[str]) -> Store:
-    """Open the store behind a file path or `sqlite://<path>` (three slashes with an absolute one).
+    """Open the store behind a file path, `sqlite://<path>` (three slashes with an absolute one) or `postgresql://…`.
 
     It is made, and brought up to date, when needed.
 
@@ -172,8 +195,16 @@ def open_store(url_or_path: str | os.PathLike[str]) -> Store:
     """
     text = os.fspath(url_or_path)
     scheme, separator, rest = text.partition("://")
+    if separator and scheme in POSTGRES_SCHEMES:
+        try:
+            from stirbar.bridge.postgres_store import PostgresStore
+        except ImportError:
+            raise StoreError(
+                "psycopg, which speaks to PostgreSQL, is missing: pip install 'stirbar[postgres]'"
+            ) from None
+        return PostgresStore(text)
     if separator and scheme != "sqlite":
-        raise StoreError(f"store '{scheme}://…' is not spoken here: give a path or sqlite://<path>")
+        raise StoreError(f"store '{scheme}://…' is not spoken here: give a path, sqlite://<path> or postgresql://…")
     from stirbar.bridge.sqlite_store import SqliteStore
 
     return SqliteStore(pathlib.Path(rest if separator else text).expanduser())

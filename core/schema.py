@@ -281,7 +281,10 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "data_directory", "path", "", "Where its files are; empty takes leader/ in the unit's data_directory."
             ),
             text_key(
-                "database", "path", "", "SQLite file of readings and events; empty takes stirbar.sqlite in there."
+                "database",
+                "path",
+                "",
+                "SQLite file of readings and events, or postgresql://user@host/name; empty: stirbar.sqlite in there.",
             ),
             choice_key(
                 "broker",
@@ -298,6 +301,25 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
             integer_key(
                 "broker_tls_port", 8883, "port", 1, 65535, "Its port there; [mqtt] broker_port is this machine's."
             ),
+            real_key(
+                "backup_interval_hours",
+                24.0,
+                "h",
+                0.0,
+                8760.0,
+                "Time between backups of the database, also during experiments; 0 makes none.",
+            ),
+            integer_key("backup_keep", 7, "backups", 1, 1000, "So many backups are kept, the newest."),
+            text_key("backup_directory", "path", "", "Where backups are; empty takes backups/ beside the database."),
+            real_key(
+                "keep_readings_days",
+                0.0,
+                "d",
+                0.0,
+                36500.0,
+                "Older readings are kept as roll-ups of 10 s, 60 s and 900 s only; 0 keeps all for ever.",
+            ),
+            real_key("keep_raw_days", 0.0, "d", 0.0, 36500.0, "Older raw conversions are removed; 0 keeps all."),
         ),
     ),
     (

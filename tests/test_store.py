@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 import os
 import pathlib
@@ -15,10 +16,12 @@ import sys
 import threading
 
 import numpy as np
+import psycopg
 import pytest
 import stirbar.bridge.sqlite_store as sqlite_store
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from postgres import fresh, server
 from stirbar.bridge.blocks import Coverage
 from stirbar.bridge.sqlite_reader import CSV_COLUMNS
 from stirbar.bridge.store import StoreError, StoreUnavailable, open_store
@@ -26,27 +29,53 @@ from stirbar.core.records import READING, Header
 from units import START_NS, block, chunk, event, gap, identity, value_of, wall_ns
 
 UNIT, RUN = identity(1), identity(100)
+NUMBERS = itertools.count()
 
 
-@pytest.fixture
-def store(tmp_path):
-    one = open_store(tmp_path / "leader.sqlite")
+@pytest.fixture(scope="module")
+def postgres():
+    with server() as address:
+        yield address
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request, tmp_path):
+    if request.param == "sqlite":
+        place = tmp_path / "leader.sqlite"
+    else:
+        place = fresh(request.getfixturevalue("postgres"), f"t{next(NUMBERS)}")
+    one = open_store(place)
+    one.place = place
     yield one
     one.close()
 
 
-def rows(store, statement: str) -> list:
-    with sqlite3.connect(store.path) as connection:
+@pytest.fixture
+def sqlite_only(tmp_path):
+    """For what a file alone can do."""
+    one = open_store(tmp_path / "leader.sqlite")
+    one.place = one.path
+    yield one
+    one.close()
+
+
+def connected(place):
+    """A connection beside the store's."""
+    return sqlite3.connect(place) if isinstance(place, pathlib.Path) else psycopg.connect(place)
+
+
+def rows(place, statement: str) -> list:
+    with connected(getattr(place, "place", place)) as connection:
         return connection.execute(statement).fetchall()
 
 
 def sequences(store) -> list[int]:
-    return [row[0] for row in rows(store, "SELECT id & 0xffffffffff FROM reading ORDER BY id")]
+    return [row[0] for row in rows(store, "SELECT id & 1099511627775 FROM reading ORDER BY id")]
 
 
-def assert_consistent(path: pathlib.Path) -> dict[int, int]:
+def assert_consistent(store) -> dict[int, int]:
     """Coverage, rows, gaps and both roll-ups tell the same story; return {run: readings}."""
-    with sqlite3.connect(path) as connection:
+    with connected(getattr(store, "place", store)) as connection:
         run_of = dict(connection.execute("SELECT id, run FROM series"))
         held: dict[int, set[int]] = {}
         for (identifier,) in connection.execute("SELECT id FROM reading"):
@@ -60,8 +89,8 @@ def assert_consistent(path: pathlib.Path) -> dict[int, int]:
             covered.setdefault(run, set()).update(range(first, end))
         assert covered == held
         (readings,) = connection.execute("SELECT count(*) FROM reading").fetchone()
-        for level in (10, 300):
-            counted = connection.execute(f"SELECT ifnull(sum(count), 0) FROM rollup_{level}s").fetchone()[0]
+        for level in (10, 60, 900):
+            counted = connection.execute(f"SELECT coalesce(sum(count), 0) FROM rollup_{level}s").fetchone()[0]
             assert counted == readings
     return {run: len(found) for run, found in held.items()}
 
@@ -95,7 +124,7 @@ def test_out_of_order_duplicates_and_overlaps(store):
     assert store.high_water(UNIT, RUN) == {2: 500}
     counters = store.counters()
     assert (counters["readings"], counters["duplicates"]) == (500, sent - 500)
-    assert assert_consistent(store.path) == {1: 500}
+    assert assert_consistent(store) == {1: 500}
     assert rows(store, "SELECT first_sequence, end_sequence FROM coverage") == [(0, 500)]
 
 
@@ -113,7 +142,7 @@ def test_the_mark_stays_before_a_hole(store):
     found = [(one["first_sequence"], one["count"], one["reason"]) for one in store.gaps(UNIT)]
     assert found == [(30, 10, "spool full"), (10, 10, "spool full")]
     assert store.counters()["lost"] == 20
-    assert_consistent(store.path)
+    assert_consistent(store)
 
 
 def test_marks_survive_reopening(store):
@@ -121,14 +150,14 @@ def test_marks_survive_reopening(store):
     store.add(*block(20, 10))
     store.add(*block(0, 5, run=identity(101)))
     store.close()
-    again = open_store(store.path)
+    again = open_store(store.place)
     assert again.high_water(UNIT, RUN) == {2: 10}
     assert again.high_water(UNIT, identity(101)) == {2: 5}
     assert again.expected(UNIT, RUN, 2) == 10
     again.add(*block(5, 15))
     assert again.commit() == {(UNIT, RUN, 2): 30}
     assert again.counters()["readings"] == 10
-    assert len(rows(again, "SELECT * FROM run")) == 2
+    assert len(rows(store, "SELECT * FROM run")) == 2
     again.close()
 
 
@@ -287,7 +316,7 @@ def test_killed_at_any_moment_marks_equal_data(tmp_path):
         with sqlite3.connect(path) as connection:
             (held,) = connection.execute(
                 "SELECT count(*) FROM reading JOIN series ON series.id = reading.id >> 40 "
-                "WHERE run = 1 AND reading.id & 0xffffffffff < ?",
+                "WHERE run = 1 AND reading.id & 1099511627775 < ?",
                 (mark,),
             ).fetchone()
         assert held == mark
@@ -296,23 +325,27 @@ def test_killed_at_any_moment_marks_equal_data(tmp_path):
 
 def test_locked_database_keeps_everything_for_the_next_try(store):
     store.add(*block(0, 10))
-    other = sqlite3.connect(store.path, isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(StoreUnavailable, match="locked"):
+    other = connected(store.place)
+    if isinstance(store.place, str):
+        other.execute("LOCK TABLE leadership IN ACCESS EXCLUSIVE MODE")
+    else:
+        other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreUnavailable, match="lock"):
         store.commit()
-    with pytest.raises(StoreUnavailable, match="locked"):
+    with pytest.raises(StoreUnavailable, match="lock"):
         store.create_experiment("x")
     store.add(*block(10, 10))
     assert store.high_water(UNIT, RUN) == {}
-    other.execute("ROLLBACK")
+    other.rollback()
     other.close()
     assert store.commit() == {(UNIT, RUN, 2): 20}
     store.create_experiment("x")
     assert store.counters()["commit_failures"] == 2
-    assert assert_consistent(store.path) == {1: 20}
+    assert assert_consistent(store) == {1: 20}
 
 
-def test_full_disk(store):
+def test_full_disk(sqlite_only):
+    store = sqlite_only
     store.add(*block(0, 10))
     assert store.commit() == {(UNIT, RUN, 2): 10}
     (pages,) = store._writer.execute("PRAGMA page_count").fetchone()
@@ -325,7 +358,7 @@ def test_full_disk(store):
     assert store.high_water(UNIT, RUN) == {2: 10}
     store._writer.execute("PRAGMA max_page_count = 1000000")
     assert store.commit() == {(UNIT, RUN, 2): 2010}
-    assert assert_consistent(store.path) == {1: 2010}
+    assert assert_consistent(store) == {1: 2010}
 
 
 def test_too_much_waiting_is_refused_whole(store, monkeypatch):
@@ -342,12 +375,14 @@ def test_too_much_waiting_is_refused_whole(store, monkeypatch):
 
 def test_a_second_leader_is_kept_away(store):
     with pytest.raises(StoreError, match="in use by another leader"):
-        open_store(store.path)
+        open_store(store.place)
 
 
 def test_what_is_no_store_of_ours(tmp_path):
-    with pytest.raises(StoreError, match="postgresql"):
-        open_store("postgresql://localhost/x")
+    with pytest.raises(StoreError, match="mysql"):
+        open_store("mysql://localhost/x")
+    with pytest.raises(StoreError, match=r"postgresql://me@.*nobody-here"):
+        open_store("postgresql://me:secret@127.0.0.1:1/nobody-here")
     foreign = tmp_path / "foreign.sqlite"
     with sqlite3.connect(foreign) as connection:
         connection.execute("CREATE TABLE t (x)")
@@ -385,7 +420,7 @@ def fill(store, count: int, **kwargs) -> tuple[np.ndarray, np.ndarray]:
 def slow_series(times_ns: list[int], values: np.ndarray, start_s: float, end_s: float, points: int) -> dict[str, list]:
     """What `series` promises, reading by reading."""
     width_s = (end_s - start_s) / points
-    level = max((level for level in (10, 300) if width_s >= 2 * level), default=0)
+    level = max((one for one in (10, 60, 900) if 0.7 * one <= width_s <= one or width_s >= 1.5 * one), default=0)
     start_ns, end_ns = round(start_s * 1e9), round(end_s * 1e9)
     origin_ns, width_ns = start_ns, math.ceil((end_ns - start_ns) / points)
     if level:
@@ -410,7 +445,7 @@ def slow_series(times_ns: list[int], values: np.ndarray, start_s: float, end_s: 
 
 
 @pytest.mark.parametrize("points", [1, 7, 100, 600, 2000])
-@pytest.mark.parametrize("span_s", [20.0, 300.0, 1999.9, 3600.0])
+@pytest.mark.parametrize("span_s", [20.0, 300.0, 1999.9, 3600.0, 86_400.0])
 def test_series_against_a_slow_twin(store, points, span_s):
     count = 20_000
     t, v = fill(store, count)
@@ -605,7 +640,8 @@ def test_experiments_and_assignments_have_a_history(store):
     assert [one["name"] for one in store.experiments()] == ["from a unit", "second", "first"]
 
 
-def test_size_of_a_reading_on_disk(store):
+def test_size_of_a_reading_on_disk(sqlite_only):
+    store = sqlite_only
     fill(store, 50_000)
     store.close()
     assert os.path.getsize(store.path) / 50_000 < 115

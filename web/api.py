@@ -15,7 +15,7 @@ from bottle import Bottle, HTTPResponse, request, response
 from stirbar.bridge.store import StoreError, StoreUnavailable
 from stirbar.core.records import KIND_RAW_CHUNK, READING_STREAMS, STREAM_IDS, STREAM_UNITS, STREAMS
 from stirbar.web.live import UNSEEN_S
-from stirbar.web.wire import answer, refuse
+from stirbar.web.wire import answer, lines_to_json, refuse
 from stirbar.web.worker_commands import COMMANDS, FIELDS
 
 if TYPE_CHECKING:
@@ -344,19 +344,16 @@ def readings(site: Site) -> HTTPResponse:
     else:
         _experiment(site, experiment)
     lines = site.store.series(stream, start, end, points, unit_ids=ids, experiment=experiment or None)
-    return answer(
+    shown = [
         {
-            "series": [
-                {
-                    **line,
-                    "unit_id": line["unit_id"].hex(),
-                    "stream": STREAMS[line["stream"]],
-                    "unit_of_value": STREAM_UNITS[line["stream"]],
-                }
-                for line in lines
-            ]
+            **line,
+            "unit_id": line["unit_id"].hex(),
+            "stream": STREAMS[line["stream"]],
+            "unit_of_value": STREAM_UNITS[line["stream"]],
         }
-    )
+        for line in lines
+    ]
+    return HTTPResponse(body=f'{{"series":{lines_to_json(shown)}}}', **{"Content-Type": "application/json"})
 
 
 def _experiment(site: Site, name: str) -> dict[str, Any]:

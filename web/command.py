@@ -22,7 +22,9 @@ from stirbar.bridge.broker import Broker, BrokerError, Network
 from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.enrolment import Enrolment
 from stirbar.bridge.ingest import Ingest
+from stirbar.bridge.places import DATABASE, backup_directory, database_path, database_url, leader_directory
 from stirbar.bridge.store import Store, StoreError, open_store
+from stirbar.bridge.upkeep import Settings, Upkeep
 from stirbar.core import identity, paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 from stirbar.core.version import VERSION
@@ -32,7 +34,6 @@ from stirbar.web.certificate import CertificateError, is_loopback, open_authorit
 from stirbar.web.live import Live
 from stirbar.web.server import Server
 
-DATABASE = "stirbar.sqlite"
 ADDRESS_FILE = "address"
 BROKER = "broker"  # its certificate's name
 RENEWAL_INTERVAL_S = 6 * 3600.0
@@ -40,17 +41,6 @@ RENEWAL_INTERVAL_S = 6 * 3600.0
 
 class LeaderError(Exception):
     """One sentence: why the leader cannot start, and what to do."""
-
-
-def leader_directory(config: Config) -> Path:
-    """Where the leader keeps its files; made, readable by its owner only, when it is not there."""
-    return Path(paths.leader_directory(config))
-
-
-def database_path(config: Config, directory: Path) -> Path:
-    """The SQLite file of readings and events."""
-    chosen = str(config.get("leader.config", "database"))
-    return Path(chosen).expanduser() if chosen else directory / DATABASE
 
 
 def page_address(config: Config, port: int | None = None) -> str:
@@ -93,6 +83,7 @@ class Leader:
         self.address = ""
         self.broker: Broker | None = None
         self.store: Store | None = None
+        self.upkeep: Upkeep | None = None
         self.ingest: Ingest | None = None
         self.live: Live | None = None
         self.server: Server | None = None
@@ -103,8 +94,9 @@ class Leader:
         try:
             connection = self._start_broker()
             path = database_path(self.config, self.directory)
-            self.store = open_store(path)
-            say(f"store: {path}")
+            url = database_url(self.config)
+            self.store = open_store(url or path)
+            say(f"store: {self.store.name}")
             self.ingest = Ingest(
                 self.store,
                 **connection,
@@ -121,9 +113,20 @@ class Leader:
             if self.broker is not None and not is_loopback(self.config.get("leader.config", "broker_bind")):
                 site.enrolment = Enrolment(self.config, self.broker.reload, say)
             self._start_page(site)
+            self.upkeep = self._upkeep(self.store, None if url else path)
+            self.upkeep.start()
         except BaseException:
             self.stop()
             raise
+
+    def _upkeep(self, store: Store, database: Path | None) -> Upkeep:
+        names = ("backup_interval_hours", "backup_keep", "keep_readings_days", "keep_raw_days")
+        numbers = [self.config.get("leader.config", name) for name in names]
+        if database is None:
+            say("backups of PostgreSQL are those of its server: docs/store.md")
+            numbers[0] = 0.0
+        file = database or self.directory / DATABASE
+        return Upkeep(store, Settings(file, backup_directory(self.config, file), *numbers), say)
 
     def _start_broker(self) -> dict[str, Any]:
         """How ingest reaches the broker; starts our own if the config asks for it."""
@@ -226,6 +229,8 @@ class Leader:
 
     def stop(self) -> None:
         """End everything in reverse order; what is not running is left out."""
+        if self.upkeep is not None:
+            self.upkeep.stop()
         if self.server is not None:
             self.server.stop()
         if self.live is not None:
@@ -236,7 +241,7 @@ class Leader:
             self.store.close()
         if self.broker is not None:
             self.broker.stop()
-        self.server = self.live = self.ingest = self.store = self.broker = None
+        self.upkeep = self.server = self.live = self.ingest = self.store = self.broker = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 from stirbar.bridge.credentials import Credentials
+from stirbar.bridge.places import database_path
 from stirbar.core import identity
 from stirbar.core.client import CommandRefused, Worker, WorkerUnreachable
 from stirbar.core.config import EXAMPLE, Config, ConfigError, add_config_options, load_config, parse_overrides
@@ -34,7 +35,7 @@ from stirbar.web.app import link_address
 from stirbar.web.auth import Links
 from stirbar.web.certificate import CertificateError
 from stirbar.web.children import Child, python, stop_all
-from stirbar.web.command import database_path, page_address
+from stirbar.web.command import page_address
 
 EXPERIMENT = "demo"
 MAXIMUM_WORKERS = 64
