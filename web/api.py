@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 MAXIMUM_POINTS = 2000
 DEFAULT_POINTS = 600
 MAXIMUM_EVENTS = 1000
-LAST_TIME_S = 1e11  # Unix time, the year 5138
+LAST_TIME_S = 9.2e9  # Unix time, the year 2261: what the store can count in nanoseconds
 EXPERIMENT_FIELDS: dict[str, Kinds] = {"name": str, "description": str}
 MAXIMUM_RAW_S = 10.0
 RAW_ASKED_S = 30.0  # a unit is asked for so much raw data at once,
@@ -407,7 +407,7 @@ def _csv(rows: Iterator[list[str]]) -> Iterator[bytes]:
 def events(site: Site) -> HTTPResponse:
     """The log of events, newest first."""
     limit = int(number_of("limit", 100, 1, MAXIMUM_EVENTS))
-    before = number_of("before", math.inf, 0.0, math.inf)
+    before = number_of("before", math.inf, 0.0, LAST_TIME_S)
     unit = text_of("unit")
     unit_id = bytes.fromhex(find_unit(site, unit)["unit_id"]) if unit else None
     found = site.store.events(unit_id, limit, None if math.isinf(before) else before)

@@ -27,4 +27,4 @@ def add_routes(app: Bottle, site: Site) -> None:
 def entries(site: Site) -> HTTPResponse:
     """Who did what, newest first."""
     limit = int(number_of("limit", DEFAULT_ENTRIES, 1, MAXIMUM_ENTRIES))
-    return answer(site.audit.read(limit, number_of("before", math.inf, 0.0, math.inf)))
+    return answer(site.audit.read(limit, number_of("before", math.inf, 0.0, LAST_TIME_S)))

@@ -116,7 +116,8 @@ def body_fields(expected: dict[str, Kinds]) -> dict[str, Any]:
     if kind != "application/json":
         refuse(415, f"the body is of type '{kind or 'none'}'", "Content-Type", "send JSON as application/json")
     try:
-        value = json.loads(request.body.read() or b"{}", parse_constant=_no_constant)
+        value = json.loads((request.body.read() or b"{}").decode(), parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False).encode()  # half a character is text to JSON alone
     except (ValueError, RecursionError) as error:
         refuse(400, f"the body is not JSON: {error}", remedy="send one JSON object")
     if not isinstance(value, dict):
