@@ -119,9 +119,10 @@ class Sender:
                 self.connection = None
                 return response.status, b""
             text = response.read()
-        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+        except OSError:  # nothing, or nothing in time
+            self.connection.close()
             self.connection = None
-            raise
+            raise AssertionError(f"{method} {path} with {body!r:.500} was not answered") from None
         assert time.monotonic() - begun < HANG_S, f"{method} {path}: no answer within {HANG_S:g} s"
         if response.will_close:
             self.connection.close()
