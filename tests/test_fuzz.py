@@ -427,7 +427,8 @@ def hear_units(ear, examples):
     one()
     ear._commit(time.monotonic())
     assert ear.counters()["malformed"] > examples / 20
-    assert [line for line in ear.logged if line[0] == "error" and "name" not in line[1]] == []
+    expected = ("call themselves", "follows a leader of epoch")  # what a unit may rightly make the leader say
+    assert [text for level, text in ear.logged if level == "error" and not any(part in text for part in expected)] == []
 
 
 def test_whatever_units_say_the_ear_goes_on(ear):
