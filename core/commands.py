@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # An id this long is taken as unique in the world: done once, answered again.
 UNIQUE_ID_LENGTH = 16
 REMEMBERED_IDS = 256
+FAILED = "the worker failed at this command:"
 # These change nothing: they may be done twice, and their answers are not worth the memory.
 ASKING = ("describe", "status", "settings", "config", "resend", "dose_result")
 RAW_SECONDS_MAXIMUM = 3600.0
@@ -85,6 +86,11 @@ class Commands:
             self.refused += 1
             reason = CommandError(f"the unit could not write: {error}", remedy="free space on its disk, then try again")
             self.host.event("error", "monitor", reason.message, code="write_failed")
+            reply(_refusal(identifier, reason), [])
+        except Exception as error:  # a mistake of ours in one command must not end the host thread
+            self.refused += 1
+            reason = CommandError(f"{FAILED} {type(error).__name__}: {error}", remedy="report it with the request")
+            self.host.event("error", "monitor", reason.message, code="internal")
             reply(_refusal(identifier, reason), [])
 
     def _remember(self, unique: str) -> Reply:

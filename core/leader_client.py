@@ -1,7 +1,7 @@
 """`stirbar.Leader`: a leader from a script or a notebook, over its documented HTTP API (docs/http-api.md).
 
 >>> from stirbar import Leader
->>> leader = Leader("http://127.0.0.1:4280", password="...")
+>>> leader = Leader("http://127.0.0.1:4280", token="stirbar_...")
 >>> leader.set("unit1", "stirring", "target_rpm", 600)
 >>> for line in leader.readings("od2", unit="unit1", points=500): print(line["angle"], line["mean"][-1])
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "http://127.0.0.1:4280"
 PIECE_BYTES = 64 * 1024
+API_TOKEN_PREFIX = "stirbar_"  # so that scanners for leaked secrets can find one
 
 
 class LeaderUnreachable(ConnectionError):
@@ -43,9 +44,10 @@ class LeaderRefused(Exception):
 class Leader:
     """A connection to a leader.
 
-    `password`, or a one-time `token` from `stirbar leader link`, logs in at the first request. For an https address
-    `ca_file` names the leader's own authority (`tls/ca.pem` in its data directory) when the system does not know it.
-    `timeout_s` bounds every request.
+    `token` is an API token (`stirbar leader token create NAME --scope read|control|admin`), shown with every request;
+    `password`, or as `token` the one of a one-time link, logs in at the first request. For an https address `ca_file`
+    names the leader's own authority (`tls/ca.pem` in its data directory) when the system does not know it. `timeout_s`
+    bounds every request.
 
     Synchronization: not thread-safe; use one instance per thread.
     """
@@ -67,7 +69,9 @@ class Leader:
         self._host = parts.hostname
         self._port = parts.port
         self._tls = ssl.create_default_context(cafile=ca_file) if parts.scheme == "https" else None
-        self._login = {"token": token} if token else {"password": password} if password else None
+        self._token = token if token and token.startswith(API_TOKEN_PREFIX) else ""
+        once = token if not self._token else None
+        self._login = {"token": once} if once else {"password": password} if password and not self._token else None
         self._cookie = ""
         self._csrf = ""
         self._connection: http.client.HTTPConnection | None = None
@@ -186,6 +190,20 @@ class Leader:
         found: list[dict[str, Any]] = self._get("/api/events", **query)
         return found
 
+    def alerts(self, unit: str | None = None, limit: int = 20) -> dict[str, Any]:
+        """The warnings and errors that nobody has acknowledged: `count` of all, their `newest` id, and the `alerts`."""
+        query: dict[str, Any] = {"limit": limit} | ({"unit": unit} if unit else {})
+        found: dict[str, Any] = self._get("/api/alerts", **query)
+        return found
+
+    def acknowledge(self, alert: int | None = None, *, through: int | None = None, unit: str | None = None) -> int:
+        """Acknowledge one alert by its id, or all up to the id `through` (of one unit, when it is named); returns how
+        many it were, 0 when somebody else was first."""
+        body: dict[str, Any] = {"id": alert} if alert is not None else {}
+        body |= {"through": through} if through is not None else {}
+        body |= {"unit": unit} if unit is not None else {}
+        return int(self._json("POST", "/api/alerts/acknowledge", body)["acknowledged"])
+
     def health(self) -> dict[str, Any]:
         """Counters of ingest, store, broker and page."""
         found: dict[str, Any] = self._get("/api/health")
@@ -197,7 +215,7 @@ class Leader:
         connection = self._open(60.0)
         query = f"?units={quote(','.join(units))}" if units else ""
         try:
-            connection.request("GET", f"/api/live{query}", headers={"Cookie": self._cookie})
+            connection.request("GET", f"/api/live{query}", headers=self._credentials())
             response = connection.getresponse()
             if response.status != 200:
                 raise LeaderRefused(response.status, _object(response.read()))
@@ -240,13 +258,16 @@ class Leader:
         self._login = self._login if "password" in self._login else None  # a token is used up
         self._csrf = self._json("GET", "/api/session", None)["csrf"]
 
+    def _credentials(self) -> dict[str, str]:
+        if self._token:
+            return {"Authorization": f"Bearer {self._token}"}
+        return {"Cookie": self._cookie} if self._cookie else {}
+
     def _send(self, method: str, path: str, body: dict[str, Any] | None, timeout_s: float) -> http.client.HTTPResponse:
         """Send on the kept connection; once more on a new one when the leader had closed it in the meantime."""
-        headers = {"Accept": "application/json"}
-        if self._cookie:
-            headers["Cookie"] = self._cookie
+        headers = {"Accept": "application/json", **self._credentials()}
         if method != "GET":
-            headers["X-CSRF-Token"] = self._csrf
+            headers |= {"X-CSRF-Token": self._csrf} if self._csrf else {}
             headers["Content-Type"] = "application/json"
         text = None if body is None else json.dumps(body).encode()
         fresh = self._connection is None

@@ -143,7 +143,7 @@ class Segment:
             header = self._frame(len(MAGIC))
             if not header:
                 raise RecordingError(f"{path} is cut within its header: nothing to replay")
-            self.header: dict[str, Any] = json.loads(header)
+            self.header = _description(path, header)
         except RecordingError:
             self.close()
             raise
@@ -166,9 +166,15 @@ class Segment:
         while offset < self.size:
             body = self._frame(offset)
             if body:
-                header, start = Header.unpack(body)
-                yield header, body[start:]
                 offset += FRAME.size + len(body)
+                try:
+                    header, start = Header.unpack(body)
+                except ValueError:  # whole, but none of ours
+                    header = None
+                if header is None or header.stream not in records.STREAMS:
+                    missing += FRAME.size + len(body)
+                else:
+                    yield header, body[start:]
             else:
                 place = self._data.find(records.MAGIC, offset + FRAME.size + 1)
                 after = self.size if place < 0 else place - FRAME.size
@@ -322,7 +328,21 @@ def _decoded(header: Header, body: bytes) -> tuple[Header, bytes]:
     if header.kind != records.KIND_RAW_CHUNK:
         return header, body
     header.kind = records.KIND_TRACE
-    return header, raw_codec.decode(body)
+    try:
+        return header, raw_codec.decode(body)
+    except ValueError as error:
+        raise RecordingError(f"a chunk of the recording cannot be read: {error}") from None
+
+
+def _description(path: str, text: bytes) -> dict[str, Any]:
+    """The worker's description at the start of a file."""
+    try:
+        description = json.loads(text)
+    except (ValueError, RecursionError):
+        description = None
+    if not isinstance(description, dict) or not isinstance(description.get("dropped_bytes", 0), int):
+        raise RecordingError(f"{path} has no header that can be read: nothing to replay")
+    return description
 
 
 def _conversions(items: bytes, state: TraceState, wall_offset_ns: int) -> numpy.ndarray:

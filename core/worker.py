@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 # The host steps this long after each grid point, when the readings of that point are in the ring.
 STEP_OFFSET_NS = 12_000_000
 # While the loop owes an answer to a command, the host looks again this soon.
+REQUEST_BYTES = 1 << 20
 WAITING_STEP_NS = 3_000_000
 REQUESTS_PER_STEP = 64
 DETERMINISM_PAGE = "docs/determinism.md"
@@ -71,6 +72,7 @@ def bind(
     telemetry = context.socket(zmq.PUB)
     telemetry.sndhwm = high_water
     command = context.socket(zmq.ROUTER)
+    command.maxmsgsize = REQUEST_BYTES  # who sends more is disconnected before it is in memory
     if address.startswith("ipc://"):
         os.makedirs(address[6:], mode=0o750, exist_ok=True)
     umask = os.umask(0o117)
@@ -220,6 +222,7 @@ class WorkerProcess:
 
             try:
                 request = json.loads(body)
+                json.dumps(request, ensure_ascii=False).encode()  # half a character cannot be stored or sent on
             except (ValueError, RecursionError):
                 request = None
             self.commands.handle(request, reply)

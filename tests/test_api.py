@@ -18,6 +18,7 @@ from stirbar.web.app import Site, make_app
 from stirbar.web.auth import Sessions
 from stirbar.web.live import Live
 from stirbar.web.server import Server
+from stirbar.web.tokens import Tokens, either
 
 from .mqtt_unit import TONE_HZ, TONE_V, MqttUnit
 
@@ -49,7 +50,7 @@ class Cluster:
             password=self.broker.password, topic_root="pioreactor", data_root="stirbar",
         )  # fmt: skip
         sessions = Sessions(directory, 3600.0)
-        self.live = Live(sessions.valid, "test")
+        self.live = Live(either(sessions, Tokens(directory)), "test")
         self.live.start()
         self.ingest.listen(self.live.publish)
         self.ingest.start()
@@ -163,7 +164,7 @@ def test_leds_are_asked_for_by_letter(client, unit):
     assert client.led("vial1", B=20, C=0, source_of_event="programme")["B"]["set"] == 20
     asked = unit.commands[-1]
     assert asked["command"] == "led" and asked["channels"] == {"B": 20, "C": 0}
-    assert asked["source_of_event"] == "programme"
+    assert asked["source_of_event"] == "operator: programme"
     client.led("vial1")
     assert "channels" not in unit.commands[-1]
 

@@ -130,7 +130,7 @@ def test_1970_until_the_time_is_known(store, tmp_path) -> None:
     other.add(*block(0, 600, 3_000_000))
     other.add(*block(600, 400, 20_000_000))
     other.commit()
-    for level in (10, 300):
+    for level in (10, 60, 900):
         assert rollups(store, level) == rollups(other, level)
     other.close()
 

@@ -456,6 +456,13 @@ def test_events_are_listed(page: Page) -> None:
     assert page.one("#events time").get_attribute("title").endswith("Z")
 
 
+def test_the_audit_log_says_who_did_what(page: Page) -> None:
+    page.open("/audit")
+    _until("what was done is listed", lambda: page.all("#audit tr"))
+    rows = [row.text for row in page.all("#audit tr")]
+    assert any("operator" in row and "GET /login" in row and "logged in" in row for row in rows)
+
+
 def test_console_is_clean(page: Page) -> None:
     """Last of all: no page broke the content security policy, threw an error or missed a file."""
     page.open("/")

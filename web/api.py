@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import csv
-import functools
 import io
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bottle import Bottle, HTTPResponse, request, response
-from stirbar.bridge.store import StoreError, StoreUnavailable
 from stirbar.core.records import KIND_RAW_CHUNK, READING_STREAMS, STREAM_IDS, STREAM_UNITS, STREAMS
 from stirbar.web.live import UNSEEN_S
+from stirbar.web.routes import (
+    PUBLIC,
+    TEXT,
+    Kinds,
+    body_fields,
+    caller_name,
+    guarded,
+    note,
+    number,
+    number_of,
+    takes,
+    text_of,
+)
 from stirbar.web.wire import answer, lines_to_json, refuse
-from stirbar.web.worker_commands import COMMANDS, FIELDS
+from stirbar.web.worker_commands import COMMANDS, FIELDS, only_looks, with_source
 
 if TYPE_CHECKING:
     from stirbar.web.app import Site
@@ -24,6 +34,8 @@ if TYPE_CHECKING:
 MAXIMUM_POINTS = 2000
 DEFAULT_POINTS = 600
 MAXIMUM_EVENTS = 1000
+LAST_TIME_S = 9.2e9  # Unix time, the year 2261: what the store can count in nanoseconds
+EXPERIMENT_FIELDS: dict[str, Kinds] = {"name": str, "description": str}
 MAXIMUM_RAW_S = 10.0
 RAW_ASKED_S = 30.0  # a unit is asked for so much raw data at once,
 RAW_RENEW_S = 10.0  # and again when less than this is left
@@ -74,74 +86,9 @@ def add_routes(app: Bottle, site: Site) -> None:
         app.route(path, method, guarded(site, function))
 
 
-def guarded(site: Site, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The route's function with the site, and with the store's refusals turned into answers."""
-
-    @functools.wraps(function)
-    def call(**arguments: str) -> Any:
-        try:
-            return function(site, **arguments)
-        except StoreUnavailable as error:
-            refuse(503, str(error), remedy="try again in a few seconds", Retry_After="3")
-        except StoreError as error:
-            refuse(409, str(error))
-
-    return call
-
-
-def body_fields(expected: dict[str, type | tuple[type, ...]]) -> dict[str, Any]:
-    """The JSON object in the request's body; refuses what is no object, unknown fields and wrong types."""
-    kind = (request.content_type or "").split(";")[0].strip().lower()
-    if kind != "application/json":
-        refuse(415, f"the body is of type '{kind or 'none'}'", "Content-Type", "send JSON as application/json")
-    try:
-        value = json.loads(request.body.read() or b"{}", parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        refuse(400, f"the body is not JSON: {error}", remedy="send one JSON object")
-    if not isinstance(value, dict):
-        refuse(400, f"the body is a JSON {type(value).__name__}", remedy="send one JSON object")
-    for name, item in value.items():
-        if name not in expected:
-            refuse(400, f"the body has an unknown field '{name[:50]}'", name[:50], f"known are: {', '.join(expected)}")
-        if not isinstance(item, expected[name]) or (isinstance(item, bool) and bool not in _types(expected[name])):
-            names = " or ".join(kind.__name__ for kind in _types(expected[name]))
-            refuse(400, f"'{name}' is of type {type(item).__name__}", name, f"send a {names}")
-    return value
-
-
-def _types(kinds: type | tuple[type, ...]) -> tuple[type, ...]:
-    return kinds if isinstance(kinds, tuple) else (kinds,)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def number_of(name: str, default: float | None, low: float, high: float) -> float:
-    """A number of the query; refuses what is none, missing without a default, or out of bounds."""
-    text = request.query.get(name)
-    if text in (None, ""):
-        if default is None:
-            refuse(400, f"'{name}' is missing", name, f"give a number from {low:g} to {high:g}")
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        refuse(400, f"'{name}' is not a number: {text[:50]}", name, f"give a number from {low:g} to {high:g}")
-    if not low <= value <= high:
-        refuse(400, f"'{name}' is {text[:50]}, allowed are {low:g} to {high:g}", name, "give a number within these")
-    return value
-
-
-def _text(name: str) -> str:
-    """A word of the query as Unicode; empty when it is not there."""
-    value: str = request.query.getunicode(name) or ""
-    return value
-
-
 def _stream(required: bool) -> int | None:
     """The number of the stream in the query, by name or number."""
-    text = _text("stream")
+    text = text_of("stream")
     if not text and not required:
         return None
     number = int(text) if text.isdecimal() and len(text) < 4 else STREAM_IDS.get(text)
@@ -235,6 +182,7 @@ def unit_details(site: Site, unit: str) -> HTTPResponse:
     return answer({**_summary(entry), **details, "status": status})
 
 
+@takes(body=FIELDS, choices={"command": tuple(COMMANDS)}, required=("command",))
 def command(site: Site, unit: str) -> HTTPResponse:
     """A worker's command, sent to the unit; its reply is the answer, refusals by the worker included."""
     fields = body_fields(FIELDS)
@@ -247,7 +195,12 @@ def command(site: Site, unit: str) -> HTTPResponse:
             takes = ", ".join(COMMANDS[name]) or "no fields"
             refuse(400, f"the command '{name}' has no field '{field}'", field, f"it takes {takes}")
     entry = find_unit(site, unit)
-    return answer(_ask(site, entry, fields))
+    reply = _ask(site, entry, with_source(fields, caller_name()))
+    if only_looks(fields):
+        note(only_looks=True)
+    elif not reply.get("ok"):
+        note(result=f"refused by the unit: {(reply.get('error') or {}).get('message')}")
+    return answer(reply)
 
 
 def _ask(site: Site, entry: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
@@ -300,6 +253,7 @@ def simulation(site: Site, unit: str) -> HTTPResponse:
     )
 
 
+@takes(query={"seconds": number(0.1, MAXIMUM_RAW_S, 2.0)})
 def raw(site: Site, unit: str) -> HTTPResponse:
     """The last seconds of raw conversions with their spectrum; the unit is asked for them when none are coming."""
     seconds = number_of("seconds", 2.0, 0.1, MAXIMUM_RAW_S)
@@ -326,16 +280,26 @@ def raw(site: Site, unit: str) -> HTTPResponse:
         time.sleep(RAW_LOOK_S)  # asked a moment ago: the first of it is on its way
 
 
+@takes(
+    query={
+        "unit": TEXT,
+        "experiment": TEXT,
+        "stream": TEXT,
+        **dict.fromkeys(("from", "to"), number(0.0, LAST_TIME_S)),
+        "points": number(1, MAXIMUM_POINTS, DEFAULT_POINTS),
+    },
+    required=("stream",),
+)
 def readings(site: Site) -> HTTPResponse:
     """Binned readings for a chart."""
     stream = _stream(required=True)
     now = time.time()
-    end = number_of("to", now, 0.0, 1e11)
-    start = number_of("from", end - 3600.0, 0.0, 1e11)
+    end = number_of("to", now, 0.0, LAST_TIME_S)
+    start = number_of("from", end - 3600.0, 0.0, LAST_TIME_S)
     points = int(number_of("points", DEFAULT_POINTS, 1, MAXIMUM_POINTS))
     if start >= end:
         refuse(400, f"'from' ({start:g}) is not before 'to' ({end:g})", "from", "give Unix seconds, the earlier first")
-    unit, experiment = _text("unit"), _text("experiment")
+    unit, experiment = text_of("unit"), text_of("experiment")
     if bool(unit) == bool(experiment):
         refuse(400, "give either 'unit' or 'experiment'", "unit", "one of the two says whose readings are asked for")
     ids = None
@@ -368,9 +332,10 @@ def experiments(site: Site) -> HTTPResponse:
     return answer(site.store.experiments())
 
 
+@takes(body=EXPERIMENT_FIELDS, required=("name",), status=201)
 def create_experiment(site: Site) -> HTTPResponse:
     """Name a new experiment."""
-    fields = body_fields({"name": str, "description": str})
+    fields = body_fields(EXPERIMENT_FIELDS)
     name, description = fields.get("name", "").strip(), fields.get("description", "").strip()
     if not name or len(name) > LONGEST_NAME or len(name.encode()) > LONGEST_NAME_BYTES:
         refuse(400, f"the name has {len(name)} characters", "name", f"give one of 1 to {LONGEST_NAME}")
@@ -411,6 +376,7 @@ def unassign(site: Site, experiment: str, unit: str) -> HTTPResponse:
     return answer({"unit": entry["unit"], "experiment": None})
 
 
+@takes(query={"stream": TEXT}, answer="text/csv")
 def download(site: Site, experiment: str) -> Iterator[bytes]:
     """The readings of an experiment as CSV, written while the store is read."""
     stream = _stream(required=False)
@@ -435,24 +401,26 @@ def _csv(rows: Iterator[list[str]]) -> Iterator[bytes]:
     yield buffer.getvalue().encode()
 
 
+@takes(query={"unit": TEXT, "limit": number(1, MAXIMUM_EVENTS, 100), "before": number(0.0, LAST_TIME_S)})
 def events(site: Site) -> HTTPResponse:
     """The log of events, newest first."""
     limit = int(number_of("limit", 100, 1, MAXIMUM_EVENTS))
-    before = number_of("before", math.inf, 0.0, math.inf)
-    unit = _text("unit")
+    before = number_of("before", math.inf, 0.0, LAST_TIME_S)
+    unit = text_of("unit")
     unit_id = bytes.fromhex(find_unit(site, unit)["unit_id"]) if unit else None
     found = site.store.events(unit_id, limit, None if math.isinf(before) else before)
     return answer([{**event, "unit_id": event["unit_id"].hex() if event["unit_id"] else None} for event in found])
 
 
+@takes(query={"units": TEXT}, answer="text/event-stream")
 def live(site: Site) -> str:
     """Hand the connection over to the hub of live events."""
     hand_over = request.environ.get("stirbar.hand_over")
     if hand_over is None:
         refuse(501, "this server cannot hold a live connection", remedy="run it by `stirbar leader`")
-    wanted = _text("units")
+    wanted = text_of("units")
     names = frozenset(name.strip() for name in wanted.split(",") if name.strip()) or None
-    key = request.environ["stirbar.session"].key
+    key = request.environ["stirbar.caller"].key
     response.content_type = "text/event-stream; charset=UTF-8"
     response.set_header("Cache-Control", "no-store")
     response.set_header("X-Accel-Buffering", "no")
@@ -460,13 +428,14 @@ def live(site: Site) -> str:
     return ""
 
 
+@takes(scope=PUBLIC)
 def health(site: Site) -> HTTPResponse:
     """In one word to anybody; the counters to those who are logged in."""
     broker = site.broker.counters() if site.broker is not None else {"external": True}
     ingest = site.ingest.counters()
     well = broker.get("alive", True) and ingest.get("connected", True)
     status = {"status": "ok" if well else "degraded"}
-    if request.environ.get("stirbar.session") is None:
+    if request.environ.get("stirbar.caller") is None:
         return answer(status)
     store = site.store.counters()
     uptime = time.time() - site.started

@@ -11,21 +11,26 @@ from urllib.parse import quote, urlsplit
 
 from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file, template
 from stirbar.bridge.enrolment import Enrolment
-from stirbar.web import alerts, api, enrolment
+from stirbar.web import alerts, api, audit_routes, enrolment, openapi, token_routes
+from stirbar.web.audit import SAFE_METHODS, Audit, audited
 from stirbar.web.auth import USER, Links, Password, RateLimit, Session, Sessions, secure
 from stirbar.web.live import Live
+from stirbar.web.routes import PUBLIC, Kinds, body_fields, caller, guarded, note, scope_of, takes
+from stirbar.web.tokens import READ, Caller, Tokens, caller_of_session
 from stirbar.web.wire import answer, refuse
 
 HERE = Path(__file__).parent
 TEMPLATES = str(HERE / "templates")
 STATIC = str(HERE / "static")
 DEFAULT_SESSION_S = 12 * 3600.0
-SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-PUBLIC_PATHS = ("/login", "/api/login", "/api/health", "/favicon.ico", *enrolment.PATHS)
+PUBLIC_PATHS = ("/login", "/favicon.ico")
+BEARER = "bearer "
+LOGIN_FIELDS: dict[str, Kinds] = {"password": str, "token": str}
 PAGES = {
     "/": ("overview", "Units"),
     "/experiments": ("experiments", "Experiments"),
     "/events": ("events", "Events"),
+    "/audit": ("audit", "Audit"),
 }
 NO_PASSWORD = (
     "No password is set yet: use the one-time link that the leader printed, "
@@ -66,13 +71,16 @@ class Site:
         self.links = Links(directory)
         self.sessions = sessions or Sessions(directory, DEFAULT_SESSION_S)
         self.limit = RateLimit()
+        self.tokens = Tokens(directory)
+        self.token_limit = RateLimit()
+        self.audit = Audit(directory)
         self.started = time.time()
 
 
 def session() -> Session | None:
-    """The login of the request under way."""
-    found: Session | None = request.environ.get("stirbar.session")
-    return found
+    """The login of the request under way; None as well when a token sent it."""
+    found = caller()
+    return None if found is None else found.session
 
 
 def cookie_name() -> str:
@@ -82,8 +90,13 @@ def cookie_name() -> str:
 
 def make_app(site: Site) -> Callable[..., Iterable[bytes]]:
     """The WSGI application of a leader."""
+    return secure(audited(make_routes(site), site.audit))
+
+
+def make_routes(site: Site) -> Bottle:
+    """All routes, behind the gate."""
     app = Bottle(catchall=True)
-    app.add_hook("before_request", functools.partial(_gate, site))
+    app.add_hook("before_request", functools.partial(_gate, site, app))
     app.default_error_handler = _error_page
     for path, (page, title) in PAGES.items():
         app.route(path, "GET", functools.partial(_page, site, page, title))
@@ -91,34 +104,93 @@ def make_app(site: Site) -> Callable[..., Iterable[bytes]]:
     app.route("/login", "GET", functools.partial(_login_page, site))
     app.route("/static/<path:path>", "GET", _static)
     app.route("/favicon.ico", "GET", lambda: _static("icon.svg"))
-    app.route("/api/login", "POST", functools.partial(_login, site))
-    app.route("/api/logout", "POST", functools.partial(_logout, site))
-    app.route("/api/session", "GET", functools.partial(_session, site))
+    app.route("/api/login", "POST", guarded(site, _login))
+    app.route("/api/logout", "POST", guarded(site, _logout))
+    app.route("/api/session", "GET", guarded(site, _session))
     api.add_routes(app, site)
     alerts.add_routes(app, site)
+    token_routes.add_routes(app, site)
+    audit_routes.add_routes(app, site)
+    openapi.add_routes(app, site)
     enrolment.add_routes(app, site)
-    return secure(app)
+    return app
 
 
-def _gate(site: Site) -> None:
+def _gate(site: Site, app: Bottle) -> None:
     """Before each request: who is it, may they, and did their own page send it?"""
-    secret = request.get_cookie(cookie_name())
-    found = site.sessions.find(secret) if secret else None
-    request.environ["stirbar.session"] = found
     path = request.path
-    public = path in PUBLIC_PATHS or path.startswith("/static/")
-    if found is None and not public:
-        if path.startswith("/api/"):
-            refuse(401, "not logged in", remedy="log in at /login, or POST a password to /api/login")
-        raise HTTPResponse(status=303, headers={"Location": "/login"})
+    found = _caller(site, path.startswith("/api/"))
+    request.environ["stirbar.caller"] = found
+    needed = _scope_needed(app, path)
+    if needed != PUBLIC:
+        _check_scope(found, needed, path)
     if request.method in SAFE_METHODS:
         return
     origin = request.environ.get("HTTP_ORIGIN")
     if origin and urlsplit(origin).netloc != request.environ.get("HTTP_HOST"):
         refuse(403, f"the request came from a page of {origin[:100]}", "Origin", "send it from the leader's own page")
-    if not public and not (found and found.allows(request.environ.get("HTTP_X_CSRF_TOKEN", ""))):
+    if needed == PUBLIC or (found and found.session is None):  # no browser adds a token by itself
+        return
+    if not (found and found.session and found.session.allows(request.environ.get("HTTP_X_CSRF_TOKEN", ""))):
         refuse(
             403, "the request carries no valid token", "X-CSRF-Token", "send the value of csrf from GET /api/session"
+        )
+
+
+def _caller(site: Site, tokens: bool) -> Caller | None:
+    """Who sent the request: by its token where tokens count, else by its cookie."""
+    header = request.environ.get("HTTP_AUTHORIZATION", "")
+    if tokens and header:
+        return _bearer(site, header)
+    secret = request.get_cookie(cookie_name())
+    opened = site.sessions.find(secret) if secret else None
+    return caller_of_session(opened) if opened else None
+
+
+def _bearer(site: Site, header: str) -> Caller:
+    """Who shows this token. A wrong one makes its address wait, and right ones of the same address not: a script that
+    was forgotten must not lock out its neighbours, and 256 bits cannot be guessed."""
+    secret = header[len(BEARER) :].strip()
+    found = site.tokens.find(secret) if header.lower().startswith(BEARER) else None
+    if found is not None:
+        return found
+    _count_guess(site.token_limit, "tokens", "Authorization", "send a token that is in force")
+    return refuse(
+        401,
+        "this is no token in force: it is unknown, revoked or has expired",
+        "Authorization",
+        "send 'Bearer' and a token; `stirbar leader token create NAME --scope SCOPE` makes one",
+        WWW_Authenticate="Bearer",
+    )
+
+
+def _scope_needed(app: Bottle, path: str) -> str:
+    """The scope of the route that the request is for."""
+    if path in PUBLIC_PATHS or path.startswith("/static/"):
+        return PUBLIC
+    try:
+        route, _ = app.router.match(request.environ)
+    except HTTPError:
+        return READ  # there is no such route, which is nobody else's business
+    return scope_of(route.method, route.callback)
+
+
+def _check_scope(found: Caller | None, needed: str, path: str) -> None:
+    """Refuse who is not known, and who may less than this."""
+    if found is None:
+        if path.startswith("/api/"):
+            refuse(
+                401,
+                f"not logged in; this needs the scope {needed}",
+                remedy="log in at /login, POST a password to /api/login, or send a token as 'Authorization: Bearer …'",
+            )
+        raise HTTPResponse(status=303, headers={"Location": "/login"})
+    if not found.may(needed):
+        refuse(
+            403,
+            f"the token '{found.name}' has the scope {found.scope}; this needs {needed}",
+            "Authorization",
+            f"use a token made with `stirbar leader token create NAME --scope {needed}`",
         )
 
 
@@ -163,6 +235,7 @@ def _static(path: str) -> HTTPResponse:
 
 def _open_session(site: Site, target: HTTPResponse) -> HTTPResponse:
     opened = site.sessions.open()
+    note(who=USER, result="logged in")
     target.set_cookie(
         cookie_name(),
         opened.secret,
@@ -182,7 +255,9 @@ def _login_page(site: Site) -> HTTPResponse | str:
     that began at a link on another site (a chat, a mail)."""
     token = request.query.get("token")
     if token and request.method == "GET":
-        if site.links.redeem(token):
+        good = site.links.redeem(token)
+        note(result="" if good else "the one-time link was used already or is too old")
+        if good:
             return _open_session(
                 site, HTTPResponse(body=AFTER_LINK, headers={"Content-Type": "text/html; charset=UTF-8"})
             )
@@ -195,9 +270,10 @@ def _login_page(site: Site) -> HTTPResponse | str:
     return _page(site, "login", "Log in", message=message)
 
 
+@takes(scope=PUBLIC, body=LOGIN_FIELDS)
 def _login(site: Site) -> HTTPResponse:
-    """`{"password"}` or `{"token"}` for a session."""
-    fields = api.body_fields({"password": str, "token": str})
+    """Change a password or a one-time token for a session."""
+    fields = body_fields(LOGIN_FIELDS)
     if fields.get("token"):
         if not site.links.redeem(fields["token"]):
             refuse(
@@ -213,23 +289,25 @@ def _check_password(site: Site, password: str | None) -> None:
         refuse(400, "a password is missing", "password", 'send {"password": "..."} as JSON')
     if not site.password.exists():
         refuse(403, "no password is set", "password", "use the one-time link, or run `stirbar leader password`")
-    address = request.environ.get("REMOTE_ADDR", "")
-    wait = site.limit.attempt(address)
-    if wait > 0:
-        seconds = int(wait) + 1
-        refuse(
-            429,
-            f"too many wrong passwords from {address}",
-            "password",
-            f"wait {seconds} s, or use a one-time link",
-            Retry_After=str(seconds),
-        )
+    _count_guess(site.limit, "passwords", "password", "use a one-time link")
     if not site.password.check(password):
         refuse(403, "this is not the password", "password", "try again, or use a one-time link: `stirbar leader link`")
-    site.limit.succeeded(address)
+    site.limit.succeeded(request.environ.get("REMOTE_ADDR", ""))
 
 
+def _count_guess(limit: RateLimit, guesses: str, field: str, remedy: str) -> None:
+    """Refuse an address that guessed too often."""
+    address = request.environ.get("REMOTE_ADDR", "")
+    wait = limit.attempt(address)
+    if wait > 0:
+        seconds = int(wait) + 1
+        text = f"too many wrong {guesses} from {address}"
+        refuse(429, text, field, f"wait {seconds} s, or {remedy}", Retry_After=str(seconds))
+
+
+@takes(scope=READ)
 def _logout(site: Site) -> HTTPResponse:
+    """End the session."""
     found = session()
     result = answer({"ok": True})
     if found is not None:
@@ -240,8 +318,17 @@ def _logout(site: Site) -> HTTPResponse:
 
 
 def _session(site: Site) -> HTTPResponse:
-    found = session()
-    return answer({"csrf": found.csrf if found else "", "user": USER, "version": site.version, "t": time.time()})
+    """Who is logged in, and may what."""
+    found, opened = caller(), session()
+    return answer(
+        {
+            "csrf": opened.csrf if opened else "",
+            "user": found.name if found else "",
+            "scope": found.scope if found else "",
+            "version": site.version,
+            "t": time.time(),
+        }
+    )
 
 
 def link_address(base: str, token: str) -> str:

@@ -71,7 +71,7 @@ def write_secret(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """The object in a file; empty when there is none or it was damaged (then nobody gets in by it)."""
     try:
         value = json.loads(path.read_text())
@@ -110,7 +110,7 @@ class Password:
 
     def check(self, password: str) -> bool:
         """Whether this is the password; false as well when none was set."""
-        stored = _read_json(self.path)
+        stored = read_json(self.path)
         try:
             salt, expected = bytes.fromhex(stored["salt"]), bytes.fromhex(stored["hash"])
             cost = {key: int(stored["scrypt"][key]) for key in SCRYPT}
@@ -151,7 +151,7 @@ class Links:
         descriptor = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            stored = _read_json(self.path)
+            stored = read_json(self.path)
             now = self._now()
             links = {key: end for key, end in stored.items() if isinstance(end, int | float) and end > now}
             yield links
@@ -194,7 +194,7 @@ class Sessions:
         self._lock = threading.Lock()
         self._entries: dict[str, list[float]] = {  # SHA-256 of the secret: [opened, ends] in Unix s; guarded by _lock
             key: [float(value[0]), float(value[1])]
-            for key, value in _read_json(self.path).items()
+            for key, value in read_json(self.path).items()
             if isinstance(value, list) and len(value) == 2
         }
 

@@ -1,6 +1,7 @@
 """`stirbar leader`: broker, store, ingest and page of a cluster, in one process and its mosquitto.
 
-`stirbar leader password` sets the password of the page, `stirbar leader link` prints a one-time link to it.
+`stirbar leader password` sets the password of the page, `stirbar leader link` prints a one-time link to it, `stirbar
+leader token` makes, lists and revokes API tokens.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from stirbar.bridge.upkeep import Settings, Upkeep
 from stirbar.core import identity, paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 from stirbar.core.version import VERSION
+from stirbar.web import access_command
 from stirbar.web.app import Site, link_address, make_app
 from stirbar.web.auth import LINK_LIFETIME_S, Links, Password, Sessions, write_secret
 from stirbar.web.certificate import CertificateError, is_loopback, open_authority, renew, server_context
 from stirbar.web.live import Live
 from stirbar.web.server import Server
+from stirbar.web.tokens import Tokens, either
 
 ADDRESS_FILE = "address"
 BROKER = "broker"  # its certificate's name
@@ -105,7 +108,7 @@ class Leader:
             )
             hours = float(self.config.get("web.config", "session_hours"))
             sessions = Sessions(self.directory, hours * 3600.0)
-            self.live = Live(sessions.valid, VERSION)
+            self.live = Live(either(sessions, Tokens(self.directory)), VERSION)
             self.live.start()
             self.ingest.listen(self.live.publish)
             self.ingest.start()
@@ -305,6 +308,7 @@ def set_password(config: Config) -> int:
         password = sys.stdin.readline().rstrip("\n")
     try:
         Password(leader_directory(config)).set(password)
+        access_command.note(leader_directory(config), "password")
     except ValueError as error:
         raise LeaderError(str(error)) from None
     say("the password is set; who was logged in has to log in again")
@@ -319,11 +323,14 @@ def print_link(config: Config) -> int:
     except OSError:
         address = page_address(config)
     print(link_address(address, Links(directory).issue()))
+    access_command.note(directory, "link")
     return 0
 
 
 def main(argv: list[str]) -> int:
     """`stirbar leader`"""
+    if argv[:1] and argv[0] in access_command.ACTIONS:
+        return access_command.main(argv, leader_directory, say)
     parser = argparse.ArgumentParser(prog="stirbar leader", description="Run broker, store and page of a cluster.")
     parser.add_argument(
         "action",
@@ -332,6 +339,7 @@ def main(argv: list[str]) -> int:
         default="run",
         help="run (default); password: set that of the page; link: print a one-time link to the page",
     )
+    parser.epilog = "`stirbar leader token --help`: API tokens; `stirbar leader audit`: who did what."
     add_config_options(parser)
     arguments = parser.parse_args(argv)
     action = {"run": run, "password": set_password, "link": print_link}[arguments.action]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 from bottle import Bottle, HTTPResponse, request
 from stirbar.bridge.enrolment import EnrolmentError
-from stirbar.web import api
 from stirbar.web.auth import RateLimit
+from stirbar.web.routes import PUBLIC, Kinds, body_fields, guarded, takes
 from stirbar.web.wire import answer, refuse
 
 if TYPE_CHECKING:
@@ -17,15 +16,25 @@ if TYPE_CHECKING:
     from stirbar.web.app import Site
 
 PATHS = ("/api/cluster/authority", "/api/cluster/join", "/api/cluster/renew")
-FIELDS: dict[str, type | tuple[type, ...]] = dict.fromkeys(("secret", "name", "unit_id", "request", "password"), str)
+RENEWED: dict[str, Kinds] = dict.fromkeys(("name", "request", "password"), str)
+JOINED: dict[str, Kinds] = {**RENEWED, "secret": str, "unit_id": str}
 
 
 def add_routes(app: Bottle, site: Site) -> None:
     """Put the routes onto an application."""
     limit = RateLimit()
-    app.route(PATHS[0], "GET", functools.partial(_authority, site))
-    app.route(PATHS[1], "POST", functools.partial(_guarded, site, limit, "join"))
-    app.route(PATHS[2], "POST", functools.partial(_guarded, site, limit, "renew"))
+
+    @takes(scope=PUBLIC, body=JOINED)
+    def join(site: Site) -> HTTPResponse:
+        return _limited(site, limit, "join")
+
+    @takes(scope=PUBLIC, body=RENEWED)
+    def renew(site: Site) -> HTTPResponse:
+        return _limited(site, limit, "renew")
+
+    app.route(PATHS[0], "GET", guarded(site, _authority))
+    app.route(PATHS[1], "POST", guarded(site, join))
+    app.route(PATHS[2], "POST", guarded(site, renew))
 
 
 def _enrolment(site: Site) -> Any:
@@ -38,12 +47,13 @@ def _enrolment(site: Site) -> Any:
     return site.enrolment
 
 
+@takes(scope=PUBLIC, answer="application/x-pem-file")
 def _authority(site: Site) -> HTTPResponse:
     """The certificate of the leader's authority, which is public; a unit holds it against its token."""
     return HTTPResponse(body=_enrolment(site).authority.pem, **{"Content-Type": "application/x-pem-file"})
 
 
-def _guarded(site: Site, limit: RateLimit, what: str) -> HTTPResponse:
+def _limited(site: Site, limit: RateLimit, what: str) -> HTTPResponse:
     enrolment = _enrolment(site)
     address = request.environ.get("REMOTE_ADDR", "")
     wait = limit.attempt(address)
@@ -52,7 +62,7 @@ def _guarded(site: Site, limit: RateLimit, what: str) -> HTTPResponse:
         refuse(429, f"too many attempts from {address}", "secret", f"wait {seconds} s", Retry_After=str(seconds))
     act: Callable[[dict[str, Any]], dict[str, Any]] = enrolment.join if what == "join" else enrolment.renew
     try:
-        done = act(api.body_fields(FIELDS))
+        done = act(body_fields(JOINED if what == "join" else RENEWED))
     except EnrolmentError as error:
         if error.status != 403:  # the secret was good: this was no guess
             limit.succeeded(address)
