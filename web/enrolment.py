@@ -26,10 +26,12 @@ def add_routes(app: Bottle, site: Site) -> None:
 
     @takes(scope=PUBLIC, body=JOINED)
     def join(site: Site) -> HTTPResponse:
+        """A unit joins with an invitation's secret: its certificate, account and configuration."""
         return _limited(site, limit, "join")
 
     @takes(scope=PUBLIC, body=RENEWED)
     def renew(site: Site) -> HTTPResponse:
+        """A unit that is known has its certificate renewed."""
         return _limited(site, limit, "renew")
 
     app.route(PATHS[0], "GET", guarded(site, _authority))
