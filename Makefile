@@ -69,7 +69,13 @@ optional-tools:
 
 test: $(VENV)/.installed-test ## run the tests
 	@echo "running the tests"
+ifdef TEST_ARGUMENTS
 	@$(BIN)/python -m pytest -q $(TEST_ARGUMENTS)
+else
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not alone and not soak"
+	@echo "running the tests that look at times, one by one"
+	@$(BIN)/python -m pytest -q -m "alone and not soak"
+endif
 
 soak: $(VENV)/.installed-test ## run the long campaigns
 	@echo "running the soak tests"

@@ -28,11 +28,24 @@ _skipped: collections.Counter[str] = collections.Counter()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "soak: a long campaign; runs only with -m soak")
+    config.addinivalue_line("markers", "alone: has to have the machine to itself, because it looks at times")
     config.addinivalue_line("markers", "hil: needs the simulator kernel that STIRBAR_HIL names")
     config.pluginmanager.register(BoardPlugin(config), "boards")
 
 
+# Files whose tests look at times, or at what a whole machine does; `make test` runs the others two at a time.
+ALONE = (
+    *("test_alerts", "test_api", "test_bench", "test_board", "test_broker_gone", "test_deaths", "test_demo"),
+    *("test_disturbance", "test_dosing_board", "test_fakeboard", "test_guard", "test_hardware", "test_isolation"),
+    *("test_lgpio", "test_listening", "test_live", "test_loop", "test_outages", "test_outputs", "test_page"),
+    *("test_protection", "test_recorder", "test_relay", "test_watchdog", "test_worker"),
+)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.name.startswith(ALONE):
+            item.add_marker("alone")
     if config.option.markexpr:
         return
     soak = [item for item in items if item.get_closest_marker("soak")]

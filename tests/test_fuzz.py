@@ -22,6 +22,7 @@ from running import STOP_S, RunningWorker
 from stirbar.bridge import topics
 from stirbar.bridge.dialect import Dialect
 from stirbar.bridge.ingest import Ingest
+from stirbar.bridge.leader_time import LeaderTime
 from stirbar.bridge.remote import Remote
 from stirbar.bridge.spool import Spool
 from stirbar.bridge.store import open_store
@@ -243,13 +244,12 @@ class Link:
 @pytest.fixture
 def remote(tmp_path):
     spool = Spool(str(tmp_path), UNIT, 1 << 20, Reports())
-    said, logged = [], []
+    said = []
     own = topics.UnitTopics("stirbar", UNIT.hex())
     dialect = Dialect("pioreactor", "vial1", 0.2, lambda *message: said.append(message) or True)
-    remote = Remote(
-        Link(), dialect, spool, own, topics.assignment("pioreactor", "vial1"), lambda *answer: said.append(answer),
-        lambda *line: logged.append(line),
-    )  # fmt: skip
+    assignment = topics.assignment("pioreactor", "vial1")
+    log = lambda *line: None  # noqa: E731
+    remote = Remote(Link(), dialect, spool, LeaderTime(), own, assignment, lambda *a: said.append(a), log)
     remote.worker_present, remote.own, remote.said = True, own, said
     yield remote
     spool.close()

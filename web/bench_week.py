@@ -44,7 +44,10 @@ def fill(path: Path, units: int) -> None:
         for unit in range(1, units + 1):
             name = f"unit{unit:03d}"
             connection.execute("INSERT INTO unit VALUES (?,?,?,'{}',0)", (unit, rng.randbytes(16), name))
-            connection.execute("INSERT INTO run VALUES (?,?,?,?,0,0)", (unit, unit, rng.randbytes(16), bytes(16)))
+            connection.execute(
+                "INSERT INTO run (id, unit, run_id, boot_id, clock_ns, first_seen_ns) VALUES (?,?,?,?,0,0)",
+                (unit, unit, rng.randbytes(16), bytes(16)),
+            )
         series = [(unit, STREAM_IDS[name]) for name in STREAM_NAMES for unit in range(1, units + 1)]
         connection.executemany(
             "INSERT INTO series VALUES (?,?,?,1,?)",
