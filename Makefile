@@ -83,7 +83,7 @@ soak: $(VENV)/.installed-test ## run the long campaigns
 	@echo "a million commands to the doser, a million commands and faults to the loop"
 	@STIRBAR_DOSE_EXAMPLES=20000 STIRBAR_FAULT_EXAMPLES=20000 $(BIN)/python -m pytest -q tests/test_dosing_at_random.py tests/test_faults.py
 	@echo "a broker that is gone for a minute"
-	@STIRBAR_OUTAGE_SECONDS=60 $(BIN)/python -m pytest -q tests/test_broker_gone.py
+	@STIRBAR_OUTAGE_SECONDS=60 $(BIN)/python -m pytest -q -m soak tests/test_broker_gone.py
 	@echo "worker and guard killed and stopped fifty times each"
 	@$(BIN)/python -m benchmarks.deaths
 

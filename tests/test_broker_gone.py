@@ -90,6 +90,7 @@ def an_exchange(worker: RunningWorker, at_half=lambda: None) -> dict[str, float]
     return {**result["moved_ml"], "took_s": took_s, "rpm": rpm["value"], "duty": liquid["signal_v"]}
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("how", ["freeze", "kill", "bridge SIGSTOP", "bridge SIGKILL"] if IS_LONG else ["freeze"])
 def test_an_exchange_while_the_broker_is_gone(tmp_path, unit, how):
     broker = Mosquitto(tmp_path)
