@@ -7,11 +7,10 @@ import json
 import pytest
 from stirbar.core import records
 from stirbar.core.calibrations import active_path
-from stirbar.core.commands import Commands
 from stirbar.core.config import ConfigError, load_config, parse_overrides
 from stirbar.core.dose_account import DoseAccount
 from stirbar.core.recording import replay
-from stirbar.core.twin import Twin
+from watched_twin import WatchedTwin
 
 VIAL = (
     "bioreactor.initial_volume_ml=14",
@@ -23,34 +22,16 @@ VIAL = (
 PUMP_OUTPUTS = {2: "media", 3: "alt_media", 4: "waste"}
 
 
-class Dosing:
-    """A twin with a vial of 14 mL; keeps its events and readings, and what its pumps were ordered."""
+class Dosing(WatchedTwin):
+    """A twin with a vial of 14 mL; keeps what its pumps were ordered."""
 
     def __init__(self, directory, *settings: str) -> None:
-        config = load_config(overrides=parse_overrides(["unit.simulate=1", *VIAL, *settings]))
-        self.twin = Twin(config, str(directory))
-        self.commands = Commands(self.twin.host)
-        self.events: list[dict] = []
-        self.readings: list[dict] = []
         self.orders: list[tuple[int, int, float]] = []
+        super().__init__(directory, *VIAL, *settings, streams=("volume", "od2"))
 
     def run(self, seconds: float) -> None:
-        for topic, _, payload in self.twin.run(seconds):
-            if topic == b"event":
-                self.events.append(json.loads(payload))
-            elif topic in (b"reading/volume", b"reading/od2"):
-                for fields in records.READING.iter_unpack(payload):
-                    self.readings.append(dict(zip(records.READING_FIELDS, fields, strict=True)))
+        super().run(seconds)
         self.orders += self.twin.loop.simulated_orders()
-
-    def ask(self, **request: object) -> dict:
-        answers: list[dict] = []
-        self.commands.handle(request, lambda answer, _: answers.append(answer))
-        for _ in range(20):
-            if answers:
-                break
-            self.run(0.5)
-        return answers[0]
 
     def dose(self, **request: object) -> int:
         answer = self.ask(command="exchange" if "media_ml" in request else "dose", **request)
@@ -65,9 +46,6 @@ class Dosing:
             self.run(1.0)
         raise AssertionError(f"dose {number} does not end: {result}")
 
-    def simulate(self, **parameters: float) -> None:
-        assert self.ask(command="simulate", set=parameters)["ok"]
-
     def setting(self, name: str) -> object:
         return self.twin.host.settings[("bioreactor", name)]["value"]
 
@@ -81,9 +59,6 @@ class Dosing:
                 runs.append((PUMP_OUTPUTS[output], 1e-9 * (at_ns - on.pop(output))))
         assert not on, "a pump was left on"
         return runs
-
-    def codes(self) -> list[str]:
-        return [event["code"] for event in self.events]
 
 
 @pytest.fixture
@@ -138,7 +113,7 @@ def test_doses_wait_for_one_another(dosing):
 
 def test_the_account_is_a_stream_of_readings(dosing):
     dosing.end_of(dosing.dose(media_ml=0.5, alt_media_ml=0.25))
-    last = [reading for reading in dosing.readings if reading["stream"] == 11][-1]
+    last = dosing.readings["volume"][-1]
     assert last["value"] == 14.0
     assert last["signal_v"] == pytest.approx(0.25 / 14.75, rel=1e-6)
     assert (last["reference_v"], last["ambient_v"], last["blank"]) == pytest.approx((0.5, 0.25, 2.25), rel=1e-6)
@@ -152,10 +127,10 @@ def test_readings_of_od_say_that_it_is_being_mixed(dosing):
     dosing.run(30.0)
     on, off = (at_ns for at_ns, output, _ in dosing.orders if output == 2 and at_ns > before)
     flagged = {True: [], False: []}
-    for reading in dosing.readings:
-        if reading["stream"] == 2 and reading["monotonic_ns"] > before:
+    for reading in dosing.readings["od2"]:
+        if reading["monotonic_ns"] > before:
             flagged[bool(reading["flags"] & records.FLAGS["dosing"])].append(reading["monotonic_ns"])
-    window_ns = 1e9 * next(r["window_s"] for r in reversed(dosing.readings) if r["stream"] == 2)
+    window_ns = 1e9 * dosing.readings["od2"][-1]["window_s"]
     assert min(flagged[True]) < on + 0.2e9
     assert all(not on + 0.2e9 < at_ns < off + 10e9 + window_ns - 0.2e9 for at_ns in flagged[False])
     assert max(flagged[True]) < off + 10.5e9 + window_ns
@@ -370,7 +345,7 @@ def test_a_recording_with_doses_repeats_itself(tmp_path):
     dosing.end_of(dosing.dose(media_ml=0.5, alt_media_ml=0.25))
     dosing.run(20.0)
     recorder.close()
-    volumes = [r for r in dosing.readings if r["stream"] == 11][-5:]
+    volumes = dosing.readings["volume"][-5:]
     assert len(volumes) == 5
     repeated = [r for r in replay(str(tmp_path / "doses.sbr"), dosing.twin.host.config) if r["stream"] == 11]
     unknown = ("sequence", "wall_ns", "experiment", "flags")  # a replay does not know that the vial is simulated

@@ -2,59 +2,28 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 from stirbar.core import records
-from stirbar.core.commands import Commands
 from stirbar.core.config import ConfigError, load_config, parse_overrides
 from stirbar.core.jobs import CommandError
 from stirbar.core.recording import replay
-from stirbar.core.twin import Twin
+from watched_twin import WatchedTwin
 
 ROOM = ("simulation.ambient_temperature_degc=24", "temperature_automation.config.automation_name=thermostat")
 
 
-class Warm:
-    """A twin in a room of 24 degC; keeps its events and its readings of liquid and board."""
+class Warm(WatchedTwin):
+    """A twin in a room of 24 degC; keeps its readings of liquid and board."""
 
     def __init__(self, directory, *settings: str) -> None:
-        config = load_config(overrides=parse_overrides(["unit.simulate=1", *ROOM, *settings]))
-        self.twin = Twin(config, str(directory))
-        self.commands = Commands(self.twin.host)
-        self.events: list[dict] = []
-        self.readings: dict[str, list[dict]] = {"liquid": [], "temperature": []}
-
-    def run(self, seconds: float) -> None:
-        for topic, _, payload in self.twin.run(seconds):
-            stream = topic.removeprefix(b"reading/").decode()
-            if topic == b"event":
-                self.events.append(json.loads(payload))
-            elif stream in self.readings:
-                for fields in records.READING.iter_unpack(payload):
-                    self.readings[stream].append(dict(zip(records.READING_FIELDS, fields, strict=True)))
-
-    def ask(self, **request: object) -> dict:
-        answers: list[dict] = []
-        self.commands.handle(request, lambda answer, _: answers.append(answer))
-        for _ in range(20):
-            if answers:
-                break
-            self.run(0.5)
-        return answers[0]
+        super().__init__(directory, *ROOM, *settings, streams=("liquid", "temperature"))
 
     def set(self, setting: str, value: object) -> dict:
         return self.ask(command="set", job="temperature_automation", setting=setting, value=value)
 
-    def simulate(self, **parameters: float) -> None:
-        assert self.ask(command="simulate", set=parameters)["ok"]
-
     @property
     def duty(self) -> float:
         return self.readings["liquid"][-1]["signal_v"]
-
-    def codes(self) -> list[str]:
-        return [event["code"] for event in self.events]
 
 
 @pytest.fixture
