@@ -198,10 +198,11 @@ class Commands:
     # --- pumps -------------------------------------------------------------------------------------------------------
 
     def do_dose(self, request: Request, reply: Reply) -> None:
-        self._dose(parse_dose(request, self.host.config), request, reply)
+        self._dose(parse_dose(request), request, reply)
 
     def do_exchange(self, request: Request, reply: Reply) -> None:
-        self._dose(parse_exchange(request, self.host.config), request, reply)
+        factor = float(self.host.config.get("dosing_automation.config", "waste_removal_multiplier"))
+        self._dose(parse_exchange(request, factor), request, reply)
 
     def _dose(self, dose: Dose, request: Request, reply: Reply) -> None:
         self.host.bioreactor.request(

@@ -36,7 +36,13 @@ QUEUE_ROOM = 16
 REMEMBERED = 64
 DOSE_MAXIMUM_ML, DOSE_MAXIMUM_S = 1000.0, 3600.0
 SOURCE_BYTES = 64
+GUESS_ML_PER_S = 0.0911  # PUMP_GUESS_ML_PER_S of pyx/dose_plan.pxd, for a pump without calibration
 FLOW, OFFSET, DUTY = 0, 1, 2  # PUMP_* of pyx/dose_plan.pxd
+PUMP_LIMITS = (
+    ("flow", 0.0, 20.0, "mL/s"),
+    ("offset", -1.0, 1.0, "mL"),
+    ("duty", 0.0, 100.0, "%"),
+)  # of pump_set there
 
 # What the loop's refusals mean: (why, the limit's name, remedy)
 REFUSALS: dict[int, tuple[str, str]] = {
@@ -50,7 +56,6 @@ REFUSALS: dict[int, tuple[str, str]] = {
         "the pump has no calibration",
         "calibrate it (`stirbar calibrations`), write its flow into [dosing_automation.config], or dose by --seconds",
     ),
-    errno.EAGAIN: ("the last inflow is less than minimum_interval_s ago", "try again in a moment"),
     errno.EBUSY: ("another dose is under way", "wait for its end, or stop it (`stirbar dose stop`)"),
     errno.ENOLINK: ("the guard is silent", "start it with `stirbar guard`"),
     errno.EHOSTDOWN: ("the stirrer is to turn and nobody sees it", "look at the stir bar, or stop stirring"),
@@ -112,11 +117,12 @@ class Bioreactor(Job):
             },
         )
         self.flows = self._flows_of_config()
-        self.queue: list[tuple[Dose, Answer, Refuse]] = []
+        self.queue: list[Dose] = []
         self.current: Dose | None = None
         self.done: dict[int, Dose] = {}
         self._count = 0
         self._asking = False
+        self._is_calibrated = True  # the loop has the flows in force
 
     def begin(self) -> None:
         """At the worker's start: tell the loop what is in the vial, and what its pumps move."""
@@ -158,7 +164,10 @@ class Bioreactor(Job):
         return flows
 
     def calibrate(self) -> None:
-        """Give the loop the calibrations in force."""
+        """Give the loop the calibrations in force; while a dose runs it keeps those that the dose began with."""
+        self._is_calibrated = self.current is None and not self._asking
+        if not self._is_calibrated:
+            return
         self.flows = self._flows_of_config()
         try:
             devices = read_active(active_path(self.host.directory)).get("devices", {})
@@ -170,9 +179,19 @@ class Bioreactor(Job):
             if kept is not None:
                 self._take_calibration(pump, kept)
             for item, value in zip((FLOW, OFFSET, DUTY), self.flows[pump], strict=True):
-                self.host.send(ACTUATORS, events.COMMAND_PUMP, PUMPS.index(pump) + 3 * item, 0, value, _ignore)
+                index = PUMPS.index(pump) + len(PUMPS) * item
+                self.host.send(ACTUATORS, events.COMMAND_PUMP, index, 0, value, self._calibrated(pump, item, value))
             flow = self.flows[pump][0]
             self.host.publish_setting(self.name, f"{pump}_ml_per_s", round(flow, 6) if flow > 0.0 else None, "mL/s")
+
+    def _calibrated(self, pump: str, item: int, value: float) -> Done:
+        def answered(ok: bool, limit: float) -> None:
+            if not ok:
+                name, low, high, unit = PUMP_LIMITS[item]
+                text = f"calibration of the {pump} pump: {name} {value:g} {unit} is not within {low:g} to {high:g}"
+                self.host.event("error", self.name, f"{text}; calibrate it again", code="calibration")
+
+        return answered
 
     def _take_calibration(self, pump: str, kept: dict[str, Any]) -> None:
         name, coefficients = kept.get("name"), kept.get("coefficients")
@@ -202,7 +221,7 @@ class Bioreactor(Job):
         if self.current is None and not self._asking and not self.queue:
             self._ask(dose, answer, refuse)
         else:
-            self.queue.append((dose, answer, refuse))
+            self.queue.append(dose)
             answer({**dose.describe(), "ahead": len(self.queue)})
             self.publish()
 
@@ -213,8 +232,9 @@ class Bioreactor(Job):
         flow, offset, _ = self.flows[dose.pump]
         if dose.kind == "ml":
             return {dose.pump: dose.amount}
-        seconds = dose.amount if dose.kind == "seconds" else 10.0
-        return {dose.pump: seconds * (flow or 0.0911) + max(0.0, offset)}
+        if dose.kind == "continuously":  # until the vial is full
+            return {dose.pump: max(0.0, self.fill_ml - self.account.values["current_volume_ml"])}
+        return {dose.pump: dose.amount * (flow or GUESS_ML_PER_S) + max(0.0, offset)}
 
     def _ask(self, dose: Dose, answer: Answer, refuse: Refuse) -> None:
         """Give a dose to the loop, once the disk knows of it."""
@@ -227,6 +247,12 @@ class Bioreactor(Job):
                 dose.state = "running"
                 self.current = dose
                 answer(dose.describe())
+            elif limit == -errno.EAGAIN:  # the pumps rest: it is asked again
+                dose.state = "queued"
+                self.queue.insert(0, dose)
+                self.account.end()
+                self._keep()
+                answer({**dose.describe(), "ahead": 0})
             else:
                 dose.state = "refused"
                 self._finish(dose)
@@ -276,7 +302,7 @@ class Bioreactor(Job):
     def _next(self) -> None:
         if self.current is not None or self._asking or not self.queue:
             return
-        dose, _, _ = self.queue.pop(0)
+        dose = self.queue.pop(0)
 
         def refused(error: CommandError) -> None:
             text = f"dose {dose.number} was not done: {error.message}; {error.remedy}"
@@ -291,7 +317,7 @@ class Bioreactor(Job):
 
     def stop_doses(self, finish: bool, done: Done) -> None:
         """Stop what runs and forget what waits; `finish`: take out first what an exchange has let in."""
-        for dose, _, _ in self.queue:
+        for dose in self.queue:
             dose.state = "stopped"
             self.done[dose.number] = dose
         self.queue.clear()
@@ -304,8 +330,7 @@ class Bioreactor(Job):
         self.host.send(ACTUATORS, events.COMMAND_DOSE_RENEW, 0, 0, 0.0, done)
 
     def find(self, number: int) -> Dose | None:
-        waiting = [dose for dose, _, _ in self.queue]
-        for dose in (*([self.current] if self.current else []), *waiting, *self.done.values()):
+        for dose in (*([self.current] if self.current else []), *self.queue, *self.done.values()):
             if dose.number == number:
                 return dose
         return None
@@ -347,6 +372,8 @@ class Bioreactor(Job):
             self.host.event("error", self.name, f"the account cannot be kept: {error}", code="write_failed")
 
     def tend(self) -> None:
+        if not self._is_calibrated:
+            self.calibrate()
         self._next()
 
     # --- settings ----------------------------------------------------------------------------------------------------
@@ -377,18 +404,22 @@ class Bioreactor(Job):
         self.host.send(ACTUATORS, events.COMMAND_VOLUME, ITEMS.index(setting), 0, amount, answered)
 
 
-def parse_dose(request: dict[str, object], config: Config) -> Dose:
-    """A request's dose. CommandError: what is wrong with it."""
+def _source(request: dict[str, object]) -> str:
     source = request.get("source", "user")
     if not isinstance(source, str) or len(source.encode()) > SOURCE_BYTES:
         raise CommandError(f"source must be a text of at most {SOURCE_BYTES} bytes", "source")
+    return source
+
+
+def parse_dose(request: dict[str, object]) -> Dose:
+    """A request's dose. CommandError: what is wrong with it."""
     pump = request.get("pump")
     if pump not in PUMPS:
         raise CommandError(f"no pump {pump!r}", "pump", list(PUMPS))
     given = [name for name in ("ml", "seconds", "continuously") if request.get(name) not in (None, False)]
     if len(given) != 1:
         raise CommandError("a dose needs exactly one of ml, seconds, continuously", "ml")
-    dose = Dose(given[0], source)
+    dose = Dose(given[0], _source(request))
     dose.pump = str(pump)
     if dose.kind == "ml":
         dose.amount = number(request["ml"], "ml", 0.001, DOSE_MAXIMUM_ML, "mL")
@@ -397,10 +428,10 @@ def parse_dose(request: dict[str, object], config: Config) -> Dose:
     return dose
 
 
-def parse_exchange(request: dict[str, object], config: Config) -> Dose:
+def parse_exchange(request: dict[str, object], waste_factor: float) -> Dose:
     """A request's exchange; without waste_ml as much goes out as comes in. CommandError: what is wrong with it."""
-    dose = parse_dose({"pump": "media", "ml": 1.0, "source": request.get("source", "user")}, config)
-    dose.kind, dose.pump = "exchange", ""
+    dose = Dose("exchange", _source(request))
+    dose.factor = waste_factor
     for pump in PUMPS[:2]:
         dose.parts[pump] = number(request.get(f"{pump}_ml", 0.0), f"{pump}_ml", 0.0, DOSE_MAXIMUM_ML, "mL")
     inflow = sum(dose.parts.values())
@@ -412,5 +443,4 @@ def parse_exchange(request: dict[str, object], config: Config) -> Dose:
             f"at least {inflow:g} mL",
             "ask for as much waste, or leave it out",
         )
-    dose.factor = float(config.get(SECTION, "waste_removal_multiplier"))
     return dose

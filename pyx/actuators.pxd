@@ -31,7 +31,7 @@ cdef enum:
     EDGES_PER_TICK = 64
     DEADLINE_WORD = 1            # of the guard's page: off-deadlines of the pumps follow the heartbeat
     DOSE_MIXING_NS = 10000000000     # after a pump: readings are flagged for so much longer
-    GUARD_SILENT_NS = 1000000000  # a guard that has not beaten for longer is gone: no heat, no pump
+    GUARD_SILENT_NS = 900000000  # a guard that has not beaten for longer is gone: no heat, no pump within a second
     UNSTIRRED_GRACE_S = 15       # from the first tick on
     PAUSE_NS = 2000000000    # after so long without a tick the guard may have switched the outputs off
     LOCK_PARTS = 5000        # the stirrer's PWM is locked anew when the chop period moved by 1/5000 (200 ppm)
@@ -306,7 +306,7 @@ cdef inline void actuators_watch_dose(Actuators* a, bint guarded, int64_t now_ns
     cdef const Doser* d = &a.controllers.dose
     if d.stage != STAGE_IDLE or a.pump >= 0:
         actuators_dose(a, 0 if guarded else DOSE_UNGUARDED, now_ns)
-    elif a.dosing and now_ns - d.inflow_ns > DOSE_MIXING_NS:
+    elif a.dosing and now_ns - d.ran_ns > DOSE_MIXING_NS:
         stirbar_store_relaxed(&a.dosing, 0)
 
 

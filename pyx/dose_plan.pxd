@@ -260,9 +260,9 @@ cdef inline bint plan_step(
     return plan.step_s > 0.0
 
 
-cdef inline bint plan_repair(DosePlan* plan, const Volume* v, bint owes) noexcept nogil:
+cdef inline bint plan_repair(DosePlan* plan, const Volume* v) noexcept nogil:
     """After a cut: what came in and was not taken out. 0: nothing is to be done."""
-    if plan.kind != DOSE_EXCHANGE or not owes or plan.part == PART_REPAIR:
+    if plan.kind != DOSE_EXCHANGE or plan.part == PART_REPAIR:
         return False
     plan.part = PART_REPAIR
     plan.round = plan.rounds

@@ -74,7 +74,7 @@ cdef struct Doser:
     int64_t deadline_ns      # of step_pump, from STAGE_ARMED on; 0: none
     int64_t on_ns
     int64_t rested_ns        # the next inflow begins no sooner
-    int64_t inflow_ns        # end of the last run of any pump; 0: there was none
+    int64_t ran_ns           # end of the last run of any pump; 0: there was none
     DoseEvent event[DOSE_EVENTS]
 
 
@@ -137,7 +137,7 @@ cdef inline void doser_cut(Doser* d, int why, bint repairs, int64_t now_ns) noex
         doser_say(d, EVENT_DOSE_CUT, why, missing_ml)
     d.running = -1
     d.deadline_ns = 0
-    if repairs and plan_repair(&d.plan, &d.volume, d.volume.item[VOLUME_OWED_ML] > DOSE_LEAST_ML):
+    if repairs and plan_repair(&d.plan, &d.volume):
         doser_pause(d, now_ns)
     else:
         doser_close(d)
@@ -159,7 +159,7 @@ cdef inline void doser_moved(Doser* d, double seconds, int64_t now_ns) noexcept 
         d.rested_ns = now_ns + <int64_t>(1e9 * d.limits.interval_s)
         if d.plan.kind == DOSE_EXCHANGE and d.plan.waste_factor > 0.0:
             d.volume.item[VOLUME_OWED_ML] += ml
-    d.inflow_ns = now_ns
+    d.ran_ns = now_ns
     doser_say(d, EVENT_DOSE_STEP, pump, ml)
 
 
@@ -200,18 +200,20 @@ cdef inline void doser_on(Doser* d, int64_t now_ns) noexcept nogil:
 
 
 cdef inline void doser_ran(Doser* d, int64_t now_ns) noexcept nogil:
-    """A run has come to its end."""
+    """A run has come to its end: close, or go on after a pause."""
+    cdef DosePlan ahead
     doser_off(d, now_ns)
+    ahead = d.plan
     if d.plan.kind == DOSE_CONTINUOUS:
         if plan_free_ml(&d.volume, &d.limits, &d.pump[d.plan.pump], d.plan.pump == DOSE_WASTE) < pump_ml(
                 &d.pump[d.plan.pump], 0.1):
             doser_cut(d, CUT_FULL, False, now_ns)
         else:
             doser_cut(d, CUT_LEASE, False, now_ns)
-    elif doser_is_inflow(d):
-        doser_pause(d, now_ns + <int64_t>(1e9 * d.pause_s))
+    elif d.plan.left <= DOSE_LEAST_ML and not plan_next(&ahead, &d.volume):
+        doser_close(d)
     else:
-        doser_pause(d, now_ns)
+        doser_pause(d, now_ns + <int64_t>(1e9 * d.pause_s) if doser_is_inflow(d) else now_ns)
 
 
 cdef inline void doser_tick(Doser* d, int flags, bint stirred, int64_t now_ns) noexcept nogil:
@@ -219,12 +221,13 @@ cdef inline void doser_tick(Doser* d, int flags, bint stirred, int64_t now_ns) n
     d.step_in_ml = 0.0
     if d.stage == STAGE_IDLE:
         return
-    if flags & DOSE_REFUSED or flags & DOSE_LATE:
-        if d.stage == STAGE_RUNNING and flags & DOSE_REFUSED and now_ns - d.on_ns < ARM_NS:
-            d.stage = STAGE_PAUSED   # it never ran
+    if flags & DOSE_REFUSED:
+        d.stage = STAGE_PAUSED       # it never ran: there is nothing to account for
         doser_off(d, now_ns)
-        doser_cut(d, CUT_PUMP if flags & DOSE_REFUSED else CUT_LATE,
-                  not flags & DOSE_REFUSED or d.plan.step_pump != DOSE_WASTE, now_ns)
+        doser_cut(d, CUT_PUMP, doser_is_inflow(d), now_ns)
+    elif flags & DOSE_LATE:
+        doser_off(d, now_ns)
+        doser_cut(d, CUT_LATE, True, now_ns)
     elif flags & DOSE_UNGUARDED:
         if d.stage != STAGE_HELD:
             doser_off(d, now_ns)

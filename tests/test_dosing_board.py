@@ -57,8 +57,9 @@ def test_a_dose_is_as_long_as_it_should_be(bench, guard, worker):
     late_s = 0.1 if bench.where == "fake" else 0.2  # of a look, on a kernel that runs many times slower
     assert ended(bench, "media", 5) - on_at == pytest.approx(1.0, abs=late_s)
     result = wait_for(
-        lambda: (r := worker.client.dose_result(dose["dose"]))["state"] == "done" and r, 5, "the end", every_s=0.05
+        lambda: (r := worker.client.dose_result(dose["dose"]))["state"] != "running" and r, 5, "the end", every_s=0.05
     )
+    assert result["state"] == "done", result
     assert result["moved_ml"]["media"] == pytest.approx(0.5, abs=0.01)
     assert worker.client.settings()["bioreactor", "current_volume_ml"] == pytest.approx(14.5, abs=0.02)
     assert "was to be off" not in guard.errors()

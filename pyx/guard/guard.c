@@ -45,7 +45,7 @@
 #define PRIORITY 48                      /* between the interrupt threads (50) and the loop (47, 45) */
 #define PAGE_BYTES 4096
 #define LOOK_NS 100000000LL              /* how often the heartbeat and the pumps are looked at */
-#define SILENCE_NS (3000000000LL - LOOK_NS)  /* with it: off within 3 s of the last beat */
+#define SILENCE_NS (3000000000LL - 2 * LOOK_NS)  /* a look, and one that is late: off within 3 s of the last beat */
 #define MESSAGE_BYTES 256                /* less than PIPE_BUF: written whole or not at all */
 #define HELLO_BYTES 1024
 
