@@ -423,13 +423,9 @@ class Host:
             self.blank_taking.remove((taking, done))
             done(taking.means())
 
-    def _volts_per_code(self) -> float | None:
-        """None where the range follows the light: the trace says it then."""
-        text = str(self.config.get("od_reading.config", "adc_full_scale_v"))
-        return None if text == "auto" else float(text) / 32768.0
-
     def describe(self) -> dict[str, object]:
         """Who this unit is and what it can do."""
+        volts_per_code = self.loop.volts_per_code()
         units = {channel: str(curve["x"]) for channel, curve in self.calibrations.channels().items()}
         return {
             "unit": self.unit,
@@ -449,7 +445,7 @@ class Host:
                     "name": "REF" if angle == 0 else f"{angle}°",
                     "unit": units.get(channel, "AU"),
                     "reference": angle == 0,
-                    "volts_per_code": self._volts_per_code(),
+                    "volts_per_code": volts_per_code[channel],
                 }
                 for channel, angle in self.loop.channels()
             ],

@@ -179,10 +179,6 @@ class Probe:
         self._light: Light | None = None
         self._heat: Heat | None = None
         self._asked_ns = 0  # since when the heater board is asked
-        for channel in self.channels if profile is not None else ():
-            if profile is not None and profile.get(f"photodiode.{channel}", "chip") == "rp2040":
-                full_scale_v = float(profile.get(f"photodiode.{channel}", "full_scale_v"))
-                bench.clocks.volts_per_code[channel] = full_scale_v / 32768.0
 
     @property
     def channels(self) -> dict[int, int]:

@@ -622,6 +622,17 @@ cdef class Loop:
         return [(i + 1, self.state.sampler.config.angle[i])
                 for i in range(MAX_CHANNELS) if self.state.sampler.config.angle[i] >= 0]
 
+    def volts_per_code(self):
+        """What a conversion's code stands for: {channel: volts}, None where the range follows the light (the trace
+        says it then)."""
+        cdef int i
+        cdef double full_scale_v
+        found = {}
+        for i in range(MAX_CHANNELS):
+            full_scale_v = self.state.sampler.config.full_scale_v[i]
+            found[i + 1] = full_scale_v / 32768.0 if full_scale_v else None
+        return found
+
     def half_cycle(self):
         """k in force: conversions in half a chop cycle."""
         return self.state.sampler.half_cycle

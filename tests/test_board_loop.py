@@ -122,6 +122,8 @@ def test_every_board_measures(run: Run, bench: Bench) -> None:
     run.until(lambda: len(run.good("od2")) >= 3 and len(run.stream("temperature")) >= 2)
     assert run.stream("temperature")["value"][-1] == 37.0
     assert run.loop.missing == []
+    full_scale_v = 3.3 if run.profile.get("photodiode.2", "chip") == "rp2040" else 1.024
+    assert run.loop.volts_per_code()[2] == full_scale_v / 32768, "a client reads raw conversions in volts by this"
     counters = run.loop.counters()
     assert counters["bus_transfer_errors"] == counters["garbage"] == counters["bus_timeouts"] == 0
     assert counters["bus_transfers"] > 100 and counters["bus_busy_ms"] > 10
