@@ -105,14 +105,16 @@ def board(
     strict: bool = False,
     travel: bool = False,
     beside: bool = False,
+    seldom: bool = False,
 ) -> pytest.MarkDecorator:
     """Mark: on which board a test runs; see the module's text. `travel`: on the kernel, sleeping takes no time.
 
-    `beside`: the next board's tests, where they are marked so too, may run at the same time.
+    `beside`: the next board's tests, where they are marked so too, may run at the same time. `seldom`: its fake only in
+    `make soak`, because other boards have the same chips.
     """
     ready = dict(layout(name).ready) if ready is None else ready
     return pytest.mark.board(
-        name=name, ready=ready, plant=plant, bus_hz=bus_hz, strict=strict, travel=travel, beside=beside
+        name=name, ready=ready, plant=plant, bus_hz=bus_hz, strict=strict, travel=travel, beside=beside, seldom=seldom
     )
 
 

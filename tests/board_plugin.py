@@ -33,6 +33,7 @@ class Variant(NamedTuple):
     ready: str
     travel: bool
     beside: bool
+    seldom: bool
     settings: dict[str, object]
 
     @property
@@ -49,8 +50,8 @@ def _variants(definition: pytest.Item, where: str) -> list[Variant]:
     found = []
     for mark in reversed(marks or [board().mark]):
         settings = dict(mark.kwargs)
-        name, ready, travel, beside = (settings.pop(key) for key in ("name", "ready", "travel", "beside"))
-        found.append(Variant(where, name, ready_text(ready), travel, beside, settings))
+        name, ready, *flags = (settings.pop(key) for key in ("name", "ready", "travel", "beside", "seldom"))
+        found.append(Variant(where, name, ready_text(ready), *flags, settings))
     return found
 
 
@@ -157,6 +158,8 @@ class BoardPlugin:
         for where in places:
             for variant in _variants(metafunc.definition, where):
                 marks = [pytest.mark.hil] if where == "kernel" else []
+                if where == "fake" and variant.seldom:
+                    marks.append(pytest.mark.soak)
                 if where == "kernel" and self._here is None and "STIRBAR_HIL" not in os.environ:
                     marks.append(pytest.mark.skip(reason="STIRBAR_HIL names no simulator kernel"))
                 if self._here is not None and not self._fits(variant):

@@ -139,10 +139,10 @@ def test_the_custom_example_measures(bench: Bench, tmp_path: pathlib.Path) -> No
         assert counters["bus_transfer_errors"] == counters["garbage"] == counters["ready_lost"] == 0
 
 
-@board("hat1.0", travel=True)
+@board("hat1.0", travel=True, seldom=True)
 @board("hat1.1", travel=True)
-@board("hat1.2", travel=True)
-@board("model1.5", travel=True)
+@board("hat1.2", travel=True, seldom=True)
+@board("model1.5", travel=True, seldom=True)
 @board("xr1.5", travel=True)
 @board("eyespy", travel=True)
 def test_slow_devices_cost_no_conversion(run: Run, bench: Bench) -> None:

@@ -223,7 +223,7 @@ def unit(bench: Bench, tmp_path: pathlib.Path):
 
 def every_board(test):
     for name in ("eyespy", "xr1.5", "model1.5", "hat1.2", "hat1.1", "hat1.0"):
-        test = board(name, travel=True, beside=True)(test)
+        test = board(name, travel=True, beside=True, seldom=name in ("hat1.2", "model1.5"))(test)
     return test
 
 
