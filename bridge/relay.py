@@ -357,8 +357,7 @@ class Relay:
                 self._follow_experiment(document.get("value"))
             self._dialect.setting(document)
         elif topic == "vitals":
-            figures = {**_json_object(body), "spool_bytes": self._spool.size}
-            self.intake.take(header, json.dumps(figures).encode())
+            self.intake.take(header, body)
         elif header.kind in (KIND_READINGS, KIND_TRACE) or (header.kind == KIND_JSON and topic == "event"):
             live = self._own.live.get(header.stream)
             if live is not None:

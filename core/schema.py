@@ -283,8 +283,7 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
             text_key(
                 "journal_command",
                 "text",
-                "journalctl --quiet --no-pager --output=short-iso "
-                "--unit=stirbar-worker --unit=stirbar-bridge --unit=stirbar-guard",
+                "journalctl -q --no-pager -o short-iso -u stirbar-worker -u stirbar-bridge -u stirbar-guard",
                 "What shows this machine's journal to the leader, --lines=N is put behind it; or none.",
             ),
         ),
