@@ -36,6 +36,7 @@ SEQUENCE_END = 1 << SEQUENCE_BITS
 TIME_END_NS = 1 << 62  # the year 2116; differences of two such times fit 64 bits
 ROLLUP_LEVELS_S = (10, 60, 900)
 EVENT_STREAM = STREAM_IDS["event"]
+VITALS_STREAM = STREAM_IDS["vitals"]
 RAW_STREAMS = (STREAM_IDS["raw"], STREAM_IDS["edges"])
 LEVELS = ("debug", "info", "notice", "warning", "error")
 WALL_TOLERANCE_NS = 2_000_000_000  # a unit's wall clock that differs by more from the leader's is not believed
@@ -149,15 +150,15 @@ def _check_readings(header: Header, payload: bytes) -> list[Any]:
 
 
 def _check_events(header: Header, payload: bytes) -> list[Any]:
-    if header.stream != EVENT_STREAM:
-        raise ValueError(f"JSON in stream {STREAMS[header.stream]}: only events are stored as JSON")
+    if header.stream not in (EVENT_STREAM, VITALS_STREAM):
+        raise ValueError(f"JSON in stream {STREAMS[header.stream]}: only events and vitals are stored as JSON")
     parsed = parse_json(payload)
     events = parsed if isinstance(parsed, list) else [parsed]
     if len(events) != header.count or not all(isinstance(event, dict) for event in events):
         raise ValueError(f"{header.count} events announced, the JSON holds {len(events)} things")
     for event in events:
         wall_ns = event.get("wall_ns", header.realtime_ns)
-        if not isinstance(wall_ns, int) or not 0 <= wall_ns < TIME_END_NS:
+        if not isinstance(wall_ns, int) or isinstance(wall_ns, bool) or not 0 <= wall_ns < TIME_END_NS:
             raise ValueError(f"event at {wall_ns!r} ns: out of range")
     return events
 

@@ -20,7 +20,14 @@ from stirbar.bridge.renewal import RENEW_DAYS
 from stirbar.core import paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 
+TYPE_CHECKING = False
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from importlib.metadata import EntryPoint
+
 NAME_FIELD = "name"
+ACTIONS_GROUP = "stirbar.cluster"  # of entry points
 
 
 def say(line: str) -> None:
@@ -143,8 +150,16 @@ def renew(config: Config, arguments: argparse.Namespace) -> None:
     say(f"the certificate is good until {datetime.datetime.fromtimestamp(ends):%Y-%m-%d}")
 
 
+def _higher_actions() -> dict[str, EntryPoint]:
+    """The actions that higher rooms have: these ask the leader that runs."""
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry for entry in entry_points(group=ACTIONS_GROUP)}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stirbar cluster", description="The units of a cluster; docs/cluster.md.")
+    parser.epilog = "Of the leader that runs (docs/nodes.md): " + ", ".join(sorted(_higher_actions()))
     actions = parser.add_subparsers(dest="action", required=True)
 
     def action(name: str, help: str, unit: bool = False) -> argparse.ArgumentParser:
@@ -179,6 +194,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     """`stirbar cluster`"""
+    found = _higher_actions().get(argv[0]) if argv else None
+    if found is not None:
+        run: Callable[[list[str]], int] = found.load()
+        return run(argv)
     arguments = _parser().parse_args(argv)
     act = {
         "invite": invite, "join": join, "list": show, "remove": remove, "rename": rename, "revoke": revoke,

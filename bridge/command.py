@@ -6,6 +6,7 @@ import os
 import sys
 
 from stirbar.bridge.log import Log
+from stirbar.bridge.machine import ANSWERED_HERE
 from stirbar.bridge.relay import Settings, serve
 from stirbar.bridge.session import Broker
 from stirbar.core import identity, paths, sockets
@@ -55,7 +56,14 @@ def settings_from_config(config: Config, renewal_command: list[str] | None = Non
         with_raw=bool(config.get("od_reading.config", "raw")),
         cluster_file=paths.cluster_file(config),
         renewal_command=renewal_command,
+        machine_commands=machine_commands(config),
     )
+
+
+def machine_commands(config: Config) -> dict[str, list[str]]:
+    """The programs behind what the leader may ask of this computer, as words."""
+    found = {name: str(config.get("bridge.config", f"{name}_command")).split() for name in ANSWERED_HERE}
+    return {name: words for name, words in found.items() if words != ["none"]}
 
 
 def account(config: Config, unit: str) -> tuple[str, str]:

@@ -277,7 +277,9 @@ class Dialect:
     def states(self, state: str) -> None:
         """All jobs are `lost` (the worker does not answer) or `disconnected` (the bridge ends)."""
         for job, setting in list(self._said):
-            if setting == topics.STATE_SETTING and self._said[(job, setting)] != state.encode():
+            said = self._said[(job, setting)]
+            # what did not run is not lost with its worker
+            if setting == topics.STATE_SETTING and said not in (state.encode(), DISCONNECTED.encode()):
                 self.say(job, setting, state.encode())
 
     def statistics(self, path: str) -> None:

@@ -29,6 +29,7 @@ from stirbar.bridge.live import (
     reading_object,
 )
 from stirbar.bridge.log import Log
+from stirbar.bridge.presence import Presence
 from stirbar.bridge.session import Broker, Session
 from stirbar.bridge.store import StoreError
 from stirbar.bridge.stored_path import StoredPath, parse_object
@@ -102,6 +103,7 @@ class Ingest:
         self._stored = StoredPath(store, self._acknowledge, self._log)
         self._clocks = Clocks(store, self._make_event)
         self._leadership = Leadership(self._stored.epoch)
+        self._presence = Presence(topic_root, self._leave, self._tell_state)
         self._state_topic = f"{data_root}/leader/state"
         # our own tree first: its retained descriptions name the units that the dialect's settings are about
         subscriptions = [(pattern, True) for pattern, _ in topics.leader_subscriptions(data_root)]
@@ -250,6 +252,7 @@ class Ingest:
             self._send_what_waits()
             if now >= self._next_commit:
                 self._commit(now)
+                self._look_for_silent_units()
                 self._cpu_s = time.thread_time()
             wanted = self._session.interest()
             if wanted != watched:
@@ -295,6 +298,7 @@ class Ingest:
     def _online(self) -> None:
         with self._lock:
             self._connected = True
+            self._presence.listening(time.monotonic())
             self._outbox.clear()
             for unit in self._units.values():
                 unit.assigned = None
@@ -328,6 +332,15 @@ class Ingest:
             self._log("error", f"a unit's description or clock is not stored yet: {error}", "describe")
         self._stored.commit()
 
+    def _look_for_silent_units(self) -> None:
+        with self._lock:
+            if self._connected:
+                self._presence.step(time.monotonic(), self._units.values())
+
+    def _leave(self, topic: str, payload: bytes) -> None:
+        """A retained message that this thread sends in a moment. Lock held."""
+        self._outbox.append((topic, payload))
+
     def _acknowledge(self, unit_id: bytes, what: dict[str, Any]) -> None:
         """Lost when there is no connection: a unit that hears nothing asks."""
         payload = json.dumps({**what, "t": time.time()}).encode()
@@ -354,7 +367,7 @@ class Ingest:
                 found = self._topics[topic] = (parsed, self._known(bytes.fromhex(parsed.unit_id)))
             parsed, unit = found
             if not message.retain:
-                unit.last_seen = time.time()
+                self._hear_of(unit)
             _HANDLERS[parsed.leaf](self, unit, parsed, message)
         except ValueError as error:
             self._counters["malformed"] += 1
@@ -362,6 +375,12 @@ class Ingest:
         except Exception as error:
             self._counters["internal_errors"] += 1
             self._log("error", f"topic {topic[:200]}: {type(error).__name__}: {error}", "internal")
+
+    def _hear_of(self, unit: LiveUnit) -> None:
+        unit.last_seen, unit.heard_at = time.time(), time.monotonic()
+        if unit.silent:
+            with self._lock:
+                self._presence.heard(unit)
 
     def _known(self, unit_id: bytes) -> LiveUnit:
         with self._lock:
@@ -437,23 +456,13 @@ class Ingest:
         if state not in STATES:
             raise ValueError(f"state {state!r}, expected one of {', '.join(STATES)}")
         with self._lock:
-            changed = state != unit.state
-            unit.state = state
+            unit.heard_at = time.monotonic()  # a retained word counts for a while too
+            changed = self._presence.said(unit, state)
         if changed:
-            self._tell("state", unit.name, {"state": state})
             self._look_for_namesakes(unit)
-        if changed and state == "lost":
-            self._say_jobs_lost(unit)
 
-    def _say_jobs_lost(self, unit: LiveUnit) -> None:
-        """A unit that died has one will, for its own state; the dialect has a state of each job: tell those too."""
-        with self._lock:
-            for job, job_state in unit.jobs().items():
-                experiment = topics.UNIVERSAL_EXPERIMENT if job == topics.MONITOR else unit.experiment
-                if experiment is None or job_state in ("disconnected", "lost"):
-                    continue
-                topic = topics.dialect(self._topic_root, unit.name, experiment, job, topics.STATE_SETTING)
-                self._outbox.append((topic, b"lost"))
+    def _tell_state(self, unit: LiveUnit) -> None:
+        self._tell("state", unit.name, {"state": unit.state})
 
     def _look_for_namesakes(self, unit: LiveUnit) -> None:
         """Two units with one name cannot be told apart in the dialect: say it, once for each pair."""
@@ -502,6 +511,7 @@ class Ingest:
     def _take_status(self, unit: LiveUnit, status: dict[str, Any]) -> None:
         with self._lock:
             unit.status = status
+            self._presence.jobs_are(unit, status.get("jobs"))
         self._tell("status", unit.name, status)
 
     def _tell_events(self, unit: LiveUnit, header: Header, body: bytes) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stirbar.bridge.spool import Spool
     from stirbar.bridge.worker_link import WorkerLink
 
-EVENT, RAW, EDGES = STREAM_IDS["event"], STREAM_IDS["raw"], STREAM_IDS["edges"]
+EVENT, VITALS, RAW, EDGES = (STREAM_IDS[name] for name in ("event", "vitals", "raw", "edges"))
 RESEND_BYTES = 256 << 10  # of one answer: what the bridge holds at a time
 PENDING_BYTES = 1 << 20  # more than this is written before the block is due
 RETRY_S = 1.0
@@ -47,7 +47,7 @@ class Intake:
         self.run_id = b""
         self.full = False
         self.taken = self.duplicates = self.holes = self.refilled = self.gaps = 0
-        self._streams = (*READING_STREAMS, EVENT, *((RAW, EDGES) if with_raw else ()))
+        self._streams = (*READING_STREAMS, EVENT, VITALS, *((RAW, EDGES) if with_raw else ()))
         self._spool = spool
         self._link = link
         self._log = log
@@ -108,6 +108,8 @@ class Intake:
             header.first_sequence = cursor
             header.count -= skip
             body = body[skip * header.record_size :]
+        if header.stream == VITALS and body.endswith(b"}"):
+            body = body[:-1] + b', "spool_bytes": %d}' % self._spool.size  # the bridge's own part of them
         self._pending.setdefault(header.stream, []).append((header, body))
         self._pending_bytes += len(body) + 100
         self._cursors[header.stream] = header.end_sequence

@@ -92,12 +92,15 @@ class LiveUnit:
         "describe",
         "describe_due",
         "events_seen",
+        "heard_at",
+        "jobs_lost",
         "last_seen",
         "latest",
         "name",
         "raw",
         "raw_bytes",
         "settings",
+        "silent",
         "state",
         "status",
         "topics",
@@ -112,6 +115,9 @@ class LiveUnit:
         self.describe_due = False  # the store does not have it yet
         self.state = "offline"
         self.last_seen = 0.0  # Unix seconds; 0: not since the leader started
+        self.heard_at = 0.0  # the same, by the monotonic clock
+        self.silent = False  # lost because nothing was heard of it, while its own last word is that it is online
+        self.jobs_lost: tuple[str, ...] = ()  # whose states in the dialect the leader has called lost
         self.status: dict[str, Any] = {}
         self.settings: dict[str, dict[str, Any]] = {}
         self.latest: dict[int, Record] = {}

@@ -19,6 +19,7 @@ import zmq
 from stirbar.bridge import remote, topics
 from stirbar.bridge.dialect import LOST, MONITOR, Dialect
 from stirbar.bridge.intake import Intake
+from stirbar.bridge.machine import Machine
 from stirbar.bridge.offline import OfflineSign
 from stirbar.bridge.renewal import Renewal
 from stirbar.bridge.sender import Sender
@@ -54,6 +55,7 @@ class Settings:
         "data_root",
         "dialect_readings_per_second",
         "end_to_end",
+        "machine_commands",
         "reconnect_maximum_s",
         "renewal_command",
         "spool_directory",
@@ -85,6 +87,7 @@ class Settings:
         with_raw: bool = False,
         cluster_file: str = "",
         renewal_command: list[str] | None = None,
+        machine_commands: dict[str, list[str]] | None = None,
     ) -> None:
         self.unit = unit
         self.unit_id = unit_id
@@ -102,6 +105,7 @@ class Settings:
         self.with_raw = with_raw
         self.cluster_file = cluster_file
         self.renewal_command = renewal_command or []
+        self.machine_commands = machine_commands or {}
 
 
 class Relay:
@@ -132,8 +136,17 @@ class Relay:
         )
         self.sender = Sender(self._spool, own, settings.unit, settings.end_to_end, self._publish_stored, log)
         assignment = topics.assignment(settings.topic_root, settings.unit)
+        self._machine = Machine(settings.machine_commands, self._link, log)
         self.remote = remote.Remote(
-            self._link, self._dialect, self._spool, self.sender.leader_time, own, assignment, self._reply, log
+            self._link,
+            self._machine,
+            self._dialect,
+            self._spool,
+            self.sender.leader_time,
+            own,
+            assignment,
+            self._reply,
+            log,
         )
         will = (own.state, topics.STATE_LOST)
         if not settings.end_to_end:
@@ -208,13 +221,15 @@ class Relay:
 
     def _sleep_ms(self) -> int:
         now = time.monotonic()
-        due = min(self._flush_at, self._tick_at, self.session.due, self.sender.due, now + LONGEST_SLEEP_S)
+        due = min(self._flush_at, self._tick_at, self.session.due, self.sender.due, self._machine.due)
+        due = min(due, now + LONGEST_SLEEP_S)
         return max(1, int((due - now) * 1000) + 1) if due > now else 0
 
     def _step(self, now: float) -> None:
         """Whatever the time demands."""
         self.session.step(now)
         self._link.expire(now)
+        self._machine.step(now)
         self._watch_worker(now)
         self._offline_sign.step(self.session.online, now)
         if self._renewal is not None:
@@ -341,6 +356,8 @@ class Relay:
             if document.get("job") == MONITOR and document.get("setting") == "experiment":
                 self._follow_experiment(document.get("value"))
             self._dialect.setting(document)
+        elif topic == "vitals":
+            self.intake.take(header, body)
         elif header.kind in (KIND_READINGS, KIND_TRACE) or (header.kind == KIND_JSON and topic == "event"):
             live = self._own.live.get(header.stream)
             if live is not None:

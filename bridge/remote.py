@@ -14,6 +14,7 @@ import time
 
 from stirbar.bridge import topics
 from stirbar.bridge.dialect import Dialect, compact, parse_assignment
+from stirbar.bridge.machine import ANSWERED_HERE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from stirbar.bridge.leader_time import LeaderTime
     from stirbar.bridge.log import Log
+    from stirbar.bridge.machine import Machine
     from stirbar.bridge.spool import Spool
     from stirbar.bridge.topics import UnitTopics
     from stirbar.bridge.worker_link import WorkerLink
@@ -46,6 +48,7 @@ class Remote:
     def __init__(
         self,
         link: WorkerLink,
+        machine: Machine,
         dialect: Dialect,
         spool: Spool,
         leader_time: LeaderTime,
@@ -59,6 +62,7 @@ class Remote:
         self.assigned: str | None = None
         self.connected_at = 0.0
         self._link = link
+        self._machine = machine
         self._dialect = dialect
         self._spool = spool
         self._leader_time = leader_time
@@ -143,7 +147,9 @@ class Remote:
                     del self._done[next(iter(self._done))]
             self._answer(topic, answer, correlation)
 
-        if refusal is None and not (self.worker_present and self._link.request(body, replied, now)):
+        if refusal is None and body.get("command") in ANSWERED_HERE:
+            self._machine.request(body, self.worker_present, replied, now)
+        elif refusal is None and not (self.worker_present and self._link.request(body, replied, now)):
             refusal = {"message": "no worker answers on this unit", "field": "", "remedy": "start `stirbar worker`"}
         if refusal is not None:
             self.refused += 1

@@ -7,7 +7,7 @@ import sqlite3
 import sys
 import urllib.parse
 
-from stirbar.bridge.blocks import EVENT_STREAM, ROLLUP_LEVELS_S, SEQUENCE_BITS
+from stirbar.bridge.blocks import EVENT_STREAM, ROLLUP_LEVELS_S, SEQUENCE_BITS, VITALS_STREAM
 from stirbar.bridge.store import StoreError
 from stirbar.core.records import READING_STREAMS, STREAMS
 
@@ -123,28 +123,29 @@ def _against_coverage(connection: sqlite3.Connection) -> Iterator[str]:
             if inside != count:
                 yield f"series {series} has {count - inside} readings that its coverage does not know"
             held[run, stream] = held.get((run, stream), 0) + count
-    for run, stream, count in connection.execute(
-        "SELECT run, stream, count(*) FROM event JOIN series ON series.id = event.series GROUP BY 1, 2"
-    ):
-        held[run, stream] = held.get((run, stream), 0) + count
+    for table in ("event", "vitals") if _has(connection, "vitals") else ("event",):
+        for run, stream, count in connection.execute(
+            f"SELECT run, stream, count(*) FROM {table} JOIN series ON series.id = {table}.series GROUP BY 1, 2"
+        ):
+            held[run, stream] = held.get((run, stream), 0) + count
     gone = "SELECT run, stream, sum(count) FROM gap GROUP BY 1, 2"
-    if _has_thinned(connection):
+    if _has(connection, "thinned"):
         gone += " UNION ALL SELECT run, stream, readings FROM thinned JOIN series ON series.id = thinned.series"
     for run, stream, count in connection.execute(gone):
         held[run, stream] = held.get((run, stream), 0) + count
     for run, stream, covered in connection.execute(
         "SELECT run, stream, sum(end_sequence - first_sequence) FROM coverage GROUP BY 1, 2"
     ):
-        if (stream in READING_STREAMS or stream == EVENT_STREAM) and held.get((run, stream), 0) != covered:
+        if stream in (*READING_STREAMS, EVENT_STREAM, VITALS_STREAM) and held.get((run, stream), 0) != covered:
             yield (
                 f"run {run}, stream {STREAMS.get(stream, stream)}: {covered} are accounted for, "
                 f"{held.get((run, stream), 0)} are here or known to be lost"
             )
 
 
-def _has_thinned(connection: sqlite3.Connection) -> bool:
-    """A backup of an older version has no such table."""
-    return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'thinned'").fetchone())
+def _has(connection: sqlite3.Connection, table: str) -> bool:
+    """A backup of an older version lacks tables."""
+    return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone())
 
 
 def _count(connection: sqlite3.Connection, series: int, first: int, end: int) -> int:
@@ -158,7 +159,7 @@ def _count(connection: sqlite3.Connection, series: int, first: int, end: int) ->
 def _against_rollups(connection: sqlite3.Connection, level: int) -> Iterator[str]:
     """Each bucket has the count, the extremes and the sum of its readings; a thinned series has their count."""
     thinned = {}
-    if _has_thinned(connection):
+    if _has(connection, "thinned"):
         thinned = dict(connection.execute("SELECT series, finite FROM thinned WHERE readings > 0"))
     for (series,) in connection.execute("SELECT id FROM series").fetchall():
         place = (series << SEQUENCE_BITS, (series + 1) << SEQUENCE_BITS)

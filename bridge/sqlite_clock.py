@@ -37,6 +37,9 @@ _READINGS = f"""
 _CHUNKS = """
     UPDATE raw_chunk SET realtime_ns = monotonic_ns + ?2
     WHERE series = ?1 AND abs(realtime_ns - monotonic_ns - ?2) > ?3"""
+_VITALS = """
+    UPDATE vitals SET wall_ns = monotonic_ns + ?2, clock_offset_s = (wall_ns - monotonic_ns - ?2) / 1e9
+    WHERE series = ?1 AND abs(wall_ns - monotonic_ns - ?2) > ?3"""
 _ROLLUP = f"""
     INSERT INTO rollup_{{level}}s
     SELECT id >> {SEQUENCE_BITS}, wall_ns / {{span_ns}}, count(finite), min(finite), max(finite),
@@ -109,7 +112,8 @@ def mend(connection: sqlite3.Connection, unit: int, boot_id: bytes, zero_ns: int
                     connection.execute(f"DELETE FROM rollup_{level}s WHERE series = ?", (series,))
                     connection.execute(_ROLLUP.format(level=level, span_ns=level * 10**9), (first, end))
             _mend_events(connection, series, zero_ns)
-            connection.execute(_CHUNKS, (series, zero_ns, WALL_TOLERANCE_NS))
+            for statement in (_CHUNKS, _VITALS):
+                connection.execute(statement, (series, zero_ns, WALL_TOLERANCE_NS))
         connection.execute(_RANGE_SET, (run, zero_ns, zero_ns))
     return [run for run, _ in runs]
 

@@ -101,14 +101,22 @@ class SqliteReader(Store):
 
     def units(self) -> list[dict[str, Any]]:
         rows = self._rows(
-            "SELECT unit.unit_id, unit.name, unit.describe, unit.first_seen_ns, experiment.name FROM unit "
+            "SELECT unit.unit_id, unit.name, unit.describe, unit.first_seen_ns, experiment.name, label.label FROM unit "
             "LEFT JOIN assignment ON assignment.unit = unit.id AND assignment.until_ns IS NULL "
-            "LEFT JOIN experiment ON experiment.id = assignment.experiment ORDER BY unit.name, unit.id"
+            "LEFT JOIN experiment ON experiment.id = assignment.experiment "
+            "LEFT JOIN label ON label.experiment = experiment.id AND label.unit = unit.id ORDER BY unit.name, unit.id"
         )
-        names = ("unit_id", "unit", "describe", "first_seen", "experiment")
+        tags: dict[bytes, list[str]] = {}
+        for unit_id, tag in self._rows("SELECT unit_id, tag FROM tag JOIN unit ON unit.id = tag.unit ORDER BY tag"):
+            tags.setdefault(unit_id, []).append(tag)
+        names = ("unit_id", "unit", "describe", "first_seen", "experiment", "label", "tags")
         return [
-            dict(zip(names, (unit_id, name, json.loads(describe), first_ns / 1e9, experiment), strict=True))
-            for unit_id, name, describe, first_ns, experiment in rows
+            dict(
+                zip(
+                    names, (unit_id, name, json.loads(about), first_ns / 1e9, *rest, tags.get(unit_id, [])), strict=True
+                )
+            )
+            for unit_id, name, about, first_ns, *rest in rows
         ]
 
     def experiments(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stirbar.bridge.blocks import ROLLUP_LEVELS_S, Bucket
+from stirbar.core.vitals import STORED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 COUNTERS = (
     "readings",
     "events",
+    "vitals",
     "raw_chunks",
     "gaps",
     "lost",  # sequence numbers inside gaps
@@ -23,12 +25,14 @@ COUNTERS = (
     "commit_failures",
     "thinned_readings",  # kept as roll-ups only
     "removed_raw_chunks",
+    "removed_vitals",
 )
 
 _READING_INSERT = "INSERT INTO reading VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) ON CONFLICT DO NOTHING"
 _EVENT_INSERT = """
     INSERT INTO event (id, wall_ns, unit, series, sequence, level, source, code, message, object)
     VALUES (?,?,?,?,?,?,?,?,?,?)"""
+_VITALS_INSERT = f"INSERT INTO vitals VALUES ({','.join('?' * (5 + len(STORED)))}) ON CONFLICT DO NOTHING"
 _GAP_INSERT = "INSERT INTO gap (run, stream, first_sequence, count, reason, wall_ns) VALUES (?,?,?,?,?,?)"
 _COVERAGE_UPSERT = """
     INSERT INTO coverage VALUES (?,?,?,?)
@@ -55,13 +59,14 @@ _CHUNK_UPSERT = """
 class Pending:
     """What waits for the next commit. Synchronization: under the store's lock."""
 
-    __slots__ = ("chunks", "events", "gaps", "readings", "rollups", "size", "touched")
+    __slots__ = ("chunks", "events", "gaps", "readings", "rollups", "size", "touched", "vitals")
 
     def __init__(self) -> None:
         self.readings: list[tuple[Any, ...]] = []
         self.rollups: Buckets = {}  # of the finest level
         self.events: list[tuple[Any, ...]] = []
         self.chunks: list[tuple[Any, ...]] = []
+        self.vitals: list[tuple[Any, ...]] = []
         self.gaps: list[tuple[Any, ...]] = []
         self.touched: set[tuple[int, int]] = set()  # (run, stream) whose coverage grew
         self.size = 0  # bytes, about
@@ -75,6 +80,7 @@ class Pending:
         """Everything but readings and coverage; `added` is how the database adds two sums of a roll-up."""
         connection.executemany(_EVENT_INSERT, self.events)
         connection.executemany(_CHUNK_UPSERT, self.chunks)
+        connection.executemany(_VITALS_INSERT, self.vitals)
         connection.executemany(_GAP_INSERT, self.gaps)
         for level in ROLLUP_LEVELS_S:
             buckets = _widen(self.rollups, level // ROLLUP_LEVELS_S[0])

@@ -26,7 +26,7 @@ from stirbar.bridge.blocks import (
 )
 from stirbar.bridge.sqlite_check import MIGRATIONS, migration_steps
 from stirbar.bridge.sqlite_clock import BOOT_UPSERT, Clock
-from stirbar.bridge.sqlite_reader import SqliteReader
+from stirbar.bridge.sqlite_nodes import SqliteNodes, vitals_row
 from stirbar.bridge.sqlite_rows import COUNTERS, Pending, write_coverage
 from stirbar.bridge.store import StoreError, StoreUnavailable
 from stirbar.core.records import KIND_GAP, KIND_JSON, KIND_RAW_CHUNK, KIND_READINGS, READING_FIELDS
@@ -46,7 +46,7 @@ _FLAG_BITS, _EXPERIMENT, _ANGLE, _HALF_CYCLE = (
 )
 
 
-class SqliteStore(SqliteReader):
+class SqliteStore(SqliteNodes):
     """See `Store`. One connection writes under a lock; every reading thread has a connection of its own.
 
     An flock on `<path>.lock` keeps a second leader away from the same file.
@@ -144,6 +144,8 @@ class SqliteStore(SqliteReader):
                 return
             if header.kind == KIND_READINGS:
                 self._add_readings(header, run, clock_ns, content, new)
+            elif header.kind == KIND_JSON and header.stream == blocks.VITALS_STREAM:
+                self._add_vitals(header, run, content, new)
             elif header.kind == KIND_JSON:
                 self._add_events(header, run, content, new)
             elif header.kind == KIND_RAW_CHUNK:
@@ -213,6 +215,19 @@ class SqliteStore(SqliteReader):
                 )
                 self._pending.events.append(self._event_row(wall_ns, unit, series, sequence, event))
             self._counters["events"] += end - first
+
+    def _add_vitals(self, header: Header, run: int, figures: list[Any], new: list[tuple[int, int]]) -> None:
+        series = self._series_id(run, header, 0)
+        unit = self._units[header.unit_id]
+        zero_ns = self._clock.zero_ns(header)
+        for first, end in new:
+            for sequence in range(first, end):
+                told = figures[sequence - header.first_sequence]
+                row = vitals_row(series, sequence, unit, header, told, zero_ns)
+                self._clock.saw(run, row[3] - row[4], row[3] - row[4])
+                wall_ns = self._clock.wall_ns(header, row[3], row[4])
+                self._pending.vitals.append((*row[:3], wall_ns, *row[4:]))
+            self._counters["vitals"] += end - first
 
     def _event_row(
         self, wall_ns: int, unit: int | None, series: int | None, sequence: int | None, event: dict[str, Any]
@@ -433,17 +448,13 @@ class SqliteStore(SqliteReader):
 
     def assign(self, unit_id: bytes, experiment: str | None) -> None:
         with self._lock:
-            unit = self._units.get(unit_id)
-            if unit is None:
-                raise StoreError(f"no unit {unit_id.hex()}: it has never reported to this leader")
-            if experiment is not None and experiment not in self._experiments:
-                raise StoreError(f"no experiment '{experiment}': create it first")
+            unit, number = self._known(unit_id, experiment)
             now_ns = time.time_ns()
             with self._transaction("FULL"):
                 current = self._writer.execute(
                     "SELECT experiment FROM assignment WHERE unit = ? AND until_ns IS NULL", (unit,)
                 ).fetchone()
-                wanted = None if experiment is None else self._experiments[experiment]
+                wanted = None if experiment is None else number
                 if (current[0] if current else None) == wanted:
                     return
                 self._writer.execute(
@@ -453,6 +464,7 @@ class SqliteStore(SqliteReader):
                     self._writer.execute(
                         "INSERT INTO assignment (unit, experiment, from_ns) VALUES (?,?,?)", (unit, wanted, now_ns)
                     )
+                    self._writer.execute("DELETE FROM standdown WHERE unit = ?", (unit,))
 
     # Events, counters, the end
 
@@ -495,6 +507,12 @@ class SqliteStore(SqliteReader):
         with self._lock, self._transaction("NORMAL"):
             taken = sqlite_thin.drop_raw(self._writer, round(before_s * 1e9))
         self._counters["removed_raw_chunks"] += taken
+        return taken
+
+    def drop_vitals(self, before_s: float) -> int:
+        with self._lock, self._transaction("NORMAL"):
+            taken = sqlite_thin.drop_vitals(self._writer, round(before_s * 1e9))
+        self._counters["removed_vitals"] += taken
         return taken
 
     def counters(self) -> dict[str, Any]:

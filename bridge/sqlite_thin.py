@@ -62,3 +62,18 @@ def drop_raw(connection: Any, before_ns: int) -> int:
     connection.executemany("DELETE FROM raw_chunk WHERE series = ? AND first_sequence = ?", chunks)
     connection.executemany(_THINNED_UPSERT, [(series, 0, 0, 0, 1) for series, _ in chunks])
     return len(chunks)
+
+
+def drop_vitals(connection: Any, before_ns: int) -> int:
+    """Take away a batch of vitals that are older; returns how many, 0 when there are no more."""
+    old = connection.execute(
+        "SELECT series, sequence FROM unit JOIN vitals ON vitals.unit = unit.id AND wall_ns < ?1 "
+        "JOIN series ON series.id = vitals.series JOIN run ON run.id = series.run WHERE run.first_seen_ns < ?1 "
+        "LIMIT ?2",
+        (before_ns, BATCH_READINGS),
+    ).fetchall()
+    connection.executemany("DELETE FROM vitals WHERE series = ? AND sequence = ?", old)
+    for series in {series for series, _ in old}:
+        count = sum(one == series for one, _ in old)
+        connection.execute(_THINNED_UPSERT, (series, before_ns, count, 0, 0))
+    return len(old)

@@ -81,7 +81,8 @@ class Store:
         raise NotImplementedError
 
     def units(self) -> list[dict[str, Any]]:
-        """`unit_id`, `unit` (name), `describe` (dict), `first_seen`, `experiment` (or None), in order of name."""
+        """`unit_id`, `unit` (name), `describe` (dict), `first_seen`, `experiment` and `label` (or None), `tags`; in
+        order of name."""
         raise NotImplementedError
 
     def upsert_unit(self, unit_id: bytes, name: str, describe: dict[str, Any]) -> None:
@@ -101,6 +102,57 @@ class Store:
 
     def assignments(self) -> dict[bytes, str]:
         """{unit_id: experiment} now in force."""
+        raise NotImplementedError
+
+    def assignment_history(
+        self, unit_id: bytes | None = None, experiment: str | None = None, limit: int = 1000
+    ) -> list[dict[str, Any]]:
+        """Newest first: `unit_id`, `unit`, `experiment`, `label` (or None), `from`, `until` (None: in force)."""
+        raise NotImplementedError
+
+    def set_label(self, unit_id: bytes, experiment: str, label: str) -> str:
+        """What people call a unit within an experiment; "" takes it away. Raises StoreError for one that is taken."""
+        raise NotImplementedError
+
+    def labels(self, experiment: str) -> dict[bytes, str]:
+        """{unit_id: label} within an experiment, those that have left it included."""
+        raise NotImplementedError
+
+    def set_tags(self, unit_id: bytes, tags: list[str]) -> list[str]:
+        """The words by which a unit is chosen, all of them; returns them sorted. Raises StoreError for one that is
+        none."""
+        raise NotImplementedError
+
+    def replace(self, experiment: str, failed_id: bytes, spare_id: bytes) -> dict[str, Any]:
+        """In one transaction: the spare gets the failed unit's assignment, label and tags, which are returned, and the
+        failed one has to stand down. Raises StoreError when one is not where it should be."""
+        raise NotImplementedError
+
+    def standing_down(self) -> list[bytes]:
+        """The units that were replaced and have not stopped their jobs yet."""
+        raise NotImplementedError
+
+    def stood_down(self, unit_id: bytes) -> None:
+        """A replaced unit has stopped its jobs."""
+        raise NotImplementedError
+
+    def vitals(self, unit_id: bytes, start_s: float, end_s: float, points: int) -> list[dict[str, Any]]:
+        """How a unit's computer was: per figure that it tells `name`, `unit_of_value`, and lists `t`, `low`, `mean`,
+        `high`, at most `points` + 1 bins of equal length; `t` is a bin's middle."""
+        raise NotImplementedError
+
+    def drop_vitals(self, before_s: float) -> int:
+        """Take away a batch of older vitals; returns how many, 0 for no more. Raises StoreUnavailable."""
+        raise NotImplementedError
+
+    def experiment_events(self, experiment: str) -> Iterator[dict[str, Any]]:
+        """In order of arrival, the events of units while in an experiment: `id`, `wall_ns`, `unit`, `unit_id`, `level`,
+        `source`, `code`, `message`, and `object`, the JSON text as it came."""
+        raise NotImplementedError
+
+    def experiment_gaps(self, experiment: str) -> list[dict[str, Any]]:
+        """What is known to be lost of runs that have data in an experiment: `unit`, `unit_id`, `run_id`, `stream`,
+        `first_sequence`, `count`, `reason`, `wall_ns`."""
         raise NotImplementedError
 
     def series(

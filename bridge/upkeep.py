@@ -150,6 +150,7 @@ class Upkeep:
         """Take away what is older than it is to be kept, in small batches."""
         try:
             readings = self._thin_readings(now - self._settings.readings_days * DAY_S)
+            self._drop_vitals(now - self._settings.readings_days * DAY_S)
             chunks = self._drop_raw(now - self._settings.raw_days * DAY_S)
         except StoreUnavailable as error:
             self._say(f"retention waits for the next hour: {error}")
@@ -170,6 +171,11 @@ class Upkeep:
                     count += taken
                     self._ended.wait(BREATH_S)
         return count
+
+    def _drop_vitals(self, before_s: float) -> None:
+        if self._settings.readings_days:
+            while not self._ended.is_set() and self._store.drop_vitals(before_s):
+                self._ended.wait(BREATH_S)
 
     def _drop_raw(self, before_s: float) -> int:
         count = 0

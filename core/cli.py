@@ -37,7 +37,8 @@ UPPER_COMMANDS: dict[str, str] = {
     "bridge": "carry a worker's readings to the leader",
     "leader": "run broker, store and page of a cluster",
     "demo": "leader and simulated units on this machine",
-    "cluster": "invite units, let them join, list, rename, revoke and remove them",
+    "cluster": "invite units, let them join, list, rename, revoke and remove them; label, watch and reboot them",
+    "experiment": "one experiment on many units: command them, replace one, gather the results",
     "db": "back up, restore and check the leader's store",
 }
 

@@ -102,6 +102,7 @@ class Host:
         self._pending: dict[int, tuple[int, Done]] = {}  # loop command id: (deadline, what to do with the answer)
         self._command_id = 0
         self._event_sequence = 0
+        self._vitals_sequence = 0
         self._status_at_ns = self.started_ns
         self._wall_offset_ns = self._read_wall_offset_ns()
         self._experiments: list[str] = []
@@ -333,6 +334,13 @@ class Host:
         self._event_sequence += 1
         self._emit(b"event", header, json.dumps(body).encode())
 
+    def report_vitals(self, figures: dict[str, float | bool]) -> None:
+        """Publish and remember how the computer is now, for the leader to store."""
+        header = self._header(records.KIND_JSON, records.STREAM_IDS["vitals"], 0, 1, self._vitals_sequence)
+        self._vitals_sequence += 1
+        body = {"monotonic_ns": header.monotonic_ns, "wall_ns": header.realtime_ns, **figures}
+        self._emit(b"vitals", header, json.dumps(body).encode())
+
     def publish_setting(self, job: str, setting: str, value: object, unit: str = "", *, settable: bool = False) -> None:
         """Publish a setting, when it differs from what is in force."""
         body = {"job": job, "setting": setting, "value": value, "unit": unit, "settable": settable}
@@ -358,6 +366,7 @@ class Host:
             "sequences": {
                 **{records.STREAMS[stream]: end for stream, end in self.loop.sequences().items()},
                 "event": self._event_sequence,
+                "vitals": self._vitals_sequence,
             },
             "raw_until_ns": self.raw_until_ns,
         }

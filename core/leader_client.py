@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "http://127.0.0.1:4280"
 PIECE_BYTES = 64 * 1024
+MACHINE_TIMEOUT_S = 20.0  # of what a unit's computer is asked
+REPLACE_TIMEOUT_S = 120.0  # one step after the other, on a unit that may not answer
 API_TOKEN_PREFIX = "stirbar_"  # so that scanners for leaked secrets can find one
 
 
@@ -81,6 +83,12 @@ class Leader:
             self._connection.close()
             self._connection = None
 
+    def log_out(self) -> None:
+        """End the session that a password or a one-time token has opened."""
+        if self._cookie:
+            self._json("POST", "/api/logout", {})
+            self._cookie = self._csrf = ""
+
     def __enter__(self) -> Leader:
         return self
 
@@ -104,10 +112,7 @@ class Leader:
         path = f"/api/units/{quote(unit, safe='')}/command"
         extra_s = float(arguments.get("seconds") or 10.0) if command == "blank" else 0.0
         reply = self._json("POST", path, {"command": command, **arguments}, self.timeout_s + extra_s)
-        if not reply.get("ok"):
-            raise LeaderRefused(200, reply.get("error") or {})
-        result: dict[str, Any] = reply.get("result") or {}
-        return result
+        return _checked(reply)
 
     def start(self, unit: str, job: str) -> str:
         """Start a job; returns its state."""
@@ -135,6 +140,35 @@ class Leader:
     def raw(self, unit: str, seconds: float = 2.0) -> dict[str, Any]:
         """The last raw conversions of a unit and their spectrum."""
         found: dict[str, Any] = self._get(f"/api/units/{quote(unit, safe='')}/raw", seconds=seconds)
+        return found
+
+    def tag(self, unit: str, tags: list[str]) -> list[str]:
+        """The words by which a unit is chosen, all of them; returns them as they are kept."""
+        kept: list[str] = self._json("PUT", f"{_unit(unit)}/tags", {"tags": tags})["tags"]
+        return kept
+
+    def label(self, unit: str, experiment: str, label: str) -> None:
+        """What people call a unit within an experiment; "" takes it away."""
+        self._json("PUT", f"{_experiment(experiment)}/units/{quote(unit, safe='')}/label", {"label": label})
+
+    def vitals(
+        self, unit: str, *, start: float | None = None, end: float | None = None, points: int = 600
+    ) -> list[dict[str, Any]]:
+        """How a unit's computer was between two Unix times (default: the last day), one line a figure."""
+        end = time.time() if end is None else end
+        query = {"from": end - 86400.0 if start is None else start, "to": end, "points": points}
+        found: list[dict[str, Any]] = self._get(f"{_unit(unit)}/vitals", **query)["vitals"]
+        return found
+
+    def power(self, unit: str, action: str, *, force: bool = False) -> None:
+        """`reboot` or `shutdown` of a unit's computer; raises LeaderRefused with the reason."""
+        reply = self._json("POST", f"{_unit(unit)}/power", {"action": action, "force": force}, MACHINE_TIMEOUT_S)
+        _checked(reply)
+
+    def journal(self, unit: str, lines: int = 100) -> list[str]:
+        """The last lines of a unit's own journal."""
+        path = f"{_unit(unit)}/journal?lines={lines}"
+        found: list[str] = _checked(self._json("GET", path, None, MACHINE_TIMEOUT_S))["lines"]
         return found
 
     # --- readings and experiments ------------------------------------------------------------------------------------
@@ -172,10 +206,43 @@ class Leader:
     def unassign(self, unit: str, experiment: str) -> None:
         self._json("DELETE", f"/api/experiments/{quote(experiment, safe='')}/units/{quote(unit, safe='')}", {})
 
+    def assignments(
+        self, *, unit: str | None = None, experiment: str | None = None, limit: int = 1000
+    ) -> list[dict[str, Any]]:
+        """Which unit was in which experiment and when, newest first."""
+        query: dict[str, Any] = {"limit": limit}
+        query |= {"unit": unit} if unit else {}
+        query |= {"experiment": experiment} if experiment else {}
+        found: list[dict[str, Any]] = self._get("/api/assignments", **query)
+        return found
+
+    def command_all(self, experiment: str, command: str, **arguments: Any) -> dict[str, Any]:
+        """A worker's command to every unit of an experiment: how many did it and did not (`done`, `failed`), and in
+        `units` what each says."""
+        extra_s = float(arguments.get("seconds") or 10.0) if command == "blank" else 0.0
+        body = {"command": command, **arguments}
+        said: dict[str, Any] = self._json(
+            "POST", f"{_experiment(experiment)}/command", body, self.timeout_s * 3 + extra_s
+        )
+        return said
+
+    def replace(self, experiment: str, failed: str, spare: str) -> dict[str, Any]:
+        """Let a spare take over a failed unit's role; `steps` says what it was set to and what it refused."""
+        body = {"failed": failed, "spare": spare}
+        said: dict[str, Any] = self._json("POST", f"{_experiment(experiment)}/replace", body, REPLACE_TIMEOUT_S)
+        return said
+
+    def results(self, experiment: str, path: str | os.PathLike[str]) -> int:
+        """Write all of an experiment to a ZIP file; returns its length in bytes."""
+        return self._save(f"{_experiment(experiment)}/results.zip", path)
+
     def download(self, experiment: str, path: str | os.PathLike[str], stream: str | None = None) -> int:
         """Write the readings of an experiment to a CSV file; returns its length in bytes."""
-        address = f"/api/experiments/{quote(experiment, safe='')}/readings.csv"
-        response = self._request("GET", address + (f"?stream={quote(stream)}" if stream else ""), None, self.timeout_s)
+        query = f"?stream={quote(stream)}" if stream else ""
+        return self._save(f"{_experiment(experiment)}/readings.csv{query}", path)
+
+    def _save(self, address: str, path: str | os.PathLike[str]) -> int:
+        response = self._request("GET", address, None, self.timeout_s)
         length = 0
         with open(path, "wb") as file:
             while piece := response.read(PIECE_BYTES):
@@ -294,6 +361,22 @@ class Leader:
 
     def _unreachable(self, error: Exception) -> LeaderUnreachable:
         return LeaderUnreachable(f"no answer from a leader at {self.address}: {error or type(error).__name__}")
+
+
+def _unit(unit: str) -> str:
+    return f"/api/units/{quote(unit, safe='')}"
+
+
+def _experiment(experiment: str) -> str:
+    return f"/api/experiments/{quote(experiment, safe='')}"
+
+
+def _checked(reply: dict[str, Any]) -> dict[str, Any]:
+    """A unit's result; raises LeaderRefused with its reason."""
+    if not reply.get("ok"):
+        raise LeaderRefused(200, reply.get("error") or {})
+    result: dict[str, Any] = reply.get("result") or {}
+    return result
 
 
 def _object(text: bytes) -> dict[str, Any]:

@@ -116,6 +116,7 @@ class Monitor(Job):
             self._vitals_at_ns = now_ns + VITALS_PERIOD_NS
             self._statistics = self.host.vitals.read()
             self.host.publish_setting(self.name, "computer_statistics", self._statistics)
+            self.host.report_vitals(self._statistics)
         if self._check_at_ns is not None and now_ns >= self._check_at_ns:
             self._check_at_ns = now_ns + self._interval_ns if self._interval_ns else None
             self._look_again_ns = now_ns + VITALS_PERIOD_NS

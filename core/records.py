@@ -25,6 +25,7 @@ STREAMS: dict[int, str] = {
     17: "status",
     18: "raw",
     19: "edges",
+    20: "vitals",
 }
 STREAMS.update({32 + i: f"od{i % 4 + 1}_rate{i // 4 + 1}" for i in range(12)})
 STREAMS.update({44 + channel: f"modulation{channel + 1}" for channel in range(4)})

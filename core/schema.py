@@ -271,6 +271,21 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
             real_key(
                 "reconnect_maximum_s", 30.0, "s", 1.0, 3600.0, "Longest wait between attempts to reach the broker."
             ),
+            text_key(
+                "reboot_command", "text", "systemctl reboot", "What a reboot asked for by the leader runs, or none."
+            ),
+            text_key(
+                "shutdown_command",
+                "text",
+                "systemctl poweroff",
+                "What a shutdown asked for by the leader runs, or none.",
+            ),
+            text_key(
+                "journal_command",
+                "text",
+                "journalctl -q --no-pager -o short-iso -u stirbar-worker -u stirbar-bridge -u stirbar-guard",
+                "What shows this machine's journal to the leader, --lines=N is put behind it; or none.",
+            ),
         ),
     ),
     (

@@ -13,6 +13,22 @@ HWMON = "sys/class/hwmon"
 UNDER_VOLTAGE_NOW, UNDER_VOLTAGE_BEFORE = 1 << 0, 1 << 16
 THROTTLED_NOW = 1 << 1 | 1 << 2 | 1 << 3  # frequency capped, throttled, soft temperature limit
 
+# what is stored over time, with its unit: figures of the computer, and what the bridge and the leader add to them
+STORED: dict[str, str] = {
+    "cpu_usage_percent": "%",
+    "cpu_frequency_mhz": "MHz",
+    "cpu_temperature_celcius": "°C",
+    "available_memory_percent": "%",
+    "disk_usage_percent": "%",
+    "disk_available_gb": "GB",
+    "wifi_signal_dbm": "dBm",
+    "under_voltage": "",
+    "throttled": "",
+    "clock_synchronized": "",
+    "spool_bytes": "B",
+    "clock_offset_s": "s",
+}
+
 
 class Vitals:
     """Reads the system's figures; the processor's use is that since the call before.

@@ -25,6 +25,7 @@ cdef enum:
     STREAM_STATUS = 17
     STREAM_RAW = 18         # trace of the sampling thread
     STREAM_EDGES = 19       # trace of the actuator thread
+    STREAM_VITALS = 20      # of the computer under the worker: made by the host thread
     STREAM_OD1_RATE1 = 32   # optical density at the first slower rate, channels 1..4; then at the second and third
     STREAM_OD2_RATE1 = 33
     STREAM_OD3_RATE1 = 34

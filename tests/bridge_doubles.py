@@ -65,6 +65,8 @@ class WorkerDouble(threading.Thread):
         self.next: dict[int, int] = {}
         self.sent: dict[tuple[int, int], bytes] = {}  # (stream, sequence): record, for the comparison at the end
         self.silent = False
+        self.jobs: dict[str, str] = {}  # as the heartbeat tells them
+        self.more_settings: list[dict[str, Any]] = []
         self.failures: dict[str, int] = {}  # command: how many more times it fails
         self._history: dict[int, list[tuple[int, int, bytes, bytes]]] = {}
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -172,7 +174,7 @@ class WorkerDouble(threading.Thread):
 
     def _status(self) -> None:
         sequences = {STREAMS[stream]: end for stream, end in self.next.items()}
-        body = json.dumps({"experiment": self.experiment, "sequences": sequences}).encode()
+        body = json.dumps({"experiment": self.experiment, "sequences": sequences, "jobs": self.jobs}).encode()
         self._pub.send_multipart([b"status", self.header(KIND_JSON, STREAM_IDS["status"], 0, 1, 0).pack(), body])
 
     def _answer(self, request: dict[str, Any]) -> list[bytes]:
@@ -190,6 +192,7 @@ class WorkerDouble(threading.Thread):
         elif command == "settings":
             state = {"job": "stirring", "setting": "$state", "value": "ready"}
             result = {"settings": [state, {**state, "job": "od_reading"}, {**state, "job": "monitor"}]}
+            result["settings"] += self.more_settings
         elif command == "experiment":
             self.experiment = request["name"]
             result = {"name": request["name"], "number": 1}

@@ -23,6 +23,7 @@ from stirbar.bridge import topics
 from stirbar.bridge.dialect import Dialect
 from stirbar.bridge.ingest import Ingest
 from stirbar.bridge.leader_time import LeaderTime
+from stirbar.bridge.machine import Machine
 from stirbar.bridge.remote import Remote
 from stirbar.bridge.spool import Spool
 from stirbar.bridge.store import open_store
@@ -249,7 +250,9 @@ def remote(tmp_path):
     dialect = Dialect("pioreactor", "vial1", 0.2, lambda *message: said.append(message) or True)
     assignment = topics.assignment("pioreactor", "vial1")
     log = lambda *line: None  # noqa: E731
-    remote = Remote(Link(), dialect, spool, LeaderTime(), own, assignment, lambda *a: said.append(a), log)
+    remote = Remote(
+        Link(), Machine({}, Link(), log), dialect, spool, LeaderTime(), own, assignment, lambda *a: said.append(a), log
+    )
     remote.worker_present, remote.own, remote.said = True, own, said
     yield remote
     spool.close()

@@ -98,7 +98,7 @@ def _stream(required: bool) -> int | None:
     return number
 
 
-def _units_now(site: Site) -> list[dict[str, Any]]:
+def units_now(site: Site) -> list[dict[str, Any]]:
     """All units: what the store knows of them, and over it what ingest heard of them since the start."""
     found: dict[str, dict[str, Any]] = {}
     for stored in site.store.units():
@@ -117,7 +117,7 @@ def _units_now(site: Site) -> list[dict[str, Any]]:
 
 def find_unit(site: Site, name: str) -> dict[str, Any]:
     """The unit of this name (or of this unit_id, for two that share a name)."""
-    entries = _units_now(site)
+    entries = units_now(site)
     found = [entry for entry in entries if entry["unit_id"] == name] or [
         entry for entry in entries if entry.get("unit") == name
     ]
@@ -157,6 +157,8 @@ def _summary(entry: dict[str, Any]) -> dict[str, Any]:
         "last_seen": entry.get("last_seen"),
         "clock_offset_s": entry.get("clock_offset_s"),
         "experiment": entry.get("experiment"),
+        "label": entry.get("label"),
+        "tags": entry.get("tags") or [],
         "simulated": bool(about.get("simulated")),
         "version": about.get("version"),
         "channels": about.get("channels") or [],
@@ -168,7 +170,7 @@ def _summary(entry: dict[str, Any]) -> dict[str, Any]:
 
 def units(site: Site) -> HTTPResponse:
     """Every unit, with its latest readings."""
-    return answer([_summary(entry) for entry in _units_now(site)])
+    return answer([_summary(entry) for entry in units_now(site)])
 
 
 def unit_details(site: Site, unit: str) -> HTTPResponse:
@@ -182,9 +184,8 @@ def unit_details(site: Site, unit: str) -> HTTPResponse:
     return answer({**_summary(entry), **details, "status": status})
 
 
-@takes(body=FIELDS, choices={"command": tuple(COMMANDS)}, required=("command",))
-def command(site: Site, unit: str) -> HTTPResponse:
-    """A worker's command, sent to the unit; its reply is the answer, refusals by the worker included."""
+def checked_command() -> dict[str, Any]:
+    """The worker's command in the request's body."""
     fields = body_fields(FIELDS)
     name = fields.get("command")
     if name not in COMMANDS:
@@ -194,6 +195,13 @@ def command(site: Site, unit: str) -> HTTPResponse:
         if field not in ("command", "id", *COMMANDS[name]):
             takes = ", ".join(COMMANDS[name]) or "no fields"
             refuse(400, f"the command '{name}' has no field '{field}'", field, f"it takes {takes}")
+    return fields
+
+
+@takes(body=FIELDS, choices={"command": tuple(COMMANDS)}, required=("command",))
+def command(site: Site, unit: str) -> HTTPResponse:
+    """A worker's command, sent to the unit; its reply is the answer, refusals by the worker included."""
+    fields = checked_command()
     entry = find_unit(site, unit)
     reply = _ask(site, entry, with_source(fields, caller_name()))
     if only_looks(fields):
@@ -306,7 +314,7 @@ def readings(site: Site) -> HTTPResponse:
     if unit:
         ids = [bytes.fromhex(find_unit(site, unit)["unit_id"])]
     else:
-        _experiment(site, experiment)
+        find_experiment(site, experiment)
     lines = site.store.series(stream, start, end, points, unit_ids=ids, experiment=experiment or None)
     shown = [
         {
@@ -320,7 +328,8 @@ def readings(site: Site) -> HTTPResponse:
     return HTTPResponse(body=f'{{"series":{lines_to_json(shown)}}}', **{"Content-Type": "application/json"})
 
 
-def _experiment(site: Site, name: str) -> dict[str, Any]:
+def find_experiment(site: Site, name: str) -> dict[str, Any]:
+    """The experiment of this name."""
     found: list[dict[str, Any]] = [one for one in site.store.experiments() if one["name"] == name]
     if not found:
         refuse(404, f"there is no experiment '{name[:LONGEST_NAME]}'", "experiment", "GET /api/experiments lists them")
@@ -350,12 +359,12 @@ def create_experiment(site: Site) -> HTTPResponse:
     if any(experiment["name"] == name for experiment in site.store.experiments()):
         refuse(409, f"there is an experiment '{name}' already", "name", "choose another name")
     site.store.create_experiment(name, description)
-    return answer(_experiment(site, name), 201)
+    return answer(find_experiment(site, name), 201)
 
 
 def assign(site: Site, experiment: str, unit: str) -> HTTPResponse:
     """From now on the unit's readings belong to this experiment."""
-    _experiment(site, experiment)
+    find_experiment(site, experiment)
     entry = find_unit(site, unit)
     unit_id = bytes.fromhex(entry["unit_id"])
     if unit_id not in [stored["unit_id"] for stored in site.store.units()]:
@@ -366,7 +375,7 @@ def assign(site: Site, experiment: str, unit: str) -> HTTPResponse:
 
 def unassign(site: Site, experiment: str, unit: str) -> HTTPResponse:
     """From now on the unit's readings belong to no experiment."""
-    _experiment(site, experiment)
+    find_experiment(site, experiment)
     entry = find_unit(site, unit)
     if entry.get("experiment") != experiment:
         refuse(
@@ -380,7 +389,7 @@ def unassign(site: Site, experiment: str, unit: str) -> HTTPResponse:
 def download(site: Site, experiment: str) -> Iterator[bytes]:
     """The readings of an experiment as CSV, written while the store is read."""
     stream = _stream(required=False)
-    _experiment(site, experiment)
+    find_experiment(site, experiment)
     rows = site.store.csv_rows(experiment, stream)
     plain = "".join(character if character.isalnum() and character.isascii() else "_" for character in experiment)
     name = f"{plain}{'_' + STREAMS[stream] if stream else ''}.csv"

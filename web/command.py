@@ -24,6 +24,7 @@ from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.enrolment import Enrolment
 from stirbar.bridge.ingest import Ingest
 from stirbar.bridge.places import DATABASE, backup_directory, database_path, database_url, leader_directory
+from stirbar.bridge.standdown import StandDown
 from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.bridge.upkeep import Settings, Upkeep
 from stirbar.core import identity, paths
@@ -33,11 +34,11 @@ from stirbar.web import access_command
 from stirbar.web.app import Site, link_address, make_app
 from stirbar.web.auth import LINK_LIFETIME_S, Links, Password, Sessions, write_secret
 from stirbar.web.certificate import CertificateError, is_loopback, open_authority, renew, server_context
+from stirbar.web.leader_options import ADDRESS_FILE
 from stirbar.web.live import Live
 from stirbar.web.server import Server
 from stirbar.web.tokens import Tokens, either
 
-ADDRESS_FILE = "address"
 BROKER = "broker"  # its certificate's name
 RENEWAL_INTERVAL_S = 6 * 3600.0
 
@@ -88,6 +89,7 @@ class Leader:
         self.store: Store | None = None
         self.upkeep: Upkeep | None = None
         self.ingest: Ingest | None = None
+        self.standdown: StandDown | None = None
         self.live: Live | None = None
         self.server: Server | None = None
         self._lock = take_lock(self.directory)
@@ -112,6 +114,8 @@ class Leader:
             self.live.start()
             self.ingest.listen(self.live.publish)
             self.ingest.start()
+            self.standdown = StandDown(self.store, self.ingest)
+            self.standdown.start()
             site = Site(self.directory, self.store, self.ingest, self.live, self.broker, VERSION, sessions=sessions)
             if self.broker is not None and not is_loopback(self.config.get("leader.config", "broker_bind")):
                 site.enrolment = Enrolment(self.config, self.broker.reload, say)
@@ -238,13 +242,15 @@ class Leader:
             self.server.stop()
         if self.live is not None:
             self.live.stop()
+        if self.standdown is not None:
+            self.standdown.stop()
         if self.ingest is not None:
             self.ingest.stop()
         if self.store is not None:
             self.store.close()
         if self.broker is not None:
             self.broker.stop()
-        self.upkeep = self.server = self.live = self.ingest = self.store = self.broker = None
+        self.upkeep = self.server = self.live = self.standdown = self.ingest = self.store = self.broker = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1

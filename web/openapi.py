@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from stirbar.web.app import Site
 
 PATH = "/api/openapi.json"
-TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", dict: "object", type(None): "null"}
+TYPES = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    dict: "object",
+    list: "array",
+    type(None): "null",
+}
 PLACE = re.compile(r"<(\w+)>")
 ERROR = {"$ref": "#/components/schemas/Error"}
 PURPOSE = (

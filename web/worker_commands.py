@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "set": ("job", "setting", "value"),
     "blank": ("channel", "seconds", "value", "clear"),
     "led": ("channels", "source_of_event"),
+    "identify": (),
     "simulate": ("set",),
     "raw": ("seconds",),
     "dose": ("pump", "ml", "seconds", "source"),
