@@ -37,6 +37,8 @@ COMMANDS = {
         "latency",
         "stopped",
         "page",
+        "week",
+        "leader",
     ),
     True: (
         "instructions --seconds 2",
@@ -51,6 +53,8 @@ COMMANDS = {
         "latency --seconds 5",
         "stopped --rounds 1 --slice 1",
         "page --seconds 10",
+        "week --units 10 --rounds 3",
+        "leader --units 50 --seconds 5",
     ),
 }
 # `python -m benchmarks.<name>`: optical density against physics and against the field's method; the run that gives the

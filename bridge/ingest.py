@@ -325,8 +325,9 @@ class Ingest:
             due = [unit for unit in self._units.values() if unit.describe_due]
         try:
             self._clocks.judge()
+            if due:
+                self._store.upsert_units([(unit.unit_id, unit.name, unit.describe) for unit in due])
             for unit in due:
-                self._store.upsert_unit(unit.unit_id, unit.name, unit.describe)
                 unit.describe_due = False
         except StoreError as error:
             self._log("error", f"a unit's description or clock is not stored yet: {error}", "describe")

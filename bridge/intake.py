@@ -9,7 +9,8 @@ Synchronization: one thread.
 
 from __future__ import annotations
 
-from stirbar.bridge.spool import NO_BOOT, SpoolFull
+from stirbar.bridge.spool import SpoolFull
+from stirbar.bridge.spool_files import NO_BOOT
 from stirbar.core import raw_codec
 from stirbar.core.records import (
     KIND_GAP,

@@ -17,7 +17,7 @@ from collections import deque
 
 from stirbar.bridge.leader_time import LeaderTime
 from stirbar.bridge.packing import pack_readings
-from stirbar.bridge.spool import gap_payload
+from stirbar.bridge.spool_files import gap_payload
 from stirbar.core.records import KIND_GAP, KIND_READINGS, STREAMS, parse_batch
 
 TYPE_CHECKING = False
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from stirbar.bridge.log import Log
-    from stirbar.bridge.spool import Frame, Key, Position, Spool
+    from stirbar.bridge.spool import Spool
+    from stirbar.bridge.spool_files import Frame, Key, Position
     from stirbar.bridge.topics import UnitTopics
     from stirbar.core.records import Header
 
@@ -73,7 +74,7 @@ class Sender:
         self._log = log
         self._online = False
         self._next: dict[Key, int] = {}  # per stream: what comes next on this connection
-        self._position: Position = (0, 0)
+        self._position: Position = (0, 0, 0)
         self._on_way: deque[_InFlight] = deque()
         self._on_way_bytes = 0
         self._acked_mids: set[int] = set()

@@ -9,6 +9,11 @@ A frame is written with one `write`, so a killed process leaves whole frames; a 
 is cut off and reported at the next start. A damaged frame in the middle is skipped and counted. Whatever is missing
 for either reason shows as a hole in the sequence numbers and reaches the leader as a gap record.
 
+When it is full, what was acknowledged goes first, then raw conversions, then readings by age (`spool_thin`), and at
+last whole segments. A segment is thinned by writing it anew beside itself and renaming it: a power cut leaves the one
+or the other. A raw stretch leaves its gap record in its place; a thinned one is a hole between two readings that are
+there; of a segment that goes, the gap records are on the disk before it does.
+
 Synchronization: one thread; one process per directory (flock on `lock`). Memory is bounded by the number of segments,
 not by their size.
 """
@@ -19,77 +24,25 @@ import errno
 import fcntl
 import json
 import os
-import struct
-import zlib
 
+from stirbar.bridge.spool_files import FRAME, MAXIMUM_FRAME, Frame, Segment, framed, gap_payload, parse_all
+from stirbar.bridge.spool_thin import LEVELS_S, thinned
 from stirbar.core.records import KIND_GAP, Header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    Key = tuple[bytes, int]  # run id, stream
-    Position = tuple[int, int]  # segment number, offset
+    from stirbar.bridge.spool_files import Key, Position
 
-MAGIC = b"SPL1"
-MAXIMUM_FRAME = 4 << 20  # bytes; a longer length field is damage
-_FRAME = struct.Struct("<4sII")
 _READ_BYTES = 64 << 10
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_BOOT = bytes(16)
+# of the limit, what may be taken by readings thinned to level 1, 2, 3: beyond it the oldest go to the next level
+LEVEL_SHARES = (0.30, 0.15, 0.05)
 
 
 class SpoolFull(OSError):
     """Nothing was written: the disk has no room and no acknowledged segment is left to make some."""
-
-
-class Frame:
-    """One stored payload with its header parsed; `body_at` is where the body begins.
-
-    Synchronization: immutable by convention.
-    """
-
-    __slots__ = ("body_at", "end", "first", "header", "key", "kind", "payload")
-
-    def __init__(self, header: Header, body_at: int, payload: bytes) -> None:
-        self.header = header
-        self.body_at = body_at
-        self.payload = payload
-        self.key: Key = (header.run_id, header.stream)
-        self.kind = header.kind
-        self.first = header.first_sequence
-        self.end = header.end_sequence
-
-
-class _Segment:
-    """`ranges`: per (run, stream) the intervals of sequence numbers inside, in order of writing: [first, end, gap].
-
-    `gap` is 1 where the interval is only announced as lost, 0 where its data are here.
-    """
-
-    __slots__ = ("number", "ranges", "size")
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.size = 0
-        self.ranges: dict[Key, list[list[int]]] = {}
-
-    def note(self, header: Header) -> None:
-        intervals = self.ranges.setdefault((header.run_id, header.stream), [])
-        first, end, gap = header.first_sequence, header.end_sequence, int(header.kind == KIND_GAP)
-        if intervals and intervals[-1][0] <= first <= intervals[-1][1] and intervals[-1][2] == gap:
-            intervals[-1][1] = max(end, intervals[-1][1])
-        else:
-            intervals.append([first, end, gap])
-
-    def reaches(self, key: Key, sequence: int) -> bool:
-        return any(end > sequence for _, end, _ in self.ranges.get(key, ()))
-
-
-def gap_payload(unit_id: bytes, key: Key, first: int, end: int, reason: str) -> bytes:
-    """The payload that says: [first, end) of this run and stream does not exist any more, because of `reason`."""
-    header = Header(KIND_GAP, key[1], 0, end - first, first, unit_id, key[0], NO_BOOT, 0, 0, 0, "")
-    return header.pack() + json.dumps({"reason": reason}).encode()
 
 
 class Spool:
@@ -141,7 +94,7 @@ class Spool:
         self.epoch = 0
         self.current_run = b""
         self._report = report
-        self._segments: list[_Segment] = []
+        self._segments: list[Segment] = []
         self._write_fd = self._read_fd = -1
         self._read_number = 0
         self._dirty = False
@@ -178,9 +131,12 @@ class Spool:
             self._report(f"spool: positions.json is not readable ({error}); the leader will be asked instead")
 
     def _load_segments(self) -> None:
+        for name in os.listdir(self.directory):
+            if name.endswith(".new"):  # a power cut while it was written: the old one is still there
+                os.unlink(os.path.join(self.directory, name))
         names = sorted(name[:8] for name in os.listdir(self.directory) if name.endswith(".seg") and name[:8].isdigit())
         for name in names:
-            segment = _Segment(int(name))
+            segment = Segment(int(name))
             last = name == names[-1]
             if last or not self._load_index(segment):
                 self._scan(segment, last)
@@ -188,27 +144,18 @@ class Spool:
             for key, intervals in segment.ranges.items():
                 self.ends[key] = max([self.ends.get(key, 0)] + [end for _, end, _ in intervals])
         if not self._segments:
-            self._segments.append(_Segment(1))
+            self._segments.append(Segment(1))
         self._write_fd = self._open(self._segments[-1].number)
 
-    def _load_index(self, segment: _Segment) -> bool:
+    def _load_index(self, segment: Segment) -> bool:
         try:
             with open(self._path(segment.number, "idx"), "rb") as file:
-                stored = json.loads(file.read())
-            if stored["size"] != os.path.getsize(self._path(segment.number)):
-                return False
-            segment.ranges = {
-                (bytes.fromhex(run), int(stream)): [[int(first), int(end), int(gap)] for first, end, gap in intervals]
-                for run, streams in stored["ranges"].items()
-                for stream, intervals in streams.items()
-            }
-            segment.size = stored["size"]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            segment.ranges = {}
+                text = file.read()
+            return segment.take_index(text, os.path.getsize(self._path(segment.number)))
+        except OSError:
             return False
-        return True
 
-    def _scan(self, segment: _Segment, cut_tail: bool) -> None:
+    def _scan(self, segment: Segment, cut_tail: bool) -> None:
         """Learn what a segment holds by reading it; the last segment loses a torn tail."""
         path = self._path(segment.number)
         segment.size = size = os.path.getsize(path)
@@ -226,7 +173,7 @@ class Spool:
             self.damaged = damaged_before
             self._report(f"spool: {size - good_end} bytes of a torn write cut off the end of {path}")
 
-    def _read_segment(self, segment: _Segment, offset: int) -> tuple[list[tuple[Frame, int]], int]:
+    def _read_segment(self, segment: Segment, offset: int) -> tuple[list[tuple[Frame, int]], int]:
         """Whole frames from `offset` on, each with the offset behind it, and where to go on; damage is skipped."""
         if self._read_number != segment.number:
             if self._read_fd >= 0:
@@ -238,23 +185,26 @@ class Spool:
         while True:
             data = os.pread(self._read_fd, min(size, segment.size - offset), offset)
             at_end = offset + len(data) >= segment.size or not data
-            frames, used, skipped = _parse_all(data, at_end)
+            frames, used, skipped = parse_all(data, at_end)
             if used or at_end:
                 self.damaged += skipped
                 return [(frame, offset + end) for frame, end in frames], offset + used if data else segment.size
-            size = MAXIMUM_FRAME + _FRAME.size  # a frame longer than the first guess
+            size = MAXIMUM_FRAME + FRAME.size  # a frame longer than the first guess
 
     # Writing
 
     def _open(self, number: int) -> int:
         """Open a segment for appending; a new one is in its directory for good when this returns."""
         descriptor = os.open(self._path(number), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        self._sync_directory()
+        return descriptor
+
+    def _sync_directory(self) -> None:
         directory = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
-        return descriptor
 
     def append(self, payloads: list[bytes]) -> None:
         """Write payloads (header and body each) in one go; all of them or, with SpoolFull, none.
@@ -263,15 +213,15 @@ class Spool:
         """
         if not payloads:
             return
-        size = sum(len(payload) + _FRAME.size for payload in payloads)
+        size = sum(len(payload) + FRAME.size for payload in payloads)
         if self._segments[-1].size and self._segments[-1].size + size > self.segment_bytes:
             self._roll()
         while self.size + size > self.limit_bytes and len(self._segments) > 1:
-            self._evict()
+            self._make_room()
         self._write(payloads)
 
     def _write(self, payloads: list[bytes]) -> None:
-        data = b"".join([_FRAME.pack(MAGIC, len(p), zlib.crc32(p)) + p for p in payloads])
+        data = b"".join([framed(payload) for payload in payloads])
         segment = self._segments[-1]
         while True:
             try:
@@ -311,13 +261,13 @@ class Spool:
         self.sync()
         os.close(self._write_fd)
         self._write_fd = descriptor
-        self._segments.append(_Segment(closed.number + 1))
-        ranges: dict[str, dict[int, list[list[int]]]] = {}
-        for (run, stream), intervals in closed.ranges.items():
-            ranges.setdefault(run.hex(), {})[stream] = intervals
+        self._segments.append(Segment(closed.number + 1))
+        self._write_index(closed)
+
+    def _write_index(self, segment: Segment) -> None:
         try:
-            with open(self._path(closed.number, "idx"), "w") as file:
-                file.write(json.dumps({"size": closed.size, "ranges": ranges}))
+            with open(self._path(segment.number, "idx"), "wb") as file:
+                file.write(segment.index())
         except OSError as error:
             self._report(f"spool: no index written ({error.strerror}); the segment will be read at the next start")
 
@@ -328,7 +278,7 @@ class Spool:
         """Bytes in all segments."""
         return sum(segment.size for segment in self._segments)
 
-    def _pending_of(self, segment: _Segment) -> list[tuple[Key, int, int, int]]:
+    def _pending_of(self, segment: Segment) -> list[tuple[Key, int, int, int]]:
         """What of a segment is not acknowledged: (key, first, end, gap)."""
         return [
             (key, max(first, self.acknowledged.get(key, 0)), end, gap)
@@ -344,28 +294,96 @@ class Spool:
                 return True
         return False
 
-    def _evict(self) -> None:
-        """Make room: the oldest acknowledged segment or, when there is none, the oldest, leaving gap records."""
+    def _make_room(self) -> None:
+        """One step: the oldest acknowledged segment, raw conversions, a level of readings, or the oldest segment."""
         if self._evict_acknowledged():
             return
-        victim = self._segments[0]
+        closed = self._segments[:-1]
+        for segment in closed:
+            if segment.has_raw:
+                self._rewrite(segment, segment.level)
+                return
+        for level in range(len(LEVELS_S), 0, -1):
+            held = [segment for segment in closed if segment.level == level]
+            if held and sum(segment.size for segment in held) > LEVEL_SHARES[level - 1] * self.limit_bytes:
+                victim = held[0]
+                break
+        else:
+            victim = min(closed, key=lambda segment: segment.level)  # the oldest of those that are thinned least
+        if victim.level < len(LEVELS_S):
+            self._rewrite(victim, victim.level + 1)
+        else:
+            self._drop(victim)
+
+    def _frames(self, segment: Segment) -> Iterator[Frame]:
+        offset = 0
+        while offset < segment.size:
+            frames, offset = self._read_segment(segment, offset)
+            yield from (frame for frame, _ in frames)
+
+    def _rewrite(self, segment: Segment, level: int) -> None:
+        """Write a segment anew without raw conversions and with readings thinned to a level; a small one before it,
+        thinned as far, goes into it."""
+        place = self._segments.index(segment)
+        before = self._segments[place - 1] if place else None
+        if before is not None and (before.level != level or 2 * before.size > self.segment_bytes or before.has_raw):
+            before = None
+        new = Segment(segment.number)
+        new.level, new.rewrites = level, segment.rewrites + 1
+        sources = [segment] if before is None else [before, segment]
+        frames = (frame for source in sources for frame in self._frames(source))
+        given_up = [0]
+        path = self._path(segment.number, "new")
+        try:
+            with open(path, "wb") as file:
+                for payload in thinned(frames, level, self.acknowledged, self.unit_id, given_up):
+                    new.size += file.write(framed(payload))
+                    new.note(Header.unpack(payload)[0])
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            self.full += 1
+            raise SpoolFull(error.errno, f"spool in {self.directory}: {error.strerror}") from None
+        for source in sources:
+            new.begin_as(source)
+        self._forget_read(segment.number)
+        os.replace(path, self._path(segment.number))
+        self._sync_directory()
+        self._segments[place] = new
+        self._write_index(new)
+        if before is not None:
+            self._remove(before)
+        self.lost += given_up[0]
+        what = f"readings are thinned to one in {LEVELS_S[level - 1]} s" if level else "raw conversions go"
+        self._report(f"spool: full at {self.limit_bytes} bytes: {given_up[0]} unacknowledged data given up, old {what}")
+
+    def _drop(self, victim: Segment) -> None:
+        """Give up a whole segment, leaving gap records."""
         pending = self._pending_of(victim)
-        self._remove(victim)
-        count = sum(end - first for _, first, end, gap in pending if not gap)
-        self.lost += count
+        count = sum(
+            frame.end - max(frame.first, self.acknowledged.get(frame.key, 0))
+            for frame in self._frames(victim)
+            if frame.kind != KIND_GAP and frame.end > self.acknowledged.get(frame.key, 0)
+        )
         self._report(f"spool: full at {self.limit_bytes} bytes: {count} unacknowledged data given up, gaps recorded")
         self._write([gap_payload(self.unit_id, key, first, end, "spool full") for key, first, end, _ in pending])
+        self.sync()
+        self._remove(victim)
+        self.lost += count
 
-    def _remove(self, segment: _Segment) -> None:
+    def _remove(self, segment: Segment) -> None:
         self._segments.remove(segment)
-        if self._read_number == segment.number:  # an open descriptor would keep the space
-            os.close(self._read_fd)
-            self._read_number, self._read_fd = 0, -1
+        self._forget_read(segment.number)  # an open descriptor would keep the space
         for kind in ("seg", "idx"):
             try:
                 os.unlink(self._path(segment.number, kind))
             except FileNotFoundError:
                 pass
+
+    def _forget_read(self, number: int) -> None:
+        if self._read_number == number:
+            os.close(self._read_fd)
+            self._read_number, self._read_fd = 0, -1
 
     # Acknowledgement
 
@@ -417,12 +435,11 @@ class Spool:
 
     def why_missing(self, key: Key, first: int, end: int) -> str:
         """The reason for a hole: what was given up for want of room has left gap records behind everything else."""
-        given_up = any(
-            gap and start < end and stop > first
-            for segment in self._segments
-            for start, stop, gap in segment.ranges.get(key, ())
-        )
-        return "spool full" if given_up else "not in the spool any more"
+        for segment in self._segments:
+            for start, stop, gap in segment.ranges.get(key, ()):
+                if start < end and stop > first and (gap or segment.level):
+                    return "spool full" if gap else "spool full: thinned"
+        return "not in the spool any more"
 
     # Reading for the leader
 
@@ -430,20 +447,20 @@ class Spool:
         """Where to begin reading to see all of `key` from `sequence` on; the end of the spool when there is nothing."""
         for segment in self._segments:
             if segment.reaches(key, sequence):
-                return (segment.number, 0)
+                return (segment.number, segment.rewrites, 0)
         return self.tail
 
     @property
     def tail(self) -> Position:
-        return (self._segments[-1].number, self._segments[-1].size)
+        return (self._segments[-1].number, self._segments[-1].rewrites, self._segments[-1].size)
 
     def read(self, position: Position) -> tuple[list[Frame], Position]:
         """The next frames from `position` on (about 64 KiB of them) and the position behind them; none at the end."""
-        number, offset = position
+        number, rewrites, offset = position
         for segment in list(self._segments):
             if segment.number < number:
                 continue
-            if segment.number > number:
+            if (segment.number, segment.rewrites) != (number, rewrites):
                 offset = 0
             while offset < segment.size:
                 try:
@@ -453,7 +470,7 @@ class Spool:
                     self.damaged += segment.size - offset
                     break
                 if frames:
-                    return [frame for frame, _ in frames], (segment.number, offset)
+                    return [frame for frame, _ in frames], (segment.number, segment.rewrites, offset)
         return [], self.tail
 
     def close(self) -> None:
@@ -464,49 +481,3 @@ class Spool:
             if descriptor >= 0:
                 os.close(descriptor)
         self._write_fd = self._read_fd = self._lock = -1
-
-
-def _parse(data: bytes, place: int) -> tuple[Frame | None, int]:
-    """The frame at `place` and the offset behind it, or None and the offset up to which data would be needed.
-
-    That offset is within the data when there is no frame here, whatever follows.
-    """
-    start = place + _FRAME.size
-    if start > len(data):
-        return None, start
-    magic, length, crc = _FRAME.unpack_from(data, place)
-    if magic != MAGIC or length > MAXIMUM_FRAME:
-        return None, place
-    if start + length > len(data):
-        return None, start + length
-    payload = data[start : start + length]
-    if zlib.crc32(payload) != crc:
-        return None, place
-    try:
-        header, body_at = Header.unpack(payload)
-    except ValueError:
-        return None, place
-    return Frame(header, body_at, payload), start + length
-
-
-def _parse_all(data: bytes, at_end: bool) -> tuple[list[tuple[Frame, int]], int, int]:
-    """All whole frames of `data`, how much of it was used, and how many bytes of that were damage.
-
-    At the end of a segment everything is used; elsewhere a frame that reaches beyond the data waits for the next read.
-    """
-    frames: list[tuple[Frame, int]] = []
-    place = skipped = 0
-    while place < len(data):
-        frame, end = _parse(data, place)
-        if frame is not None:
-            frames.append((frame, end))
-            place = end
-            continue
-        if end > len(data) and not at_end:
-            break
-        start = data.find(MAGIC, place + 1)
-        if start < 0:
-            start = len(data) if at_end else max(place + 1, len(data) - len(MAGIC) + 1)
-        skipped += start - place
-        place = start
-    return frames, place, skipped

@@ -416,14 +416,12 @@ class SqliteStore(SqliteNodes):
 
     # Units, experiments, assignments
 
-    def upsert_unit(self, unit_id: bytes, name: str, describe: dict[str, Any]) -> None:
+    def upsert_units(self, units: list[tuple[bytes, str, dict[str, Any]]]) -> None:
         with self._lock:
-            number = self._unit(unit_id)
+            rows = [(blocks.plain(name), json.dumps(about), self._unit(unit_id)) for unit_id, name, about in units]
             with self._transaction("FULL"):
-                self._writer.execute(
-                    "UPDATE unit SET name = ?, describe = ? WHERE id = ?",
-                    (blocks.plain(name), json.dumps(describe), number),
-                )
+                for row in rows:
+                    self._writer.execute("UPDATE unit SET name = ?, describe = ? WHERE id = ?", row)
 
     def create_experiment(self, name: str, description: str = "") -> None:
         name = name.strip()

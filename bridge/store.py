@@ -85,8 +85,13 @@ class Store:
         order of name."""
         raise NotImplementedError
 
-    def upsert_unit(self, unit_id: bytes, name: str, describe: dict[str, Any]) -> None:
+    def upsert_units(self, units: list[tuple[bytes, str, dict[str, Any]]]) -> None:
+        """Take note of units, (unit_id, name, description) each, in one transaction. Raises StoreUnavailable."""
         raise NotImplementedError
+
+    def upsert_unit(self, unit_id: bytes, name: str, describe: dict[str, Any]) -> None:
+        """The same of one unit."""
+        self.upsert_units([(unit_id, name, describe)])
 
     def experiments(self) -> list[dict[str, Any]]:
         """`name`, `description`, `created_at`, `units` (names of the units assigned now), newest first."""

@@ -36,6 +36,8 @@ UPPER_BENCHMARKS: dict[str, str] = {
     "stopped": "lateness of a worker while bridge and broker are stopped",
     "latency": "from the last conversion of a reading to the broker's subscriber",
     "page": "from the last conversion of a reading to its point in the browser",
+    "week": "charts of a week of a hundred units",
+    "leader": "a thousand units' readings into one leader: stored, lost, lag, CPU and memory",
 }
 
 

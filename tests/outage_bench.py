@@ -35,7 +35,7 @@ BRIDGE = """
 import json, os, signal, sys
 options = json.loads(sys.argv[1])
 sys.path[:0] = json.loads(sys.argv[2])
-from stirbar.bridge import intake, spool
+from stirbar.bridge import intake, spool_files
 from stirbar.bridge.log import Log
 from stirbar.bridge.relay import Settings, serve
 from stirbar.bridge.session import Broker
@@ -44,7 +44,7 @@ torn_after = options.pop("torn_after")
 if torn_after:
     real_write, written = os.write, [0]
     def write(descriptor, data):
-        if data[:4] == spool.MAGIC:
+        if data[:4] == spool_files.MAGIC:
             written[0] += 1
             if written[0] == torn_after:  # half of it is in the file when the end comes
                 real_write(descriptor, data[: len(data) // 2])

@@ -393,7 +393,6 @@ LINES_MAXIMUM = 500
 LONGER = {
     "pyx/loop.pyx": "the loop's state and the host's view of it: one extension type",
     "bridge/sqlite_store.py": "one class behind one interface (store.py)",
-    "bridge/spool.py": "one file format: its writer, reader and recovery check each other",
     "bridge/ingest.py": "the way of a datum from the broker to the store, step by step",
 }
 

@@ -36,7 +36,7 @@ def make(directory: Path, limit: int = 1 << 20, segment: int = 4096, reports: Re
 
 def everything(spool: Spool) -> list[tuple[bytes, int, int, int, int]]:
     out = []
-    position = (0, 0)
+    position = (0, 0, 0)
     while True:
         frames, position = spool.read(position)
         if not frames:

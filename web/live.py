@@ -207,14 +207,18 @@ class Live:
         self._wake_write.close()
 
     def _patience(self) -> float:
-        """How long the hub may sleep: until the next round when something waits for it, else half a second."""
+        """How long the hub may sleep: until the next round when something waits for it, else half a second.
+
+        Only the long sleep has to be ended by a wake: while something gathers, more of it costs none."""
         with self._lock:
             if self._pending:
                 return max(0.0, self._flushed + GATHER_S - time.monotonic())
+            if self._new or self._ended:
+                return 0.0
+            self._woken = False
             return 0.1 if any(held.latest is not None for held in self._held.values()) else 0.5
 
     def _drain_wake(self) -> None:
-        self._woken = False
         try:
             self._wake_read.recv(4096)
         except OSError:
