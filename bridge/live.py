@@ -11,7 +11,7 @@ from collections import deque
 
 from stirbar.bridge import topics
 from stirbar.bridge.blocks import STORED_FLAGS
-from stirbar.bridge.dialect import JOBS
+from stirbar.bridge.dialect_payloads import JOBS
 from stirbar.core.records import READING_FIELDS, STREAMS
 
 TYPE_CHECKING = False
@@ -71,6 +71,8 @@ def parse_setting(topic_root: str, topic: str) -> tuple[str, str, str, str] | No
 
 def parse_value(payload: bytes) -> Any:
     """The value of a setting in the dialect: JSON or a word; of an object with one field beside its time, that."""
+    if payload in (b"True", b"False"):
+        return payload == b"True"
     try:
         value = json.loads(payload)
     except (ValueError, RecursionError):

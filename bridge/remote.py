@@ -13,13 +13,14 @@ import json
 import time
 
 from stirbar.bridge import topics
-from stirbar.bridge.dialect import Dialect, compact, parse_assignment
+from stirbar.bridge.dialect_payloads import compact, parse_assignment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from stirbar.bridge.dialect import Dialect
     from stirbar.bridge.leader_time import LeaderTime
     from stirbar.bridge.log import Log
     from stirbar.bridge.spool import Spool
