@@ -1,5 +1,5 @@
-"""What the field has topics for and our worker says in another form: blanks, the IR LED's relative intensity, the time of
-the first reading, the thermostat's settings as a record, and names of volumes that an older field used.
+"""What the field has topics for and our worker says in another form: blanks, the IR LED's relative intensity, the time
+of the first reading, the thermostat's settings as a record, and names of volumes that an older field used.
 
 Each function returns what to say as (job, setting, payload), an empty payload takes the topic away.
 

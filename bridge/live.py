@@ -130,6 +130,11 @@ class LiveUnit:
         found = self.status.get("experiment", self.describe.get("experiment"))
         return found if isinstance(found, str) else None
 
+    @property
+    def foreign(self) -> bool:
+        """Whether it is no stirbar's and is known by the dialect alone."""
+        return bool(self.describe.get("foreign"))
+
     def add_raw(self, header: Header, payload: bytes) -> None:
         self.raw.append((header, payload))
         self.raw_bytes += len(payload)
@@ -181,7 +186,8 @@ class LiveUnit:
             "unit_id": self.unit_id.hex(),
             "state": self.state,
             "last_seen": self.last_seen or None,
-            "experiment": experiment,
+            "experiment": self.experiment if self.foreign else experiment,
+            "foreign": self.foreign,
             "clock_offset_s": None if self.clock is None else self.clock[1] / 1e9,
             "simulated": bool(self.describe.get("simulated")),
             "version": self.describe.get("version"),

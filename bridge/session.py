@@ -142,7 +142,7 @@ class Session:
 
     def local_address(self) -> str:
         """Our address in the connection, IPv4 as text; nothing without one."""
-        wire = self._client.socket() if self._client is not None else None
+        wire: Any = self._client.socket() if self._client is not None else None
         return str(wire.getsockname()[0]) if wire is not None and wire.family == socket.AF_INET else ""
 
     @property

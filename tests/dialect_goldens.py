@@ -42,7 +42,9 @@ def feed(steps: list[dict[str, Any]]) -> list[Message]:
                 dialect.event({"wall_ns": NOW_NS, **what})
             elif kind == "reading":
                 stream = STREAM_IDS[what["stream"]]
-                header = Header(KIND_READINGS, stream, READING.size, 1, 0, UNIT_ID, b"r" * 16, b"b" * 16, 0, 0, 0, "exp")
+                header = Header(
+                    KIND_READINGS, stream, READING.size, 1, 0, UNIT_ID, b"r" * 16, b"b" * 16, 0, 0, 0, "exp"
+                )
                 dialect.reading(header, _packed(stream, what))
             elif kind == "tick":
                 dialect.tick()

@@ -273,7 +273,9 @@ def test_no_self_test_is_started_from_afar() -> None:
         parse_command("self_test", "$state", b"ready")
 
 
-@pytest.mark.parametrize(("word", "value"), [(b"True", True), (b"1", True), (b"on", True), (b"false", False), (b"0", False)])
+@pytest.mark.parametrize(
+    ("word", "value"), [(b"True", True), (b"1", True), (b"on", True), (b"false", False), (b"0", False)]
+)
 def test_switches(word: bytes, value: bool) -> None:
     command = parse_command("stirring", "enable_dodging_od", word)
     assert command == {"command": "set", "job": "stirring", "setting": "enable_dodging_od", "value": value}

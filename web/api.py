@@ -158,6 +158,7 @@ def _summary(entry: dict[str, Any]) -> dict[str, Any]:
         "clock_offset_s": entry.get("clock_offset_s"),
         "experiment": entry.get("experiment"),
         "simulated": bool(about.get("simulated")),
+        "foreign": bool(about.get("foreign")),
         "version": about.get("version"),
         "channels": about.get("channels") or [],
         "jobs": entry.get("jobs") or {},
