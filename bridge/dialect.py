@@ -8,131 +8,49 @@ Synchronization: one thread.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 
-from stirbar.bridge import topics
+from stirbar.bridge import dialect_machine, topics
+from stirbar.bridge.dialect_derived import AUTOMATION_RECORD, BLANK, THERMAL, Derived
+from stirbar.bridge.dialect_payloads import (
+    DISCONNECTED,
+    JOBS,
+    MONITOR,
+    READY,
+    compact,
+    od_reading,
+    parse_command,
+    scalar,
+    stamped,
+    timestamp,
+)
 from stirbar.core.records import FLAGS, READING, READING_FIELDS, STREAM_IDS, Header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    Publish = Callable[[str, bytes, int, bool], object]
-    Reading = dict[str, float | int]
+    from stirbar.bridge.dialect_payloads import Reading
 
-JOBS = ("od_reading", "stirring", "temperature_automation", "bioreactor", "leds", "monitor")
-MONITOR = topics.MONITOR
+    Publish = Callable[[str, bytes, int, bool], object]
+
+OD = "od_reading"
 SELF_TEST = "self_test"
 UNIVERSAL = (MONITOR, SELF_TEST)  # of the unit, whatever its experiment
-READY, SLEEPING, DISCONNECTED, LOST = "ready", "sleeping", "disconnected", "lost"
-SETTABLE = {
-    ("stirring", "target_rpm"),
-    ("stirring", "duty_cycle"),
-    ("od_reading", "ir_led_intensity"),
-    ("temperature_automation", "target_temperature"),
-    *(("leds", letter) for letter in "ABCD"),
-}
 # made from readings, with a time stamp; the worker's plain setting of the same name is not passed on
 _FROM_READINGS = {
     ("stirring", "measured_rpm"),
-    ("temperature_automation", "temperature"),
-    ("temperature_automation", "heater_duty_cycle"),
+    ("stirring", "duty_cycle"),
+    (THERMAL, "temperature"),
+    (THERMAL, "heater_duty_cycle"),
 }
 _DOSED = "dose_step"
 _LED_CHANGED = "led_changed"
-_VALUE_BYTES = 64
-_NAME_BYTES = 128
 _OD = (1, 2, 3, 4)
 _RPM, _LIQUID, _FUSED = STREAM_IDS["rpm"], STREAM_IDS["liquid"], STREAM_IDS["od_fused"]
-_OD_TOPICS = ("od", "raw_od", "calibrated_od")
-
-
-def timestamp(wall_ns: int) -> str:
-    """Unix time in ns as the dialect's ISO 8601 in UTC with milliseconds and Z."""
-    seconds, rest = divmod(wall_ns, 1_000_000_000)
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1_000_000:03d}Z"
-
-
-def compact(document: object) -> bytes:
-    """JSON without spaces, as the dialect has it."""
-    return json.dumps(document, separators=(",", ":")).encode()
-
-
-def scalar(value: object) -> bytes:
-    """A setting's value as the dialect writes it: nothing for None, JSON for structures, else plain text."""
-    if value is None:
-        return b""
-    if isinstance(value, dict | list):
-        return compact(value)
-    if isinstance(value, bool):
-        return b"1" if value else b"0"
-    return str(value).encode()
-
-
-def od_reading(reading: Reading, intensity_percent: float, calibration: str | None = None) -> dict[str, object]:
-    """The struct of one OD channel, with its calibration's name; without one, what it was before a calibration."""
-    calibrated = not int(reading["flags"]) & FLAGS["uncalibrated"]
-    struct: dict[str, object] = {
-        "calibrated": 0 if calibration is None else 1,
-        "timestamp": timestamp(int(reading["wall_ns"])),
-        "angle": str(reading["angle"]),
-        "od": reading["signal_v"] if calibrated and calibration is None else reading["value"],
-        "channel": str(reading["stream"]),
-        "ir_led_intensity": intensity_percent,
-    }
-    return struct if calibration is None else {**struct, "calibration_name": calibration}
-
-
-def parse_number(payload: bytes) -> float:
-    """A finite decimal number and nothing else; ValueError says what came instead."""
-    if len(payload) > _VALUE_BYTES:
-        raise ValueError(f"{len(payload)} bytes, at most {_VALUE_BYTES} are a value")
-    try:
-        value = json.loads(payload, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{payload[:40]!r} is not a number") from None
-    if isinstance(value, str):
-        return parse_number(value.encode())
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{payload[:40]!r} is not a finite number")
-    return float(value)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(name)
-
-
-def parse_command(job: str, setting: str, payload: bytes) -> dict[str, object]:
-    """The worker's command for a message on `<job>/<setting>/set`. ValueError says what is wrong."""
-    if setting == topics.STATE_SETTING:
-        if job not in JOBS or job in (MONITOR, "bioreactor"):
-            raise ValueError(f"job {job!r} cannot be started or stopped")
-        if payload == READY.encode():
-            return {"command": "start", "job": job}
-        if payload in (SLEEPING.encode(), DISCONNECTED.encode()):
-            return {"command": "stop", "job": job}
-        raise ValueError(f"{payload[:40]!r} is none of {READY}, {SLEEPING}, {DISCONNECTED}")
-    if (job, setting) not in SETTABLE:
-        raise ValueError(f"'{job}/{setting}' cannot be set")
-    return {"command": "set", "job": job, "setting": setting, "value": parse_number(payload)}
-
-
-def parse_assignment(payload: bytes) -> str:
-    """The experiment's name in a message on `assignment`; an empty one takes the unit out of its experiment."""
-    if not payload:
-        return topics.NO_EXPERIMENT
-    if len(payload) > _NAME_BYTES:
-        raise ValueError(f"experiment name of {len(payload)} bytes, at most {_NAME_BYTES}")
-    try:
-        name = payload.decode()
-    except UnicodeDecodeError:
-        raise ValueError("experiment name is not UTF-8") from None
-    if name != name.strip() or topics.level(name) != name or not name.isprintable():
-        raise ValueError(f"{name[:40]!r} is not the name of an experiment")
-    return name
+# of an experiment's readings: they do not move to the next one
+_OD_TOPICS = ("od", "raw_od", "calibrated_od", "first_od", "relative_intensity")
 
 
 class Dialect:
@@ -141,7 +59,14 @@ class Dialect:
     `readings_per_second` bounds the rate of each reading topic; 0 says nothing.
     """
 
-    def __init__(self, root: str, unit: str, readings_per_second: float, publish: Publish) -> None:
+    def __init__(
+        self,
+        root: str,
+        unit: str,
+        readings_per_second: float,
+        publish: Publish,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
         self.experiment = topics.NO_EXPERIMENT
         self.interval_s = 1.0 / readings_per_second if readings_per_second > 0 else math.inf
         self._root = root
@@ -151,6 +76,9 @@ class Dialect:
         self._latest: dict[int, bytes] = {}
         self._intensity = 0.0
         self._calibrations: dict[int, str] = {}  # channel: name
+        self._derived = Derived()
+        self._now_ns = now_ns
+        self._vitals = False  # the worker tells of the computer; else we do
 
     def _topic(self, job: str, setting: str) -> str:
         experiment = topics.UNIVERSAL_EXPERIMENT if job in UNIVERSAL else self.experiment
@@ -178,49 +106,85 @@ class Dialect:
 
     def tick(self) -> None:
         """Say the latest reading of each stream that has a new one. Call it every `interval_s`."""
-        ods: dict[str, object] = {}
-        newest = 0
+        ods: dict[int, Reading] = {}
         for stream, packed in self._latest.items():
             reading: Reading = dict(zip(READING_FIELDS, READING.unpack(packed), strict=True))
             value, wall_ns = reading["value"], int(reading["wall_ns"])
             if not math.isfinite(value):
                 continue
             if stream in _OD and reading["angle"]:
-                struct = raw = od_reading(reading, self._intensity)
-                if not int(reading["flags"]) & FLAGS["uncalibrated"]:
-                    struct = od_reading(reading, self._intensity, self._calibrations.get(stream, ""))
-                    self.say("od_reading", f"raw_od{stream}", compact(raw))
-                    self.say("od_reading", f"calibrated_od{stream}", compact(struct))
-                ods[str(stream)] = struct
-                newest = max(newest, wall_ns)
-                self.say("od_reading", f"od{stream}", compact(struct))
+                ods[stream] = reading
             elif stream == _FUSED:
-                said = {"od_fused": value, "timestamp": timestamp(wall_ns)}
-                self.say("od_reading", "od_fused", compact(said))
+                self.say(OD, "od_fused", stamped("od_fused", value, wall_ns))
             elif stream == _RPM:
-                said = {"measured_rpm": max(value, 0.0), "timestamp": timestamp(wall_ns)}
-                self.say("stirring", "measured_rpm", compact(said))
+                self.say("stirring", "measured_rpm", stamped("measured_rpm", max(value, 0.0), wall_ns))
+                self.say("stirring", "duty_cycle", _percent(reading["signal_v"]))
             elif stream == _LIQUID:
-                said = {"temperature": value, "timestamp": timestamp(wall_ns)}
-                self.say("temperature_automation", "temperature", compact(said))
-                self.say("temperature_automation", "heater_duty_cycle", scalar(round(reading["signal_v"], 2)))
+                self.say(THERMAL, "temperature", stamped("temperature", value, wall_ns))
+                self.say(THERMAL, "heater_duty_cycle", _percent(reading["signal_v"]))
         if ods:
-            self.say("od_reading", "ods", compact({"timestamp": timestamp(newest), "ods": ods}))
+            self._say_ods(ods)
         self._latest.clear()
+
+    def _say_ods(self, readings: dict[int, Reading]) -> None:
+        structs: dict[str, object] = {}
+        for stream, reading in readings.items():
+            struct = raw = od_reading(reading, self._intensity)
+            if not int(reading["flags"]) & FLAGS["uncalibrated"]:
+                struct = od_reading(reading, self._intensity, self._calibrations.get(stream, ""))
+                self.say(OD, f"raw_od{stream}", compact(raw))
+                self.say(OD, f"calibrated_od{stream}", compact(struct))
+            structs[str(stream)] = struct
+            self.say(OD, f"od{stream}", compact(struct))
+        newest = max(int(reading["wall_ns"]) for reading in readings.values())
+        self.say(OD, "ods", compact({"timestamp": timestamp(newest), "ods": structs}))
+        self._say_all(self._derived.od(readings))
+
+    def _say_all(self, said: list[tuple[str, str, bytes]]) -> None:
+        for job, setting, payload in said:
+            self.say(job, setting, payload)
 
     def setting(self, document: dict[str, object]) -> None:
         """A `setting` message of the worker."""
         job, name, value = document.get("job"), document.get("setting"), document.get("value")
-        if job not in (*JOBS, SELF_TEST) or not isinstance(name, str) or (job, name) in _FROM_READINGS:
+        if job not in (*JOBS, SELF_TEST) or not isinstance(job, str) or not isinstance(name, str):
             return
+        if job == THERMAL:
+            self._record_automation(name, value)
+        if (job, name) in _FROM_READINGS:
+            return
+        if job == OD and name[:-1] in ("calibration", "blank") and name[-1] in "1234":
+            if name.startswith("calibration"):
+                self._calibration(name, value)
+                return
+            self._say_all(self._derived.blank(int(name[-1]), value, self._now_ns()))
         if name == "ir_led_intensity" and isinstance(value, int | float):
             self._intensity = float(value)
-        if name[:-1] == "calibration" and name[-1] in "1234":
-            self._calibration(name, value)
-            return
-        payload = scalar(value)
+        payload = self._payload(job, name, value)
         if self._said.get((job, name), b"") != payload:
             self.say(job, topics.level(name), payload)
+            if job == "bioreactor":
+                self._say_all(self._derived.volume(name, payload))
+            elif (job, name) == (OD, topics.STATE_SETTING) and value != READY:
+                self._say_all(self._derived.stopped())
+
+    def _payload(self, job: str, name: str, value: object) -> bytes:
+        """A setting's payload; what `monitor` tells has its time with it, as in the field."""
+        if job != MONITOR or value is None:
+            return scalar(value)
+        when = timestamp(self._now_ns())
+        if name == "voltage_on_pwm_rail":
+            return compact({"timestamp": when, "voltage": value})
+        if name == "versions" and isinstance(value, dict):
+            return compact(dialect_machine.versions(value.get("app", ""), when))
+        if name == "computer_statistics" and isinstance(value, dict):
+            self._vitals = True
+            return compact({**value, "timestamp": when})
+        return scalar(value)
+
+    def _record_automation(self, name: str, value: object) -> None:
+        for record in self._derived.automation(name, value, self._unit, self.experiment, self._now_ns()):
+            self._publish(self._topic(THERMAL, AUTOMATION_RECORD), record, 1, False)
 
     def _calibration(self, name: str, value: object) -> None:
         """Remember a channel's calibration; without one, what was said of its readings goes."""
@@ -268,8 +232,9 @@ class Dialect:
             else:
                 self._publish(self._topic(job, setting), b"", 0, True)
         self.experiment = name
+        self._derived.forget()
         for (job, setting), payload in moving.items():
-            if setting.startswith(_OD_TOPICS) or (job, setting) in _FROM_READINGS:
+            if setting.startswith(_OD_TOPICS) or job == BLANK or (job, setting) in _FROM_READINGS:
                 del self._said[(job, setting)]  # a reading belongs to the experiment it was made in
             else:
                 self.say(job, setting, payload)
@@ -282,21 +247,22 @@ class Dialect:
             if setting == topics.STATE_SETTING and said not in (state.encode(), DISCONNECTED.encode()):
                 self.say(job, setting, state.encode())
 
-    def statistics(self, path: str) -> None:
-        """`monitor/computer_statistics`: the disk that holds `path`, and the processor's temperature."""
-        disk = os.statvfs(path)
-        said = {
-            "disk_usage_percent": round(100 * (1 - disk.f_bavail / max(disk.f_blocks, 1))),
-            "cpu_temperature_celcius": _cpu_temperature(),  # spelt as the dialect spells it
-            "timestamp": timestamp(time.time_ns()),
-        }
-        self.say(MONITOR, "computer_statistics", compact(said))
+    def machine(self, path: str, ipv4: str) -> None:
+        """Once a minute: `monitor`'s words on the machine; `path` is on the disk that counts, `ipv4` our address."""
+        for setting, address in {"ipv4": ipv4, **dialect_machine.addresses()}.items():
+            if self._said.get((MONITOR, setting), b"") != address.encode():
+                self.say(MONITOR, setting, address.encode())
+        if not self._vitals:
+            said = dialect_machine.statistics(path, timestamp(self._now_ns()))
+            self.say(MONITOR, "computer_statistics", compact(said))
 
     # From the broker
 
     def command(self, topic: str, payload: bytes) -> dict[str, object] | None:
         """The worker's command for a `/set` message; None: for another experiment; ValueError: malformed."""
         parsed = topics.parse_set(self._root, topic)
+        if parsed is None and topics.is_blink(self._root, self._unit, topic):
+            return {"command": "identify"}
         if parsed is None or parsed.unit not in (topics.level(self._unit), topics.BROADCAST):
             raise ValueError("not a command topic of this unit")
         if parsed.experiment not in (topics.UNIVERSAL_EXPERIMENT, topics.level(self.experiment)):
@@ -304,9 +270,6 @@ class Dialect:
         return parse_command(parsed.job, parsed.setting, payload)
 
 
-def _cpu_temperature() -> float | None:
-    try:
-        with open("/sys/class/thermal/thermal_zone0/temp") as file:
-            return round(int(file.read()) / 1000)
-    except (OSError, ValueError):
-        return None
+def _percent(value: float) -> bytes:
+    """A duty; nothing where it is not known."""
+    return scalar(round(value, 2)) if math.isfinite(value) else b""

@@ -19,6 +19,7 @@ from paho.mqtt.properties import Properties
 from stirbar.bridge import topics
 from stirbar.bridge.calls import Calls, CommandNotSent, CommandTimeout
 from stirbar.bridge.clocks import Clocks
+from stirbar.bridge.foreign import House, Strangers
 from stirbar.bridge.leadership import Leadership
 from stirbar.bridge.live import (
     STATES,
@@ -104,10 +105,13 @@ class Ingest:
         self._clocks = Clocks(store, self._make_event)
         self._leadership = Leadership(self._stored.epoch)
         self._presence = Presence(topic_root, self._leave, self._tell_state)
+        house = House(lambda name: self._by_name.get(name), self._adopt, self._show, self._tell, self._make_event)
+        self._strangers = Strangers(store, topic_root, house)
         self._state_topic = f"{data_root}/leader/state"
         # our own tree first: its retained descriptions name the units that the dialect's settings are about
         subscriptions = [(pattern, True) for pattern, _ in topics.leader_subscriptions(data_root)]
         subscriptions += [(f"{topic_root}/+/+/+/+", True), (DROPPED_TOPIC, True)]
+        subscriptions += self._strangers.subscriptions()
         self._session = Session(
             Broker(host, port, f"leader-{secrets.token_hex(4)}", username, password, tls is not None, tls or ""),
             (self._state_topic, topics.STATE_LOST),
@@ -178,6 +182,10 @@ class Ingest:
 
         Raises CommandTimeout when none comes in time, CommandNotSent when there is no broker.
         """
+        with self._lock:
+            unit = self._units.get(unit_id)
+        if unit is not None and unit.foreign:
+            raise CommandNotSent(f"'{unit.name}' is not a stirbar unit: it is heard, and takes no commands from here")
         return self._calls.ask(unit_id, request, timeout_s)
 
     def units(self) -> list[dict[str, Any]]:
@@ -212,6 +220,7 @@ class Ingest:
             return {
                 **self._counters,
                 **self._stored.counters,
+                **self._strangers.counters,
                 "connected": self._connected,
                 "connects": self._session.connects,
                 "broker_dropped": self._broker_dropped,
@@ -322,6 +331,7 @@ class Ingest:
     def _commit(self, now: float) -> None:
         self._next_commit = now + COMMIT_INTERVAL_S
         with self._lock:
+            self._strangers.settle(now)
             due = [unit for unit in self._units.values() if unit.describe_due]
         try:
             self._clocks.judge()
@@ -403,6 +413,9 @@ class Ingest:
             if not retained:
                 self._hear_leader(payload)
             return
+        with self._lock:
+            if self._strangers.hear(topic, payload, retained):
+                return
         found = parse_setting(self._topic_root, topic)
         if found is None:
             if topic.startswith(self._data_root + "/"):
@@ -419,6 +432,21 @@ class Ingest:
             if (retained and not belongs) or not unit.set_setting(job, setting, value):
                 return
         self._tell("setting", unit.name, {"job": job, "setting": setting, "value": value})
+
+    def _adopt(self, name: str, unit_id: bytes) -> LiveUnit:
+        """A unit that is not stirbar's, under a name that no other has."""
+        with self._lock:
+            unit = self._by_name[name] = self._known(unit_id)
+            unit.name, unit.describe_due = name, True
+            unit.describe = {"unit": name, "unit_id": unit_id.hex(), "foreign": True, "channels": []}
+        return unit
+
+    def _show(self, unit: LiveUnit, record: tuple[Any, ...]) -> None:
+        """A reading that came without a batch."""
+        shown = reading_object(record)
+        with self._lock:
+            unit.latest[STREAM_IDS[shown["stream"]]] = record
+        self._tell("reading", unit.name, shown)
 
     def _hear_leader(self, payload: bytes) -> None:
         again, text = self._leadership.hear(payload)

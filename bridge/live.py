@@ -11,7 +11,7 @@ from collections import deque
 
 from stirbar.bridge import topics
 from stirbar.bridge.blocks import STORED_FLAGS
-from stirbar.bridge.dialect import JOBS
+from stirbar.bridge.dialect_payloads import JOBS
 from stirbar.core.records import READING_FIELDS, STREAMS
 
 TYPE_CHECKING = False
@@ -71,6 +71,8 @@ def parse_setting(topic_root: str, topic: str) -> tuple[str, str, str, str] | No
 
 def parse_value(payload: bytes) -> Any:
     """The value of a setting in the dialect: JSON or a word; of an object with one field beside its time, that."""
+    if payload in (b"True", b"False"):
+        return payload == b"True"
     try:
         value = json.loads(payload)
     except (ValueError, RecursionError):
@@ -134,6 +136,11 @@ class LiveUnit:
         found = self.status.get("experiment", self.describe.get("experiment"))
         return found if isinstance(found, str) else None
 
+    @property
+    def foreign(self) -> bool:
+        """Whether it is no stirbar's and is known by the dialect alone."""
+        return bool(self.describe.get("foreign"))
+
     def add_raw(self, header: Header, payload: bytes) -> None:
         self.raw.append((header, payload))
         self.raw_bytes += len(payload)
@@ -185,7 +192,8 @@ class LiveUnit:
             "unit_id": self.unit_id.hex(),
             "state": self.state,
             "last_seen": self.last_seen or None,
-            "experiment": experiment,
+            "experiment": self.experiment if self.foreign else experiment,
+            "foreign": self.foreign,
             "clock_offset_s": None if self.clock is None else self.clock[1] / 1e9,
             "simulated": bool(self.describe.get("simulated")),
             "version": self.describe.get("version"),

@@ -17,7 +17,8 @@ import time
 
 import zmq
 from stirbar.bridge import remote, topics
-from stirbar.bridge.dialect import LOST, MONITOR, Dialect
+from stirbar.bridge.dialect import Dialect
+from stirbar.bridge.dialect_payloads import LOST, MONITOR
 from stirbar.bridge.intake import Intake
 from stirbar.bridge.machine import Machine
 from stirbar.bridge.offline import OfflineSign
@@ -247,7 +248,7 @@ class Relay:
             self._dialect.tick()
         if now >= self._statistics_at:
             self._statistics_at = now + STATISTICS_S
-            self._dialect.statistics(self.settings.spool_directory)
+            self._dialect.machine(self.settings.spool_directory, self.session.local_address())
         if now >= self._positions_at:
             self._positions_at = now + POSITIONS_S
             self._spool.save_positions()

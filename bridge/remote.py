@@ -13,7 +13,7 @@ import json
 import time
 
 from stirbar.bridge import topics
-from stirbar.bridge.dialect import Dialect, compact, parse_assignment
+from stirbar.bridge.dialect_payloads import compact, parse_assignment
 from stirbar.bridge.machine import ANSWERED_HERE
 
 TYPE_CHECKING = False
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from stirbar.bridge.dialect import Dialect
     from stirbar.bridge.leader_time import LeaderTime
     from stirbar.bridge.log import Log
     from stirbar.bridge.machine import Machine

@@ -140,6 +140,11 @@ class Session:
     def online(self) -> bool:
         return self.state == ONLINE
 
+    def local_address(self) -> str:
+        """Our address in the connection, IPv4 as text; nothing without one."""
+        wire: Any = self._client.socket() if self._client is not None else None
+        return str(wire.getsockname()[0]) if wire is not None and wire.family == socket.AF_INET else ""
+
     @property
     def due(self) -> float:
         """Time (monotonic) of the next `step`."""

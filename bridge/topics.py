@@ -18,6 +18,7 @@ MONITOR: Final = "monitor"  # the job that belongs to no experiment
 NO_EXPERIMENT: Final = "$no_experiment_present"
 ASSIGNMENT: Final = "assignment"
 STATE_SETTING: Final = "$state"
+BLINK: Final = "flicker_led_response_okay"  # said to `monitor`, whatever the payload
 
 # Last levels of our own tree; live and store have the stream's name behind them.
 DESCRIBE: Final = "describe"
@@ -134,7 +135,14 @@ def assignment(root: str, unit: str) -> str:
 
 def set_filters(root: str, unit: str) -> list[str]:
     """What a unit subscribes to for the dialect's commands."""
-    return [f"{root}/{level(unit)}/+/+/+/set", f"{root}/{BROADCAST}/+/+/+/set"]
+    names = (level(unit), BROADCAST)
+    return [f"{root}/{name}/+/{rest}" for name in names for rest in ("+/+/set", f"{MONITOR}/{BLINK}")]
+
+
+def is_blink(root: str, unit: str, topic: str) -> bool:
+    """Whether a topic asks this unit, in whatever experiment, to show itself."""
+    levels = topic.removeprefix(root + "/").split("/")
+    return len(levels) == 4 and levels[0] in (level(unit), BROADCAST) and levels[2:] == [MONITOR, BLINK]
 
 
 class SetTopic:

@@ -21,6 +21,8 @@ STREAMS: dict[int, str] = {
     10: "liquid",
     11: "volume",
     12: "turns",
+    13: "growth_rate",
+    14: "od_filtered",
     16: "event",
     17: "status",
     18: "raw",
@@ -30,9 +32,9 @@ STREAMS: dict[int, str] = {
 STREAMS.update({32 + i: f"od{i % 4 + 1}_rate{i // 4 + 1}" for i in range(12)})
 STREAMS.update({44 + channel: f"modulation{channel + 1}" for channel in range(4)})
 STREAM_IDS: dict[str, int] = {name: number for number, name in STREAMS.items()}
-READING_STREAMS: tuple[int, ...] = (1, 2, 3, 4, 5, 8, 9, 10, 11, 12, *range(32, 48))
+READING_STREAMS: tuple[int, ...] = (1, 2, 3, 4, 5, *range(8, 15), *range(32, 48))
 STREAM_UNITS: dict[int, str] = {1: "AU", 2: "AU", 3: "AU", 4: "AU", 5: "AU", 8: "rpm", 9: "°C", 10: "°C", 11: "mL"}
-STREAM_UNITS[12] = "µs"
+STREAM_UNITS |= {12: "µs", 13: "1/h", 14: ""}
 STREAM_UNITS.update(dict.fromkeys(range(32, 44), "AU"))
 STREAM_UNITS.update(dict.fromkeys(range(44, 48), "%"))
 

@@ -21,6 +21,8 @@ cdef enum:
     STREAM_LIQUID = 10      # of the liquid, as estimated
     STREAM_VOLUME = 11      # of the liquid, by the pumps' account
     STREAM_TURNS = 12       # what the times of the stirrer's turns do
+    STREAM_GROWTH_RATE = 13  # of the culture, 1/h
+    STREAM_OD_FILTERED = 14  # optical density as the growth rate's filter has it, relative to that at its start
     STREAM_EVENT = 16
     STREAM_STATUS = 17
     STREAM_RAW = 18         # trace of the sampling thread

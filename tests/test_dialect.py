@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 from bridge_doubles import UNIT_ID, reading
+from dialect_goldens import cases, feed
 from hypothesis import given
 from hypothesis import strategies as st
 from stirbar.bridge import topics
-from stirbar.bridge.dialect import (
-    Dialect,
+from stirbar.bridge.dialect import Dialect
+from stirbar.bridge.dialect_payloads import (
     parse_assignment,
     parse_command,
     parse_number,
     scalar,
     timestamp,
 )
-from stirbar.core.records import FLAGS, KIND_READINGS, READING, Header
+from stirbar.core.records import KIND_READINGS, READING, Header
 
 
 class Said(list[tuple[str, bytes, int, bool]]):
@@ -40,51 +42,23 @@ def make() -> tuple[Dialect, Said]:
     return dialect, said
 
 
-def test_golden_payloads() -> None:
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case["case"])
+def test_golden_examples(case: dict[str, Any]) -> None:
+    assert feed(case["feed"]) == [tuple(message) for message in case["says"]]
+
+
+def test_what_is_not_new_is_not_said_again() -> None:
     dialect, said = make()
-    dialect.setting({"job": "od_reading", "setting": "ir_led_intensity", "value": 80.0})
-    dialect.setting({"job": "stirring", "setting": "$state", "value": "ready"})
-    dialect.setting({"job": "monitor", "setting": "$state", "value": "ready"})
-    dialect.setting({"job": "stirring", "setting": "target_rpm", "value": 500.0})
     dialect.setting({"job": "stirring", "setting": "measured_rpm", "value": 1.0})  # made from readings instead
-    dialect.reading(header(2), reading(2, 0, 7.0) + reading(2, 1, 0.123))
-    dialect.reading(header(8), reading(8, 0, 500.1))
     dialect.reading(header(9), reading(9, 0, 41.5))  # the heater board: not what the dialect means by temperature
-    dialect.reading(header(10), reading(10, 0, 37.01))
     dialect.tick()
-    od = (
-        b'{"calibrated":0,"timestamp":"2025-06-15T15:06:40.223Z","angle":"90","od":0.123,"channel":"2",'
-        b'"ir_led_intensity":80.0}'
-    )
-    assert said == [
-        ("pioreactor/vial1/exp/od_reading/ir_led_intensity", b"80.0", 0, True),
-        ("pioreactor/vial1/exp/stirring/$state", b"ready", 1, True),
-        ("pioreactor/vial1/$experiment/monitor/$state", b"ready", 1, True),
-        ("pioreactor/vial1/exp/stirring/target_rpm", b"500.0", 0, True),
-        ("pioreactor/vial1/exp/od_reading/od2", od, 0, True),
-        (
-            "pioreactor/vial1/exp/stirring/measured_rpm",
-            b'{"measured_rpm":500.1,"timestamp":"2025-06-15T15:06:40.123Z"}',
-            0,
-            True,
-        ),
-        (
-            "pioreactor/vial1/exp/temperature_automation/temperature",
-            b'{"temperature":37.01,"timestamp":"2025-06-15T15:06:40.123Z"}',
-            0,
-            True,
-        ),
-        ("pioreactor/vial1/exp/temperature_automation/heater_duty_cycle", b"0.3", 0, True),
-        (
-            "pioreactor/vial1/exp/od_reading/ods",
-            b'{"timestamp":"2025-06-15T15:06:40.223Z","ods":{"2":' + od + b"}}",
-            0,
-            True,
-        ),
-    ]
+    assert said == []
+    dialect.reading(header(2), reading(2, 0, 7.0) + reading(2, 1, 0.123))
+    dialect.tick()
+    assert json.loads(said.last("od_reading/od2"))["od"] == 0.123, "the latest of a batch"
     said.clear()
     dialect.tick()
-    assert said == [], "nothing new, nothing said"
+    assert said == []
 
 
 def test_log_and_statistics() -> None:
@@ -99,27 +73,31 @@ def test_log_and_statistics() -> None:
             False,
         )
     ]
-    dialect.statistics("/")
-    assert set(json.loads(said.last("monitor/computer_statistics"))) == {
-        "disk_usage_percent",
-        "cpu_temperature_celcius",
-        "timestamp",
-    }
+    dialect.machine("/", "10.0.0.7")
+    fields = {"disk_usage_percent", "cpu_temperature_celcius", "timestamp"}
+    assert set(json.loads(said.last("monitor/computer_statistics"))) == fields
+    assert said.last("monitor/ipv4") == b"10.0.0.7"
+    dialect.setting({"job": "monitor", "setting": "versions", "value": {"app": "1.2"}})
+    versions = json.loads(said.last("monitor/versions"))
+    assert list(versions) == ["app", "hat", "firmware", "hat_serial", "rpi_machine", "timestamp"]
+    assert versions["app"] == "1.2" and versions["rpi_machine"]
 
 
-def test_what_a_pump_has_moved_is_a_dosing_event() -> None:
+def test_the_worker_knows_more_of_the_computer() -> None:
     dialect, said = make()
-    data = {"event": "add_media", "volume_change": 0.5, "source_of_event": "chemostat"}
-    told = {"level": "debug", "source": "bioreactor", "code": "dose_step", "message": "media pump: 0.500 mL"}
-    dialect.event({**told, "wall_ns": 1_750_000_000_123_456_789, **data})
-    payload = (
-        b'{"volume_change":0.5,"event":"add_media","source_of_event":"chemostat",'
-        b'"timestamp":"2025-06-15T15:06:40.123Z"}'
-    )
-    assert said[1] == ("pioreactor/vial1/exp/dosing_events", payload, 1, False)
-    assert [topic for topic, *_ in said].count("pioreactor/vial1/exp/dosing_events") == 1
-    dialect.setting({"job": "bioreactor", "setting": "current_volume_ml", "value": 14.5})
-    assert said[-1] == ("pioreactor/vial1/exp/bioreactor/current_volume_ml", b"14.5", 0, True)
+    dialect.setting({"job": "monitor", "setting": "computer_statistics", "value": {"cpu_usage_percent": 3}})
+    dialect.machine("/", "")
+    assert list(json.loads(said.last("monitor/computer_statistics"))) == ["cpu_usage_percent", "timestamp"]
+
+
+def test_a_unit_is_asked_to_show_itself() -> None:
+    dialect, _ = make()
+    for name in ("vial1", topics.BROADCAST):
+        for experiment in ("exp", "another", topics.UNIVERSAL_EXPERIMENT):
+            topic = f"pioreactor/{name}/{experiment}/monitor/flicker_led_response_okay"
+            assert dialect.command(topic, b"1") == {"command": "identify"}
+    with pytest.raises(ValueError):
+        dialect.command("pioreactor/vial2/exp/monitor/flicker_led_response_okay", b"1")
 
 
 def test_a_value_that_is_no_number_is_not_said() -> None:
@@ -152,6 +130,8 @@ def test_experiment_change_clears_readings_and_moves_settings() -> None:
         ("pioreactor/vial1/exp/stirring/target_rpm", b"", 0, True),
         ("pioreactor/vial1/exp/od_reading/od1", b"", 0, True),
         ("pioreactor/vial1/exp/od_reading/ods", b"", 0, True),
+        ("pioreactor/vial1/exp/od_reading/first_od_obs_time", b"", 0, True),
+        ("pioreactor/vial1/exp/od_reading/relative_intensity_of_ir_led", b"", 0, True),
         ("pioreactor/vial1/next/stirring/$state", b"ready", 1, True),
         ("pioreactor/vial1/next/stirring/target_rpm", b"500.0", 0, True),
     ]
@@ -180,8 +160,8 @@ def test_states_of_a_lost_worker() -> None:
         (None, b""),
         (500.0, b"500.0"),
         (3, b"3"),
-        (True, b"1"),
-        (False, b"0"),
+        (True, b"True"),
+        (False, b"False"),
         ("ready", b"ready"),
         ({"a": 1}, b'{"a":1}'),
     ],
@@ -288,49 +268,16 @@ def test_topics_both_ways() -> None:
     assert topics.parse_set("a/b", "a/b/u/e/stirring/set") is None
 
 
-def calibrated(stream: int, value: float, raw: float) -> bytes:
-    fields = list(READING.unpack(reading(stream, 0, value)))
-    fields[8] = raw  # signal_v: the uncalibrated value
-    fields[14] &= ~FLAGS["uncalibrated"]
-    return READING.pack(*fields)
-
-
-def test_golden_payloads_of_calibrated_readings() -> None:
-    dialect, said = make()
-    dialect.setting({"job": "od_reading", "setting": "ir_led_intensity", "value": 80.0})
-    dialect.setting({"job": "od_reading", "setting": "calibration2", "value": {"name": "first", "x": "OD600"}})
-    dialect.reading(header(2), calibrated(2, 1.5, 0.375))
-    dialect.reading(header(5), calibrated(5, 1.25, 0.01))
-    dialect.tick()
-    when = b'"2025-06-15T15:06:40.123Z"'
-    raw = b'{"calibrated":0,"timestamp":' + when + b',"angle":"90","od":0.375,"channel":"2","ir_led_intensity":80.0}'
-    struct = (
-        b'{"calibrated":1,"timestamp":' + when + b',"angle":"90","od":1.5,"channel":"2","ir_led_intensity":80.0,'
-        b'"calibration_name":"first"}'
-    )
-    top = "pioreactor/vial1/exp/od_reading"
-    assert said[1:] == [
-        (f"{top}/raw_od2", raw, 0, True),
-        (f"{top}/calibrated_od2", struct, 0, True),
-        (f"{top}/od2", struct, 0, True),
-        (f"{top}/od_fused", b'{"od_fused":1.25,"timestamp":' + when + b"}", 0, True),
-        (f"{top}/ods", b'{"timestamp":' + when + b',"ods":{"2":' + struct + b"}}", 0, True),
-    ]
-    said.clear()
-    dialect.setting({"job": "od_reading", "setting": "calibration2", "value": None})
-    assert said == [(f"{top}/raw_od2", b"", 0, True), (f"{top}/calibrated_od2", b"", 0, True)]
-
-
-def test_results_of_a_self_test_belong_to_no_experiment() -> None:
-    dialect, said = make()
-    dialect.setting({"job": "self_test", "setting": "test_light_leak", "value": 0})
-    dialect.setting({"job": "self_test", "setting": "all_tests_passed", "value": 0})
-    dialect.follow_experiment("next")
-    assert said == [
-        ("pioreactor/vial1/$experiment/self_test/test_light_leak", b"0", 0, True),
-        ("pioreactor/vial1/$experiment/self_test/all_tests_passed", b"0", 0, True),
-    ]
-    dialect.setting({"job": "self_test", "setting": "test_light_leak", "value": None})
-    assert said[-1] == ("pioreactor/vial1/$experiment/self_test/test_light_leak", b"", 0, True)
+def test_no_self_test_is_started_from_afar() -> None:
     with pytest.raises(ValueError, match="started or stopped"):
         parse_command("self_test", "$state", b"ready")
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [(b"True", True), (b"1", True), (b"on", True), (b"false", False), (b"0", False)]
+)
+def test_switches(word: bytes, value: bool) -> None:
+    command = parse_command("stirring", "enable_dodging_od", word)
+    assert command == {"command": "set", "job": "stirring", "setting": "enable_dodging_od", "value": value}
+    with pytest.raises(ValueError, match="neither"):
+        parse_command("stirring", "enable_dodging_od", word + b"x")

@@ -6,7 +6,7 @@ import json
 import pathlib
 
 import pytest
-from stirbar.bridge.dialect import parse_command
+from stirbar.bridge.dialect_payloads import parse_command
 from stirbar.core import events
 from stirbar.core.events import LED_CHANNELS
 from stirbar.rt.leds_arrays import LEASE_S

@@ -160,6 +160,7 @@ def _summary(entry: dict[str, Any]) -> dict[str, Any]:
         "label": entry.get("label"),
         "tags": entry.get("tags") or [],
         "simulated": bool(about.get("simulated")),
+        "foreign": bool(about.get("foreign")),
         "version": about.get("version"),
         "channels": about.get("channels") or [],
         "jobs": entry.get("jobs") or {},

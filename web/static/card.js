@@ -30,6 +30,8 @@ export function showFlags(element, readings) {
   element.replaceChildren(...words.map(([label, tone]) => h("span", { class: `flag ${tone}` }, label)));
 }
 
+const FOREIGN = "Not a stirbar unit: it is shown and stored as far as the broker delivers it, and takes no commands from here";
+
 export class Card {
   constructor(unit) {
     this.unit = unit;
@@ -37,6 +39,7 @@ export class Card {
     this.spark = new Sparkline(`Optical density of ${unit.unit} in the last ${SPARK_SECONDS / 60} minutes`);
     this.state = h("span", { class: "state" });
     this.simulated = h("span", { class: "badge", title: "Numbers come from a simulated vial" }, "simulated");
+    this.foreign = h("span", { class: "badge", title: FOREIGN }, "foreign");
     this.flags = h("p", { class: "flags" });
     this.statement = h("p", { class: "hint statement" });
     this.seen = h("time", { class: "seen" });
@@ -48,6 +51,7 @@ export class Card {
         {},
         h("h2", {}, h("a", { href: `/units/${encodeURIComponent(unit.unit)}` }, unit.unit)),
         this.simulated,
+        this.foreign,
         this.state,
       ),
       h("p", { class: "od" }, part("value"), part("error"), part("angle")),
@@ -89,6 +93,7 @@ export class Card {
     this.state.dataset.state = state;
     text(this.state, STATES[state]);
     this.simulated.hidden = !unit.simulated;
+    this.foreign.hidden = !unit.foreign;
     text(this.value, value);
     text(this.error, error ? `± ${error} AU` : "AU");
     text(this.angle, angle ? `${angle}°` : "");

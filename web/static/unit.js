@@ -94,6 +94,8 @@ function draw() {
   text($("#state"), STATES[state]);
   drawTiles(unit);
   $("#simulated").hidden = !unit.simulated;
+  $("#foreign").hidden = !unit.foreign;
+  for (const part of ["controls", "scope", "loop"]) $(`#${part}`).hidden = Boolean(unit.foreign);
   const unprotected = unit.protection?.sentences ?? [];
   $("#protection").hidden = !unprotected.length;
   text($("#protection"), unprotected.join("; "));

@@ -3,6 +3,7 @@
   <h1>{{unit}}</h1>
   <span id="state" class="state" data-state="unknown">…</span>
   <span id="simulated" class="badge" title="Numbers come from a simulated vial" hidden>simulated</span>
+  <span id="foreign" class="badge" title="Not a stirbar unit: it is shown and stored as far as the broker delivers it, and takes no commands from here" hidden>foreign</span>
   <span id="badges" class="flags"></span>
 </div>
 <p id="protection" class="hint" hidden></p>
