@@ -57,7 +57,7 @@ demo: $(VENV)/.installed-tls ## leader and three simulated units on this machine
 browser:
 	$(call need,chromium chromedriver,chromium chromium-driver)
 
-# CI requires the optional parts too: the browser, and the tools that count instructions and compare latency, PostgreSQL.
+# CI requires the optional parts too: the browser, and the tools that count instructions and compare latency, PostgreSQL, sshd.
 ifeq ($(STIRBAR_REQUIRE),all)
 test: browser optional-tools
 endif
@@ -66,6 +66,7 @@ endif
 optional-tools:
 	$(call need,valgrind cyclictest,valgrind rt-tests)
 	$(call need,pg_lsclusters,postgresql)
+	$(call need,sshd sudo,openssh-server sudo)
 
 test: $(VENV)/.installed-test ## run the tests
 	@echo "running the tests"

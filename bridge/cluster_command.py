@@ -10,13 +10,16 @@ import os
 import signal
 import sys
 
-from stirbar.bridge import joining
+from stirbar.bridge import bootstrap_command, joining
+from stirbar.bridge.announce import AnnounceError, announce, announcement
 from stirbar.bridge.authority import CertificateError
 from stirbar.bridge.credentials import CredentialError
+from stirbar.bridge.discovery import DiscoveryError
 from stirbar.bridge.enrolment import INVITATION_MINUTES, Enrolment, EnrolmentError
 from stirbar.bridge.inventory import write_inventory
 from stirbar.bridge.invitations import InvitationError, parse_token
 from stirbar.bridge.renewal import RENEW_DAYS
+from stirbar.bridge.ssh import SshError
 from stirbar.core import paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 
@@ -144,6 +147,19 @@ def join(config: Config, arguments: argparse.Namespace) -> None:
     say("start worker and bridge again: `sudo systemctl restart stirbar-worker stirbar-bridge`")
 
 
+def provision(config: Config, arguments: argparse.Namespace) -> int:
+    """Make units of fresh machines, over SSH."""
+    return bootstrap_command.run(config, arguments, enrolment_of(config), say)
+
+
+def tell_network(config: Config, arguments: argparse.Namespace) -> None:
+    """Let the system's avahi say what this machine is."""
+    if arguments.print:
+        print(announcement(config), end="")
+    else:
+        say(f"{announce(config)} is written: avahi tells the network from now on")
+
+
 def renew(config: Config, arguments: argparse.Namespace) -> None:
     """Renew this unit's certificate if it is time."""
     ends = joining.renew(config, float("inf") if arguments.now else RENEW_DAYS)
@@ -189,6 +205,10 @@ def _parser() -> argparse.ArgumentParser:
     action("renew", "on a unit: renew its certificate if it ends soon").add_argument(
         "--now", action="store_true", help="renew it in any case"
     )
+    fresh = action("bootstrap", "on the leader: make units of fresh machines, over SSH; docs/bootstrap.md")
+    bootstrap_command.add_arguments(fresh)
+    said = action("announce", "let the system's avahi tell the network of this unit, or leader")
+    said.add_argument("--print", action="store_true", help="print what it would write")
     return parser
 
 
@@ -202,13 +222,13 @@ def main(argv: list[str]) -> int:
     act = {
         "invite": invite, "join": join, "list": show, "remove": remove, "rename": rename, "revoke": revoke,
         "activate": set_active, "deactivate": set_active, "renew": renew,
+        "bootstrap": provision, "announce": tell_network,
     }[arguments.action]  # fmt: skip
     try:
-        act(config_from_arguments(arguments), arguments)
-    except (EnrolmentError, InvitationError) as error:
+        return act(config_from_arguments(arguments), arguments) or 0
+    except (EnrolmentError, InvitationError, AnnounceError, SshError, DiscoveryError) as error:
         say(f"{error}: {error.remedy}")
         return 1
     except (ConfigError, CertificateError, CredentialError, joining.JoinError, ValueError, OSError) as error:
         say(str(error))
         return 1
-    return 0

@@ -71,6 +71,16 @@ def write_private(path: pathlib.Path, text: str, owner: tuple[int, int] | None =
         raise
 
 
+def make_private(directory: pathlib.Path) -> pathlib.Path:
+    """A directory of mode 0700, of the owner of what it is in."""
+    if not directory.exists():
+        owner = _heir(directory.parent)
+        directory.mkdir(mode=0o700)
+        if owner is not None:
+            os.chown(directory, *owner)
+    return directory
+
+
 @contextlib.contextmanager
 def locked(path: pathlib.Path) -> Iterator[None]:
     """Hold a lock file, among the threads and processes that use it; it gets the owner of its directory."""

@@ -53,6 +53,10 @@ class Enrolment:
         self._credentials = Credentials(self.directory / "credentials")
         self._invitations = Invitations(self.directory)
 
+    def check_open(self) -> None:
+        """Raises EnrolmentError where no unit of another machine would reach this leader."""
+        self._addresses()
+
     def invite(self, minutes: float, name: str = "") -> Token:
         """A token for one unit: for a new one, or for the one that has this name already. Raises EnrolmentError."""
         low, _, high = INVITATION_MINUTES
@@ -126,6 +130,7 @@ class Enrolment:
         """All that are known: unit, unit_id, active, state (`joined`, `this machine`, `revoked` or `expected`: in the
         inventory alone), ends (of the certificate, in Unix seconds, or None)."""
         inventory = read_inventory(self._config)
+        self._credentials.read()
         admitted = self._credentials.units()
         issued = list(self.authority.issued().values())
         revoked = {item["unit"]: item["unit_id"] for item in issued if item["revoked"]}

@@ -1,0 +1,345 @@
+"""Fresh machines become units: a real sshd, a real installation, a real leader that hears of the unit."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+import threading
+import zipfile
+
+import pytest
+from cluster_processes import CLI, LeaderMachine, command_lines
+from fresh_host import FreshHost
+from mosquitto import find_mosquitto, free_port
+from running import stirbar_environment, wait_for
+from stirbar.bridge.bootstrap_host import Refusal, board_name, choose_name
+from stirbar.bridge.bootstrap_system import INTERFACES, lacking
+from stirbar.bridge.host_scan import check_network, scan
+from stirbar.bridge.parcel import ParcelError, Parcels, needed_by, wheel_of
+from stirbar.bridge.ssh import HostKey, KnownHosts, Target, parse_target
+
+pytest.importorskip("cryptography", reason="the leader's certificates")
+
+PASSWORD = "correct horse"
+UNIT = "zero2w-3f2a"
+
+
+@pytest.fixture(scope="module")
+def place():
+    directory = pathlib.Path(tempfile.mkdtemp(prefix="sb", dir="/tmp"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def leader(place):
+    find_mosquitto()
+    one = LeaderMachine(place / "leader")
+    one.run()
+    yield one
+    one.close()
+
+
+@pytest.fixture(scope="module")
+def fresh(place):
+    made: list[FreshHost] = []
+
+    def make(**options: str) -> FreshHost:
+        made.append(FreshHost(pathlib.Path(tempfile.mkdtemp(dir=place)), **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture(scope="module")
+def bare(fresh):
+    """A machine on which nothing is ever installed: what is refused there is refused before."""
+    return fresh(password="raspberry")
+
+
+def run(leader: LeaderMachine, host: FreshHost, *words: str, password: str = PASSWORD, user: str = "pi"):
+    """`stirbar cluster bootstrap`: its status, and what became of the host."""
+    command = ["cluster", "bootstrap", f"{user}@127.0.0.1:{host.port}", "--json", "--password-file", "-", *words]
+    done = leader.command(*command, text=password + "\n")
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)[0]
+
+
+def wheels_of_needs(directory: pathlib.Path) -> pathlib.Path:
+    """What stirbar needs, but for an empty numpy, which takes most of the time and which no unit loads."""
+    directory.mkdir()
+    for name in needed_by("stirbar"):
+        if name != "numpy":
+            wheel_of(name, directory)
+    info = "numpy-2.0.dist-info"
+    with zipfile.ZipFile(directory / "numpy-2.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("numpy.py", "")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: numpy\nVersion: 2.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return directory
+
+
+def states(result) -> dict[str, str]:
+    return {one["step"]: one["state"] for one in result["outcomes"]}
+
+
+def refusal(leader: LeaderMachine, host: FreshHost, *words: str, **options: str) -> tuple[str, str]:
+    """The step that failed, and its sentence with the remedy."""
+    status, result = run(leader, host, *words, **options)
+    last = result["outcomes"][-1]
+    assert (status, last["state"], len(last["what"])) == (1, "failed", 1) and last["remedy"], result
+    return last["step"], f"{last['what'][0]}: {last['remedy']}"
+
+
+def forget(leader: LeaderMachine) -> None:
+    """No host's key is pinned any more."""
+    (leader.data / "leader" / "ssh" / "known_hosts").unlink(missing_ok=True)
+
+
+# --- from a fresh machine to a unit that reports ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unit(leader, fresh, place):
+    """A machine that was bootstrapped: looked at by a dry run, interrupted while it was installed, and run again."""
+    host = fresh()
+    before, own = host.tree(), sorted((leader.data / "leader").rglob("*"))
+    status, result = run(leader, host, "--dry-run", "--host-key", host.fingerprint)
+    assert status == 0 and result["state"] == "would change" and result["unit"] == UNIT
+    would = {step for step, state in states(result).items() if state == "would change"}
+    assert would >= {"host key", "login", "packages", "user", "stirbar", "files", "interfaces", "join", "start"}
+    assert host.tree() == before and sorted((leader.data / "leader").rglob("*")) == own
+    interrupt(leader, host)
+    assert not host.exists("opt/stirbar/parcel.sha256")
+    seen: list[str] = []
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.2):
+            seen.append(command_lines())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    wheels = wheels_of_needs(place / "wheels")
+    status, result = run(leader, host, "--wheels", str(wheels), password="")  # the key lets us in by now
+    ended.set()
+    watcher.join()
+    assert status == 0 and result["state"] == "changed" and states(result)["login"] == "unchanged", result
+    assert len(seen) > 3 and not any(PASSWORD in one or "stirbar1-" in one for one in seen)
+    return host
+
+
+def interrupt(leader: LeaderMachine, host: FreshHost) -> None:
+    """Kill a bootstrap while pip runs on the host."""
+    command = [*CLI, "cluster", "bootstrap", f"127.0.0.1:{host.port}", "--password-file", "-", "--yes"]
+    process = subprocess.Popen(
+        [*command, "--config", str(leader.config)],
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=stirbar_environment(),
+    )  # fmt: skip
+    assert process.stdin is not None
+    process.stdin.write(PASSWORD.encode() + b"\n")
+    process.stdin.close()
+    wait_for(lambda: host.exists("opt/stirbar/pyvenv.cfg"), 30.0, "the virtual environment")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def test_a_fresh_machine_becomes_a_unit(leader, unit):
+    listed = leader.units()[UNIT]
+    assert listed["state"] == "joined" and listed["unit_id"] == unit.text("var/lib/stirbar/unit_id").strip()
+    assert f"name = {UNIT}" in unit.text("etc/stirbar/unit_config.ini")
+    assert "dtparam=strict_gpiod\n\n[all]\ndtparam=i2c_arm=on\ndtparam=strict_gpiod\n" in unit.text(
+        "boot/firmware/config.txt"
+    )
+    assert f"<txt-record>unit={UNIT}</txt-record>" in unit.text("etc/avahi/services/stirbar.service")
+    assert unit.text("var/log/apt-get").splitlines() == ["install -y --no-install-recommends python3-venv openssl"]
+    log = unit.text("var/log/systemctl")
+    assert log.count("enable -q") == log.count("restart ") == 1
+    for path, mode in (("var/lib/stirbar", 0o700), ("var/lib/stirbar/cluster/password", 0o600), ("etc/stirbar", 0o755)):
+        about = (unit.root / path).stat()
+        assert (stat.S_IMODE(about.st_mode), about.st_uid != 0) == (mode, True), path
+    for name in ("id_ed25519", "known_hosts"):
+        assert stat.S_IMODE((leader.data / "leader" / "ssh" / name).stat().st_mode) == 0o600
+    assert unit.text("home/pi/.ssh/authorized_keys").count("stirbar-leader") == 1
+
+
+def test_a_second_run_changes_nothing(leader, unit):
+    before, log = unit.tree(), unit.text("var/log/systemctl").count("restart")
+    status, result = run(leader, unit, password="")
+    assert status == 0 and set(states(result).values()) == {"unchanged"} and len(result["outcomes"]) == 16
+    assert unit.tree() == before and unit.text("var/log/systemctl").count("restart") == log
+
+
+def test_what_was_changed_by_hand_is_repaired_and_services_start_again(leader, unit):
+    with (unit.root / "etc/systemd/system/stirbar-worker.service").open("a") as file:
+        file.write("# by hand\n")
+    status, result = run(leader, unit, password="")
+    changed = {step for step, state in states(result).items() if state == "changed"}
+    assert status == 0 and changed == {"files", "start"}, result
+    assert "by hand" not in unit.text("etc/systemd/system/stirbar-worker.service")
+
+
+def test_a_host_that_fails_does_not_hold_up_the_others(leader, unit):
+    nobody = free_port()
+    done = leader.command("cluster", "bootstrap", f"127.0.0.1:{nobody}", f"pi@127.0.0.1:{unit.port}")
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert done.returncode == 1 and len(rows) == 3, done.stdout
+    assert [row[-1] for row in rows[2:]] == ["unchanged"]
+    assert "failed" in rows[1] and f"no SSH at 127.0.0.1 port {nobody}" in done.stderr and "raspi-config" in done.stderr
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_host_key_is_not_accepted_unseen(leader, bare):
+    forget(leader)
+    step, said = refusal(leader, bare)
+    assert step == "host key" and bare.fingerprint in said and "--host-key" in said
+    step, said = refusal(leader, bare, "--host-key", "SHA256:" + "A" * 43)
+    assert step == "host key" and "was not confirmed" in said
+
+
+def test_a_changed_host_key_is_refused_with_the_remedy(leader, bare):
+    forget(leader)
+    target = Target("pi", "127.0.0.1", bare.port)
+    other = HostKey("ssh-ed25519", "AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f")
+    known = KnownHosts(leader.data / "leader" / "ssh" / "known_hosts")
+    known.pin(target, other)
+    step, said = refusal(leader, bare, "--yes")
+    assert step == "host key" and bare.fingerprint in said and other.fingerprint in said
+    command = said.split("`")[1]
+    subprocess.run(command, shell=True, check=True, capture_output=True)  # what it says mends it
+    assert known.find(target) is None
+    assert refusal(leader, bare, "--yes", password="wrong")[0] == "login"
+
+
+def test_wrong_and_default_passwords_are_refused(leader, bare):
+    forget(leader)
+    step, said = refusal(leader, bare, "--yes", password="not this one")
+    assert step == "login" and "refuses this password" in said
+    step, said = refusal(leader, bare, "--yes", password="raspberry")
+    assert step == "login" and "default" in said and "--replace-default-password" in said
+    assert not bare.exists("home/pi/.ssh/authorized_keys")
+
+
+def test_a_default_password_is_found_and_replaced_by_keys(leader, bare):
+    """Also one that was not used to log in; afterwards no password fits, and the key does."""
+    forget(leader)
+    with bare.instead("usr/local/bin/dpkg", "#!/bin/sh\necho riscv64\n"):
+        step, said = refusal(leader, bare, "--yes", "--replace-default-password", password="raspberry")
+        assert step == "machine" and "riscv64" in said  # the steps before are done
+        shadow = bare.text("etc/shadow")
+        fields = dict(line.split(":")[:2] for line in shadow.splitlines())
+        assert fields["pi"] == "*" and fields["root"].startswith("$")
+        assert refusal(leader, bare, password="")[0] == "machine"
+    command = ["openssl", "passwd", "-6", "toor"]
+    toor = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    with bare.instead("etc/shadow", shadow.replace(f"root:{fields['root']}", f"root:{toor}"), 0o640):
+        step, said = refusal(leader, bare, password="")
+    assert step == "passwords" and "password of root is a default" in said
+
+
+@pytest.mark.parametrize(
+    ("program", "text", "said"),
+    [
+        ("dpkg", "echo s390x", "the architecture s390x is none that stirbar runs on"),
+        ("dpkg", "exit 1", "no Debian"),
+        ("python3", 'case "$2" in *version_info*) echo 3.9 ;; esac', "Python is 3.9, and 3.11 is needed"),
+        ("date", "echo 86400", "behind ours"),
+        ("df", "printf 'x\\nx 1 1 1000 1 /\\n'", "1 MB are free"),
+    ],
+)
+def test_a_machine_that_cannot_be_a_unit_is_refused(leader, bare, program, text, said):
+    with bare.instead(f"usr/local/bin/{program}", f"#!/bin/sh\n{text}\n"):
+        step, sentence = refusal(leader, bare, "--yes", "--replace-default-password", password="raspberry")
+    assert step == "machine" and said in sentence
+
+
+def test_without_rights_by_sudo_nothing_is_done(leader, bare):
+    with bare.instead("etc/sudoers.d/pi", None):
+        step, said = refusal(leader, bare, "--yes", "--replace-default-password", password="raspberry")
+    assert step == "rights" and "usermod -aG sudo pi" in said
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("Raspberry Pi Zero 2 W Rev 1.0", "zero2w"),
+        ("Raspberry Pi Zero W Rev 1.1", "zerow"),
+        ("Raspberry Pi 4 Model B Rev 1.5", "pi4"),
+        ("Raspberry Pi 3 Model B Plus Rev 1.3", "pi3plus"),
+        ("Raspberry Pi 3 Model A Plus Rev 1.0", "pi3aplus"),
+        ("Raspberry Pi 5 Model B Rev 1.0", "pi5"),
+        ("Raspberry Pi 400 Rev 1.0", "pi400"),
+        ("Raspberry Pi Compute Module 4 Rev 1.1", "cm4"),
+        ("Radxa ROCK 3A", "radxarock3a"),
+        ("", "unit"),
+    ],
+)
+def test_a_unit_is_named_by_its_board(model, name):
+    assert board_name(model) == name
+
+
+def test_names_stay_and_are_not_taken_twice():
+    facts = {"model": "Raspberry Pi 4 Model B", "serial": "10000000DEADBEEF", "mac": "", "machine_id": ""}
+    assert choose_name(facts, {}, "") == "pi4-beef"
+    assert choose_name(facts, {"pi4-beef": "ab"}, "") == "pi4-adbeef"
+    assert choose_name(facts, {"vial": "cd", "pi4-beef": "ab"}, "cd") == "vial"
+    with pytest.raises(Refusal, match="taken"):
+        choose_name(facts, {f"pi4-{end}": "ab" for end in ("beef", "adbeef", "deadbeef")}, "")
+    assert choose_name(facts | {"serial": "", "mac": "dc:a6:32:01:02:03"}, {}, "") == "pi4-0203"
+
+
+def test_hosts_are_named_as_for_ssh():
+    assert parse_target("vial1.local", "pi", 22) == ("pi", "vial1.local", 22)
+    assert parse_target("root@192.0.2.7:2222", "pi", 22) == ("root", "192.0.2.7", 2222)
+    assert parse_target("[fe80::1]:23", "pi", 22) == ("pi", "fe80::1", 23)
+    assert parse_target("fe80::1", "pi", 22) == ("pi", "fe80::1", 22)
+    for wrong in ("", "-oProxyCommand=x", "a@-b", "a b", "host:x", "host:0", "host:70000", "@"):
+        with pytest.raises(ValueError, match="names no host"):
+            parse_target(wrong, "pi", 22)
+
+
+def test_only_small_private_networks_are_scanned():
+    assert check_network("192.168.1.7/24").num_addresses == 256
+    for wrong, why in (("10.0.0.0/16", "at most 256"), ("8.8.8.0/24", "not a private"), ("house", "no network")):
+        with pytest.raises(ValueError, match=why):
+            check_network(wrong)
+
+
+def test_a_scan_finds_who_listens_and_not_itself():
+    with socket.create_server(("127.0.0.6", 0)) as there, socket.create_server(("127.0.0.1", 0)) as here:
+        assert scan("127.0.0.4/30", there.getsockname()[1]) == [("127.0.0.6", "", "")]
+        assert scan("127.0.0.0/30", here.getsockname()[1]) == []
+
+
+def test_what_config_txt_lacks():
+    assert lacking("") == list(INTERFACES)
+    assert lacking("[pi4]\ndtparam=i2c_arm=on\n[all]\ndtparam = strict_gpiod\n") == ["dtparam=i2c_arm=on"]
+    assert lacking("dtoverlay=i2c-gpio,bus=1\ndtparam=strict_gpiod\n") == []
+
+
+def test_a_package_is_chosen_by_the_host_s_kind(tmp_path):
+    names = ("stirbar-1-cp311-cp311-linux_aarch64.whl", "stirbar-1-cp313-cp313-linux_aarch64.whl", "stirbar-1.tar.gz")
+    wheel, newer, sources = (tmp_path / name for name in names)
+    for path in (wheel, newer, sources):
+        path.write_bytes(path.name.encode())
+    every = Parcels(tmp_path, [sources, newer, wheel], None)
+    assert every.choose("3.11", ["aarch64"]).package == wheel
+    assert every.choose("3.13", ["aarch64"]).package == newer
+    compiled = every.choose("3.12", ["armv6l"])
+    assert compiled.package == sources and compiled.is_source and every.beside(compiled) == ()
+    with pytest.raises(ParcelError, match="no package for cp312 on armv6l"):
+        Parcels(tmp_path, [wheel], None).choose("3.12", ["armv6l"])
