@@ -20,6 +20,7 @@ from typing import Any
 
 from stirbar.bridge.credentials import write_private
 from stirbar.bridge.invitations import Token
+from stirbar.bridge.leaders import FILE, MARK, parse_leaders
 from stirbar.bridge.renewal import RENEW_DAYS
 from stirbar.core import identity, paths
 from stirbar.core.config import EXAMPLE, UNIT_NAME, USER_DIRECTORY, Config, build_config, read_file
@@ -87,9 +88,12 @@ def join(config: Config, token: Token, name: str) -> tuple[str, str]:
     answer = ask(address, token.port, authority, "join", asked)
     settings = _settings(files, answer, address)
     path, text = _changed_config(config, settings)
+    if files.authority.exists() and files.authority.read_text() != authority:
+        files.write(files.directory / MARK, "")
     files.write(files.authority, authority)
     files.write(files.certificate, key + answer["certificate"])
     files.write(files.password, answer["password"] + "\n")
+    (files.directory / FILE).unlink(missing_ok=True)  # of the leader before
     about = {"address": address, "port": token.port, "unit": answer["unit"], "ends": answer["ends"]}
     files.write(files.leader, json.dumps(about) + "\n")
     try:
@@ -119,10 +123,28 @@ def renew(config: Config, days: float = RENEW_DAYS) -> float:
         ) from None
     key, request = make_request(files, files.certificate)
     asked = {"name": about["unit"], "password": files.read_password(), "request": request}
-    answer = ask(about["address"], about["port"], authority, "renew", asked)
+    answer = _ask_whoever_leads(files, about, authority, asked)
     files.write(files.certificate, key + answer["certificate"])
     files.write(files.leader, json.dumps(about | {"ends": answer["ends"]}) + "\n")
     return float(answer["ends"])
+
+
+def _ask_whoever_leads(files: Files, about: dict[str, Any], authority: str, asked: dict[str, str]) -> dict[str, Any]:
+    """Have a certificate renewed by the leader that was joined, or by one that it told of since. Raises JoinError."""
+    places = [(about["address"], about["port"])]
+    try:
+        told = json.loads((files.directory / FILE).read_text())
+        parse_leaders(told)
+        places += [(host, page_port) for host, _, page_port in told]
+    except (OSError, ValueError):
+        pass  # none was told of
+    refused: list[str] = []
+    for address, port in dict.fromkeys(places):
+        try:
+            return ask(address, port, authority, "renew", asked)
+        except JoinError as error:
+            refused.append(f"{address}: {error}" if len(places) > 1 else str(error))
+    raise JoinError("; ".join(refused))
 
 
 def find_leader(token: Token) -> tuple[str, str]:
@@ -133,7 +155,7 @@ def find_leader(token: Token) -> tuple[str, str]:
     failures = []
     for address in token.addresses:
         try:
-            status, headers, body = _exchange(address, token.port, context, "GET", "authority")
+            status, headers, body = exchange(address, token.port, context, "GET", "authority")
         except OSError as error:
             failures.append(f"{address}: {error.strerror or error}")
             continue
@@ -175,13 +197,19 @@ def make_request(files: Files, key_file: pathlib.Path | None = None) -> tuple[st
     return text.partition(end)[0] + end, done.stdout
 
 
-def ask(address: str, port: int, authority: str, what: str, asked: dict[str, str]) -> dict[str, Any]:
-    """One question to the leader, over TLS that its authority vouches for. Raises JoinError."""
+def vouched(authority: str) -> ssl.SSLContext:
+    """A TLS context that trusts one authority alone."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.load_verify_locations(cadata=authority)
+    return context
+
+
+def ask(address: str, port: int, authority: str, what: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """One question to the leader, over TLS that its authority vouches for. Raises JoinError."""
+    context = vouched(authority)
     try:
-        status, _, body = _exchange(address, port, context, "POST", what, asked)
+        status, _, body = exchange(address, port, context, "POST", what, asked)
     except ssl.SSLCertVerificationError as error:
         raise JoinError(
             f"the leader's certificate is not good for {address} ({error.verify_message}): set this machine's clock if "
@@ -201,17 +229,25 @@ def ask(address: str, port: int, authority: str, what: str, asked: dict[str, str
     return answer
 
 
-def _exchange(
-    address: str, port: int, context: ssl.SSLContext, method: str, what: str, asked: dict[str, str] | None = None
+def exchange(
+    address: str,
+    port: int,
+    context: ssl.SSLContext,
+    method: str,
+    what: str,
+    asked: dict[str, Any] | None = None,
+    headers: dict[str, str] | None = None,
+    timeout_s: float = ANSWER_LIMIT_S,
+    longest: int = LONGEST_ANSWER_BYTES,
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
     """Status, headers and body; OSError for whatever goes wrong on the way."""
-    connection = http.client.HTTPSConnection(address, port, timeout=ANSWER_LIMIT_S, context=context)
+    connection = http.client.HTTPSConnection(address, port, timeout=timeout_s, context=context)
     try:
-        headers = {"Content-Type": "application/json"} if asked is not None else {}
+        headers = {"Content-Type": "application/json"} if asked is not None else headers or {}
         body = json.dumps(asked) if asked is not None else None
         connection.request(method, f"/api/cluster/{what}", body, headers)
         response = connection.getresponse()
-        return response.status, response.headers, response.read(LONGEST_ANSWER_BYTES)
+        return response.status, response.headers, response.read(longest)
     except http.client.HTTPException as error:
         raise OSError(f"what answers is no leader ({type(error).__name__})") from None
     finally:

@@ -20,6 +20,7 @@ from stirbar.bridge import remote, topics
 from stirbar.bridge.dialect import Dialect
 from stirbar.bridge.dialect_payloads import LOST, MONITOR
 from stirbar.bridge.intake import Intake
+from stirbar.bridge.leaders import FILE, Leaders
 from stirbar.bridge.machine import Machine
 from stirbar.bridge.offline import OfflineSign
 from stirbar.bridge.renewal import Renewal
@@ -135,7 +136,10 @@ class Relay:
         self._dialect = Dialect(
             settings.topic_root, settings.unit, settings.dialect_readings_per_second, self._publish_retained
         )
-        self.sender = Sender(self._spool, own, settings.unit, settings.end_to_end, self._publish_stored, log)
+        leaders = _leaders(settings, log)
+        if leaders.came_from_another_cluster():
+            self._spool.forget_epoch()
+        self.sender = Sender(self._spool, own, settings.unit, settings.end_to_end, self._publish_stored, log, leaders)
         assignment = topics.assignment(settings.topic_root, settings.unit)
         self._machine = Machine(settings.machine_commands, self._link, log)
         self.remote = remote.Remote(
@@ -165,6 +169,7 @@ class Relay:
             self._on_offline,
             self._on_message,
             self.sender.on_puback,
+            leaders,
         )
         self._offline_sign = OfflineSign(self._link)
         self._renewal = Renewal(settings.cluster_file, settings.renewal_command, log) if settings.cluster_file else None
@@ -243,6 +248,9 @@ class Relay:
         if now >= self._sync_at and self._spool.sync():
             self._sync_at = now + SYNC_S
         self.sender.step(now)
+        misled = self.sender.misled(now)
+        if misled:
+            self.session.move_on(now, misled)
         if now >= self._tick_at:
             self._tick_at = now + self._dialect.interval_s
             self._dialect.tick()
@@ -445,6 +453,13 @@ class Relay:
             "ignored": self.remote.ignored,
             "foreign": self.foreign,
         }
+
+
+def _leaders(settings: Settings, log: Log) -> Leaders:
+    """Where to look for the leader. Without TLS nobody knows who answers at an address that was told."""
+    learns = bool(settings.cluster_file) and settings.broker.use_tls
+    path = os.path.join(os.path.dirname(settings.cluster_file), FILE) if learns else ""
+    return Leaders((settings.broker.host, settings.broker.port), path, log)
 
 
 def _json_object(body: bytes) -> dict[str, object]:

@@ -16,6 +16,7 @@ import json
 from collections import deque
 
 from stirbar.bridge.leader_time import LeaderTime
+from stirbar.bridge.leaders import parse_leaders
 from stirbar.bridge.packing import pack_readings
 from stirbar.bridge.spool_files import gap_payload
 from stirbar.core.records import KIND_GAP, KIND_READINGS, STREAMS, parse_batch
@@ -24,6 +25,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from stirbar.bridge.leaders import Leaders
     from stirbar.bridge.log import Log
     from stirbar.bridge.spool import Spool
     from stirbar.bridge.spool_files import Frame, Key, Position
@@ -39,6 +41,7 @@ HEADER_BYTES = 98
 ASK_FIRST_S = 2.0
 ASK_MAXIMUM_S = 30.0
 STALL_S = 10.0  # nothing committed for so long although something is on the way: ask again
+SILENT_S = 30.0  # a leader that answers nothing for so long is looked for elsewhere
 REWIND_QUIET_S = 3.0  # the same hole, reported again while the answer to it is on the way
 
 
@@ -61,7 +64,14 @@ class Sender:
     """
 
     def __init__(
-        self, spool: Spool, topics: UnitTopics, unit: str, end_to_end: bool, publish: Publish, log: Log
+        self,
+        spool: Spool,
+        topics: UnitTopics,
+        unit: str,
+        end_to_end: bool,
+        publish: Publish,
+        log: Log,
+        leaders: Leaders | None = None,
     ) -> None:
         self.answered = False
         self.leader_time = LeaderTime()
@@ -72,7 +82,10 @@ class Sender:
         self._end_to_end = end_to_end
         self._publish = publish
         self._log = log
+        self._leaders = leaders
         self._online = False
+        self._stale = False  # an older leader has spoken in this connection
+        self._unanswered_since = 0.0
         self._next: dict[Key, int] = {}  # per stream: what comes next on this connection
         self._position: Position = (0, 0, 0)
         self._on_way: deque[_InFlight] = deque()
@@ -86,6 +99,8 @@ class Sender:
     def online(self, now: float) -> None:
         """A new connection: nothing is known to be on the way, the leader is asked from where."""
         self._online = True
+        self._stale = False
+        self._unanswered_since = now
         self.leader_time.forget()
         self._forget_on_way()
         self._next = {}
@@ -121,14 +136,10 @@ class Sender:
         return self._ask_at if self._online and not self.answered else self._progress_at + STALL_S
 
     def _ask(self, now: float) -> None:
+        """About all that the spool has: a leader that is new may lack what another one had acknowledged."""
         runs: dict[str, list[int]] = {}
-        for run, stream in self._spool.pending_keys():
+        for run, stream in self._spool.ends:
             runs.setdefault(run.hex(), []).append(stream)
-        if self._spool.current_run:
-            current = runs.setdefault(self._spool.current_run.hex(), [])
-            current += [
-                key[1] for key in self._spool.ends if key[0] == self._spool.current_run and key[1] not in current
-            ]
         question = {"unit": self._unit, "runs": runs, "epoch": self._spool.epoch}
         self._publish(self._topics.ask, json.dumps(question, separators=(",", ":")).encode(), 1)
         self.asks += 1
@@ -147,16 +158,22 @@ class Sender:
             sent_s = document.get("t")
             if isinstance(sent_s, bool) or not isinstance(sent_s, int | float | None):
                 raise ValueError("t is no Unix time in seconds")
+            leaders = document.get("leaders")
+            if leaders is not None:
+                parse_leaders(leaders)
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
             self.malformed += 1
             self._log("warning", f"message on {self._topics.ack} not understood, dropped: {error}", "ack")
             return
         if not self._spool.follow_epoch(epoch):
             self.stale_epochs += 1
+            self._stale = True
             self._log("warning", f"acknowledgement of an older leader (epoch {epoch}) refused", "epoch")
             return
         if sent_s is not None:
             self.leader_time.note(sent_s, now)
+        if self._leaders is not None and leaders is not None:
+            self._leaders.learn(leaders)
         if not self._end_to_end:
             return
         for key, sequence in through.items():
@@ -206,6 +223,16 @@ class Sender:
         if not self._on_way:
             self._acked_mids.clear()
 
+    def misled(self, now: float) -> str:
+        """Why the leader is not here, where we are connected; nothing while it may be."""
+        if not self._online or self.answered:
+            return ""
+        if self._stale:
+            return "an older leader answers here"
+        if now - self._unanswered_since > SILENT_S:
+            return f"no leader has answered here for {SILENT_S:g} s"
+        return ""
+
     # Sending
 
     def step(self, now: float) -> None:
@@ -215,6 +242,7 @@ class Sender:
         if self.answered and self._end_to_end and self._on_way and now - self._progress_at > STALL_S:
             self._log("warning", "the leader acknowledges nothing; asking it from where to go on", "stall")
             self.answered = False
+            self._unanswered_since = now
             self._ask_delay_s = ASK_FIRST_S
             self._ask_at = now
             self._forget_on_way()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from stirbar.bridge.leaders import Leaders
     from stirbar.bridge.log import Log
 
 KEEPALIVE_S = 15
@@ -94,7 +95,8 @@ class _Client(mqtt.Client):
 
 
 class Session:
-    """Connects for ever, with exponential back-off and jitter up to `reconnect_maximum_s`.
+    """Connects for ever, with exponential back-off and jitter up to `reconnect_maximum_s`; with `leaders`, to the first
+    of their places that takes us.
 
     Callbacks: `on_online()`, `on_offline()`, `on_message(message)`, `on_puback(mid)`; all are called from `handle` and
     `step`. Subscriptions are made at each connect, with clean start, and retained `…/set` messages are not asked for.
@@ -112,6 +114,7 @@ class Session:
         on_offline: Callable[[], None],
         on_message: Callable[[Any], None],
         on_puback: Callable[[int], None],
+        leaders: Leaders | None = None,
     ) -> None:
         self.broker = broker
         self.state = IDLE
@@ -126,7 +129,9 @@ class Session:
         self._on_puback = on_puback
         self._client: _Client | None = None
         self._socket: socket.socket | None = None
-        self._addresses: list[tuple[Any, ...]] = []
+        self._leaders = leaders
+        self._place = (broker.host, broker.port)
+        self._addresses: list[tuple[Any, Any, tuple[str, int]]] = []  # family, address, place
         self._delay_s = FIRST_DELAY_S
         self._due = 0.0  # when something must be done even if nothing is heard
         self._since = 0.0
@@ -194,13 +199,11 @@ class Session:
 
     def _begin(self, now: float) -> None:
         if not self._addresses:
-            try:
-                found = socket.getaddrinfo(self.broker.host, self.broker.port, type=socket.SOCK_STREAM)
-            except OSError as error:
-                self._fail(now, str(error))
+            wrong = self._find_addresses()
+            if wrong:
+                self._fail(now, wrong)
                 return
-            self._addresses = [(family, address) for family, _, _, _, address in found]
-        family, address = self._addresses.pop(0)
+        family, address, self._place = self._addresses.pop(0)
         self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.state = CONNECTING
@@ -208,6 +211,18 @@ class Session:
         code = self._socket.connect_ex(address)
         if code not in (0, errno.EINPROGRESS):
             self._fail(now, os.strerror(code))
+
+    def _find_addresses(self) -> str:
+        """Look up all places; what is wrong, when there is nowhere to go."""
+        wrong = ""
+        for place in self._leaders.places if self._leaders is not None else [self._place]:
+            try:
+                found = socket.getaddrinfo(*place, type=socket.SOCK_STREAM)
+            except OSError as error:
+                wrong = str(error)
+                continue
+            self._addresses += [(family, address, place) for family, _, _, _, address in found]
+        return "" if self._addresses else wrong
 
     def _finish_tcp(self, now: float) -> None:
         assert self._socket is not None
@@ -236,7 +251,7 @@ class Session:
                 client.tls_set(
                     self.broker.ca_file or None, self.broker.certificate_file or None, self.broker.key_file or None
                 )
-            client.connect(self.broker.host, self.broker.port, KEEPALIVE_S, clean_start=True)
+            client.connect(*self._place, KEEPALIVE_S, clean_start=True)
         except (OSError, ValueError) as error:
             self._fail(now, str(error))
 
@@ -253,7 +268,8 @@ class Session:
         self.state = ONLINE
         self.connects += 1
         self._backlog = self._unanswered = 0
-        self._log("info", f"connected to the broker at {self.broker.host}:{self.broker.port}", "online")
+        where = f"{self._place[0]}:{self._place[1]}"
+        self._log("info", f"connected to the broker at {where}", f"online {where}")
 
     def _look(self, now: float) -> None:
         """After paho did something: did the connection come, or go?"""
@@ -265,12 +281,15 @@ class Session:
             self._since = now
             self._due = now + 1.0
             self._addresses = []
+            if self._leaders is not None:
+                self._leaders.prefer(self._place)
             self._on_online()
 
     def _fail(self, now: float, why: str) -> None:
         was_online = self._since > 0
-        if self.state == CONNECTING and self._addresses:
+        if self.state in (CONNECTING, GREETING) and self._addresses:
             self._drop()
+            self._say_failed(why)
             self._due = now
             return
         self._drop()
@@ -281,14 +300,20 @@ class Session:
         self._delay_s = min(self._delay_s * 2, self._maximum_s)
         self._due = now + wait
         self._since = 0.0
-        where = f"{self.broker.host}:{self.broker.port}"
-        self._log(
-            "warning",
-            f"no broker at {where} ({why}); trying again for ever, at most {self._maximum_s:g} s apart",
-            "fail",
-        )
+        self._say_failed(why)
         if was_online:
             self._on_offline()
+
+    def _say_failed(self, why: str) -> None:
+        where = f"{self._place[0]}:{self._place[1]}"
+        text = f"no broker at {where} ({why}); trying again for ever, at most {self._maximum_s:g} s apart"
+        self._log("warning", text, f"fail {where}")
+
+    def move_on(self, now: float, why: str) -> None:
+        """Who answers here does not lead: look for the leader elsewhere, if another place is known."""
+        if self._leaders is not None and len(self._leaders.places) > 1 and self.state == ONLINE:
+            self._leaders.avoid(self._place)
+            self._fail(now, why)
 
     def _drop(self) -> None:
         client, self._client = self._client, None

@@ -433,6 +433,12 @@ class Spool:
             self._position_changes = True
         return True
 
+    def forget_epoch(self) -> None:
+        """This unit is in another cluster now, whose leaders count from one again."""
+        self.epoch = 0
+        self._position_changes = True
+        self.save_positions()
+
     def why_missing(self, key: Key, first: int, end: int) -> str:
         """The reason for a hole: what was given up for want of room has left gap records behind everything else."""
         for segment in self._segments:
