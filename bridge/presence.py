@@ -8,7 +8,8 @@ job, which nobody corrects for a unit that has died: that is done here, and undo
 from __future__ import annotations
 
 from stirbar.bridge import topics
-from stirbar.bridge.dialect import DISCONNECTED, LOST, UNIVERSAL
+from stirbar.bridge.dialect import UNIVERSAL
+from stirbar.bridge.dialect_payloads import DISCONNECTED, LOST
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from stirbar.bridge.dialect import DISCONNECTED
+from stirbar.bridge.dialect_payloads import DISCONNECTED
 from stirbar.bridge.store import StoreError
 
 TYPE_CHECKING = False

@@ -6,7 +6,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from stirbar.bridge.dialect import DISCONNECTED
+from stirbar.bridge.dialect_payloads import DISCONNECTED
 from stirbar.bridge.live import event_object
 from stirbar.bridge.standdown import STOPPED
 from stirbar.web.routes import caller_name
