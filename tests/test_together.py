@@ -129,10 +129,18 @@ class Leader:
             "temperature_automation": "sleeping",
             "monitor": "ready",
         }
+        self.experiment = "growth"  # as it was when it failed
         self.asked: list[tuple[str, ...]] = []
 
     def units(self) -> list[dict[str, Any]]:
-        return [{"unit_id": identity(1).hex(), "state": self.state}, {"unit_id": identity(2).hex(), "state": "online"}]
+        return [
+            {"unit_id": identity(1).hex(), "state": self.state, "experiment": None},
+            {"unit_id": identity(2).hex(), "state": "online", "experiment": "growth"},
+        ]
+
+    def assign(self, unit_id: bytes, experiment: str | None) -> None:
+        assert (unit_id, experiment) == (identity(1), None)
+        self.experiment = "$no_experiment_present"
 
     def command(self, unit_id: bytes, fields: dict[str, Any]) -> dict[str, Any]:
         assert unit_id == identity(1)
@@ -141,7 +149,13 @@ class Leader:
         self.asked.append(tuple(fields.values()))
         if fields["command"] == "stop" and not self.refuses:
             self.jobs[fields["job"]] = "disconnected"
-        return {"ok": not (self.refuses and fields["command"] == "stop"), "result": {"jobs": dict(self.jobs)}}
+        return {
+            "ok": not (self.refuses and fields["command"] == "stop"),
+            "result": {
+                "jobs": dict(self.jobs),
+                "experiment": self.experiment,
+            },
+        }
 
 
 def test_a_replaced_unit_stops_when_it_is_heard_again(tmp_path, monkeypatch) -> None:
