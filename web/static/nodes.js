@@ -129,6 +129,9 @@ page(async () => {
   tagged.addEventListener("change", drawAll);
   const again = () => Promise.all([load().then(show), showHistory()]).catch((error) => notice(reason(error)));
   onReturn(again);
-  onChange((unit) => (rows.has(unit.unit) ? redraw(rows.get(unit.unit).draw) : show()));
+  onChange((unit, kind) => {
+    if (!rows.has(unit.unit)) show();
+    else if (kind === "state") redraw(rows.get(unit.unit).draw); // the rest can wait for the next second
+  });
   setInterval(drawAll, 1000);
 });
