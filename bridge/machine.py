@@ -26,9 +26,11 @@ JOURNAL = "journal"
 ANSWERED_HERE = (*POWER, JOURNAL)
 JOURNAL_LINES, JOURNAL_LINES_MAXIMUM = 100, 500
 OUTPUT_BYTES = 32 << 10  # of what a program says, its end
+READS, READ_BYTES = 8, 16 << 10  # at once
 RUN_LIMIT_S = 10.0
 LOOK_S = 0.05
-REMEDY = "install core/deploy/50-stirbar-power.rules on the unit (docs/nodes.md, Rights)"
+POWER_REMEDY = "install core/deploy/50-stirbar-power.rules on the unit (docs/nodes.md, Rights)"
+JOURNAL_REMEDY = "let the bridge's user into the group systemd-journal on the unit (docs/nodes.md, Rights)"
 
 
 class Machine:
@@ -115,11 +117,7 @@ class Machine:
         if not self._child or now < self.due:
             return
         self.due = now + LOOK_S
-        try:
-            while piece := os.read(self._pipe, 16 << 10):
-                self._output = (self._output + piece)[-OUTPUT_BYTES:]
-        except BlockingIOError:
-            pass
+        self._read()
         pid, status = os.waitpid(self._child, os.WNOHANG)
         if pid:
             self._child = 0
@@ -127,18 +125,27 @@ class Machine:
         elif now > self._until:
             os.kill(self._child, 9)
 
-    def _ended(self, code: int) -> None:
+    def _read(self) -> None:
+        """Take what there is, not more than the pipe holds: a program that says more and more must not keep us."""
         try:
-            while piece := os.read(self._pipe, 16 << 10):
-                self._output = (self._output + piece)[-OUTPUT_BYTES:]
+            for _ in range(READS):
+                self._output = (self._output + os.read(self._pipe, READ_BYTES))[-OUTPUT_BYTES:]
         except BlockingIOError:
-            pass  # a child of its own holds the pipe open
+            pass
+
+    def _ended(self, code: int) -> None:
+        self._read()
         lines = self._output.decode(errors="replace").splitlines()
         name = str(self._body["command"])
         if code:
             said = lines[-1] if lines else f"it ended with {code}"
             self._log("warning", f"{name} failed: {said}")
-            self._end({"message": f"no {name}: {self._commands[name][0]}: {said}", "remedy": REMEDY})
+            self._end(
+                {
+                    "message": f"no {name}: {self._commands[name][0]}: {said}",
+                    "remedy": JOURNAL_REMEDY if name == JOURNAL else POWER_REMEDY,
+                }
+            )
             return
         result: Body = {"lines": lines} if name == JOURNAL else {"action": name}
         self._end(None, result)

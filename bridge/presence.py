@@ -72,10 +72,11 @@ class Presence:
     def _change(self, unit: LiveUnit, state: str) -> None:
         unit.state = state
         if state == LOST:
-            lost = [job for job, job_state in unit.jobs().items() if job_state not in (DISCONNECTED, LOST)]
-            unit.jobs_lost = (*unit.jobs_lost, *(job for job in lost if job not in unit.jobs_lost))
-            for job in lost:
-                self._say_job(unit, job, LOST)
+            ran = {job: job_state for job, job_state in unit.jobs().items() if job_state != DISCONNECTED}
+            unit.jobs_lost = tuple(ran)  # those too that a leader before this one has called lost
+            for job, job_state in ran.items():
+                if job_state != LOST:
+                    self._say_job(unit, job, LOST)
         self._tell(unit)
 
     def _say_job(self, unit: LiveUnit, job: str, state: str) -> None:

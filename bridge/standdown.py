@@ -10,6 +10,7 @@ import threading
 
 from stirbar.bridge.dialect_payloads import DISCONNECTED
 from stirbar.bridge.store import StoreError
+from stirbar.bridge.topics import NO_EXPERIMENT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,26 +45,29 @@ class StandDown:
     def _run(self) -> None:
         while not self._ended.wait(LOOK_S):
             try:
-                replaced = self._store.standing_down()
-                online = (
-                    {unit["unit_id"] for unit in self._ingest.units() if unit["state"] == "online"} if replaced else ()
-                )
-                for unit_id in replaced:
-                    if unit_id.hex() in online and self._stops(unit_id):
-                        self._store.stood_down(unit_id)
-                        text = "a spare has taken its place: its jobs are stopped"
-                        self._store.add_event(unit_id, "notice", "leader", "unit_stood_down", text)
+                replaced = [unit_id.hex() for unit_id in self._store.standing_down()]
+                for unit in self._ingest.units() if replaced else ():
+                    if unit["unit_id"] in replaced and unit["state"] == "online":
+                        self._stand_down(unit)
             except (StoreError, TimeoutError, ConnectionError):
                 continue  # the next round tries again
 
-    def _stops(self, unit_id: bytes) -> bool:
-        """Whether nothing runs on it any more; what does is told to stop."""
+    def _stand_down(self, unit: dict[str, Any]) -> None:
+        unit_id = bytes.fromhex(unit["unit_id"])
+        if unit["experiment"] is None:
+            self._ingest.assign(unit_id, None)  # once more: a broker may have forgotten it
+        if self._rests(unit_id):
+            self._store.stood_down(unit_id)
+            text = "a spare has taken its place: its jobs are stopped"
+            self._store.add_event(unit_id, "notice", "leader", "unit_stood_down", text)
+
+    def _rests(self, unit_id: bytes) -> bool:
+        """Whether nothing runs on it and it measures for nobody; what runs is told to stop."""
         status = self._ingest.command(unit_id, {"command": "status"})
         result = status.get("result")
-        jobs = result.get("jobs") if status.get("ok") and isinstance(result, dict) else None
-        if not isinstance(jobs, dict):
+        if not status.get("ok") or not isinstance(result, dict) or not isinstance(result.get("jobs"), dict):
             return False
-        running = [job for job in STOPPED if jobs.get(job, DISCONNECTED) != DISCONNECTED]
+        running = [job for job in STOPPED if result["jobs"].get(job, DISCONNECTED) != DISCONNECTED]
         stops: list[dict[str, Any]] = [{"command": "stop", "job": job} for job in running]
         done = [self._ingest.command(unit_id, one).get("ok") for one in ({"command": "dose_stop"}, *stops)]
-        return all(done)
+        return all(done) and result.get("experiment") == NO_EXPERIMENT

@@ -15,8 +15,9 @@ from stirbar.web import experiment_command, nodes_command
 class Nodes:
     """Three simulated units, and the two commands of a person at the leader's machine."""
 
-    def __init__(self, directory, capsys) -> None:
-        self.capsys = capsys
+    def __init__(self, directory) -> None:
+        self.capsys = None  # of the test that runs
+        self.directory = directory
         self.demo = Demo(
             directory, "--workers", 3, "--no-browser",
             "--set", f"bridge.config.reboot_command=touch {directory}/rebooted",
@@ -53,11 +54,17 @@ class Nodes:
         self.demo.close()
 
 
-@pytest.fixture
-def nodes(tmp_path, capsys):
-    one = Nodes(tmp_path, capsys)
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    one = Nodes(tmp_path_factory.mktemp("nodes"))
     yield one
     one.close()
+
+
+@pytest.fixture
+def nodes(demo, capsys):
+    demo.capsys = capsys
+    return demo
 
 
 def test_one_experiment_on_two_units_and_a_spare_for_one_that_fails(nodes, tmp_path):
@@ -109,8 +116,8 @@ def test_one_experiment_on_two_units_and_a_spare_for_one_that_fails(nodes, tmp_p
     assert "run 1" in nodes.cluster("assignments", "--unit", "unit1")
 
 
-def test_what_a_person_sees_of_the_computers(nodes, tmp_path):
-    assert "refused" not in nodes.cluster("status", "--tag", "pair", status=1)
+def test_what_a_person_sees_of_the_computers(nodes):
+    assert "no unit has the tag" in nodes.cluster("status", "--tag", "nowhere", status=1)
     said = nodes.cluster("status")
     assert said.count("online") == 3 and "od_reading" in said
     wait_for(lambda: nodes.leader.vitals("unit1"))
@@ -121,6 +128,6 @@ def test_what_a_person_sees_of_the_computers(nodes, tmp_path):
     assert not nodes.cluster("logs", "unit2", "--level", "error")
     # a simulated vial has no LED
     assert "this unit has no LED to blink" in nodes.cluster("identify", "unit1", status=1)
-    assert "unit1: reboot begins" in nodes.cluster("reboot", "unit1") and (tmp_path / "rebooted").exists()
+    assert "unit1: reboot begins" in nodes.cluster("reboot", "unit1") and (nodes.directory / "rebooted").exists()
     assert "there is no unit 'unit9'" in nodes.cluster("shutdown", "unit9", status=1)
     wait_for(lambda: "reboot asked for by operator" in nodes.cluster("logs", "unit1"))

@@ -450,6 +450,36 @@ def test_an_experiment_is_made_and_downloaded(page: Page) -> None:
     _until("its readings are in the download", rows)
 
 
+def test_a_node_is_tagged_labelled_and_asked(page: Page) -> None:
+    unit = _first_unit(page)
+    page.open("/nodes")
+    row = f".nodes tr[data-unit='{unit}']"
+    _until("the units are listed", lambda: len(page.all(".nodes tr[data-unit]")) == 3)
+    _until("its computer is told", lambda: re.search(r"CPU \d+ %", page.text(f"{row} .flags")))
+    page.type(f"{row} [aria-label='Tags of {unit}']", "pair rack-3\n")
+    _until("its tags are kept", lambda: "✓ kept" in page.text(row))
+    page.type(f"{row} [aria-label='Label of {unit}']", "left fermenter\n")
+    _until("its label is kept", lambda: page.text(row).count("✓ kept") == 2)
+    page.driver.execute_script(
+        "const tag = document.querySelector('#tag'); tag.value = 'pair'; tag.dispatchEvent(new Event('change'))"
+    )
+    _until(
+        "only it is shown", lambda: [one.is_displayed() for one in page.all(".nodes tr[data-unit]")].count(True) == 1
+    )
+    assert "left fermenter" in page.text("#assignments") or "demo" in page.text("#assignments")
+    # its computer is this one: the demo lets nobody start it anew
+    button = f"{row} td:last-child button:nth-of-type(2)"
+    page.click(button)
+    assert page.text(button) == "Reboot: sure?"
+    page.click(button)
+    _until("why not", lambda: "✗ this unit does no reboot from afar" in page.text(row))
+    page.open(f"/units/{unit}")
+    _until("its label is beside its name", lambda: page.text("#label") == "left fermenter")
+    assert page.text("#tags").split() == ["pair", "rack-3"]
+    page.click("#computer summary")
+    _until("its computer's past is drawn", lambda: len(page.all("#computer .chart canvas")) >= 3)
+
+
 def test_events_are_listed(page: Page) -> None:
     page.open("/events")
     _until("events are listed", lambda: page.all("#events tr"))

@@ -163,6 +163,20 @@ def test_silence_counts_from_when_we_listen() -> None:
     assert book.told == ["online", "lost", "online"] and book.look(7.0) == "online"
 
 
+def test_what_an_earlier_leader_called_lost_is_put_right() -> None:
+    """All that is known of the unit is what stands in the dialect."""
+    book = Book()
+    book.unit.status = {"experiment": "e"}
+    book.unit.settings = {"stirring": {"$state": "lost"}, "leds": {"$state": "disconnected"}}
+    book.presence.said(book.unit, "online")
+    for now in range(1, 8):
+        book.look(float(now))
+    assert book.unit.state == "lost" and book.said == []
+    book.presence.heard(book.unit)
+    book.presence.jobs_are(book.unit, {"stirring": "ready", "leds": "disconnected"})
+    assert book.said == [("root/a_b/e/stirring/$state", "ready")]
+
+
 def test_who_does_not_listen_itself_calls_nobody_silent() -> None:
     """A leader whose disk stood still for a minute has not read what the units said meanwhile."""
     book = Book()

@@ -28,6 +28,7 @@ BEARER = "bearer "
 LOGIN_FIELDS: dict[str, Kinds] = {"password": str, "token": str}
 PAGES = {
     "/": ("overview", "Units"),
+    "/nodes": ("nodes", "Nodes"),
     "/experiments": ("experiments", "Experiments"),
     "/events": ("events", "Events"),
     "/audit": ("audit", "Audit"),

@@ -106,7 +106,8 @@ def _followed(site: Site, spare: Entry, experiment: str) -> Reply:
     end = time.monotonic() + FOLLOW_S
     while True:
         reply = reply_of(site, spare, {"command": "status"}, FOLLOW_S)
-        if reply.get("ok") and reply["result"].get("experiment") == experiment:
+        result = reply.get("result")
+        if reply.get("ok") and isinstance(result, dict) and result.get("experiment") == experiment:
             return {"ok": True}
         if time.monotonic() > end:
             return reply if not reply.get("ok") else _refusal("it still measures for another", "assign it once more")

@@ -37,6 +37,7 @@ export class Card {
     this.unit = unit;
     const part = (name) => (this[name] = h("span", { class: name }));
     this.spark = new Sparkline(`Optical density of ${unit.unit} in the last ${SPARK_SECONDS / 60} minutes`);
+    this.label = h("span", { class: "inline" });
     this.state = h("span", { class: "state" });
     this.simulated = h("span", { class: "badge", title: "Numbers come from a simulated vial" }, "simulated");
     this.foreign = h("span", { class: "badge", title: FOREIGN }, "foreign");
@@ -50,6 +51,7 @@ export class Card {
         "header",
         {},
         h("h2", {}, h("a", { href: `/units/${encodeURIComponent(unit.unit)}` }, unit.unit)),
+        this.label,
         this.simulated,
         this.foreign,
         this.state,
@@ -94,6 +96,7 @@ export class Card {
     text(this.state, STATES[state]);
     this.simulated.hidden = !unit.simulated;
     this.foreign.hidden = !unit.foreign;
+    text(this.label, unit.label ?? "");
     text(this.value, value);
     text(this.error, error ? `± ${error} AU` : "AU");
     text(this.angle, angle ? `${angle}°` : "");

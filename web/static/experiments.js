@@ -27,7 +27,9 @@ function download(experiment, names) {
     path`/api/experiments/${experiment.name}/readings.csv` + (select.value ? `?stream=${select.value}` : "");
   const link = h("a", { class: "button", href: address(), download: "" }, "Download CSV");
   select.addEventListener("change", () => (link.href = address()));
-  return h("div", { class: "row" }, select, link);
+  const all = h("a", { class: "button", href: path`/api/experiments/${experiment.name}/results.zip`, download: "" }, "All");
+  all.title = "Readings, events, doses, gaps and assignments, as a ZIP";
+  return h("div", { class: "row" }, select, link, all);
 }
 
 function chip(experiment, name) {

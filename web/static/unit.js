@@ -4,6 +4,7 @@ import { showAlerts } from "./alerts.js";
 import { serverNow } from "./api.js";
 import { errorOf, showFlags, STATES, targetOf } from "./card.js";
 import { ChartPanel } from "./charts.js";
+import { showFigures } from "./computer.js";
 import { Controls } from "./controls.js";
 import { $, h, notice, reason, text } from "./dom.js";
 import { ago, fixed, iso, odStatement, withError } from "./format.js";
@@ -14,6 +15,7 @@ import { Scope } from "./scope.js";
 import { page } from "./shell.js";
 import { SimulationPanel } from "./simulation.js";
 import { experimentOf, load, odChannels, onChange, stateOf, units } from "./units.js";
+import { VitalsPanel } from "./vitals.js";
 
 const name = document.body.dataset.unit;
 const tiles = new Map();
@@ -86,6 +88,13 @@ function warmth(liquid, board) {
   return [value, error ? `± ${error} °C` : "°C", `${heat}${unobserved}`];
 }
 
+function showTags(tags) {
+  const place = $("#tags");
+  if (place.dataset.tags === tags.join()) return;
+  place.dataset.tags = tags.join();
+  place.replaceChildren(...tags.map((tag) => h("span", { class: "flag" }, tag)));
+}
+
 function draw() {
   const unit = units.get(name);
   if (!unit) return;
@@ -93,6 +102,9 @@ function draw() {
   $("#state").dataset.state = state;
   text($("#state"), STATES[state]);
   drawTiles(unit);
+  text($("#label"), unit.label ?? "");
+  showTags(unit.tags ?? []);
+  showFigures($("#figures"), unit);
   $("#simulated").hidden = !unit.simulated;
   $("#foreign").hidden = !unit.foreign;
   for (const part of ["controls", "scope", "loop"]) $(`#${part}`).hidden = Boolean(unit.foreign);
@@ -114,6 +126,7 @@ page(async () => {
   const loop = new LoopPanel($("#loop"), unit);
   const controls = new Controls($("#control-panels"), unit);
   new Scope($("#scope"), unit);
+  new VitalsPanel($("#computer"), name);
   onChange((changed, kind) => {
     if (kind !== "reading") redraw(controls.draw);
     if (kind === "status" || kind === "load") loop.update(changed);

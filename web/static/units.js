@@ -47,6 +47,7 @@ function adopt(raw) {
     jobs: normalJobs(raw.jobs ?? known?.jobs),
     settings: normalSettings(raw.settings ?? known?.settings),
     latest: { ...known?.latest, ...normalLatest(raw.latest) },
+    tags: raw.tags ?? known?.tags ?? [],
     lost: raw.state === "lost",
     status: raw.status ?? known?.status ?? raw,
   };
