@@ -1,4 +1,4 @@
-"""`stirbar cluster`: on the leader invite, list, remove, rename, revoke; on a unit join, renew."""
+"""`stirbar cluster`: on the leader invite, list, remove, rename, revoke, guest; on a unit join, renew."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from stirbar.bridge import joining
+from stirbar.bridge import guest_command, joining
 from stirbar.bridge.authority import CertificateError
 from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.enrolment import INVITATION_MINUTES, Enrolment, EnrolmentError
@@ -143,6 +143,11 @@ def renew(config: Config, arguments: argparse.Namespace) -> None:
     say(f"the certificate is good until {datetime.datetime.fromtimestamp(ends):%Y-%m-%d}")
 
 
+def guest(config: Config, arguments: argparse.Namespace) -> None:
+    """Let a client in that is no unit."""
+    guest_command.guest(config, arguments, say, lambda: tell_leader(config))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stirbar cluster", description="The units of a cluster; docs/cluster.md.")
     actions = parser.add_subparsers(dest="action", required=True)
@@ -171,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
     action("revoke", "on the leader: take a unit's account and certificate away", unit=True)
     action("activate", "mark a unit in use, in this machine's config.ini", unit=True)
     action("deactivate", "mark a unit out of use: its worker and bridge run nothing", unit=True)
+    guest_command.add_options(
+        action("guest", "on the leader: let a client that is no unit into the broker, or list them")
+    )
     action("renew", "on a unit: renew its certificate if it ends soon").add_argument(
         "--now", action="store_true", help="renew it in any case"
     )
@@ -182,7 +190,7 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     act = {
         "invite": invite, "join": join, "list": show, "remove": remove, "rename": rename, "revoke": revoke,
-        "activate": set_active, "deactivate": set_active, "renew": renew,
+        "guest": guest, "activate": set_active, "deactivate": set_active, "renew": renew,
     }[arguments.action]  # fmt: skip
     try:
         act(config_from_arguments(arguments), arguments)
