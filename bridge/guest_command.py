@@ -23,6 +23,7 @@ TLS_DIRECTORY = "tls"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `stirbar cluster guest`."""
     parser.add_argument("guest", nargs="?", metavar="NAME", help="left out: the guests are listed")
     parser.add_argument("--units", default="", metavar="A,B", help="whose dialect it reads (default: everybody's)")
     parser.add_argument("--control", action="store_true", help="it may set their settings, within their envelopes")
