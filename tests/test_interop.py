@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pathlib
 import signal
 import time
@@ -11,9 +12,10 @@ import time
 import pytest
 from cluster_processes import Machine
 from dialect_goldens import FILE
-from mosquitto import free_port
+from mosquitto import free_port, start_mosquitto
 from pioreactor_field import SAMPLES_PER_SECOND, Pioreactor
 from running import wait_for
+from stirbar.bridge.credentials import hash_password
 from stirbar.bridge.foreign import parse_time
 from stirbar.core.leader_client import Leader
 from stirbar.web.tokens import Tokens
@@ -74,6 +76,53 @@ def cluster(tmp_path_factory):
     one = Cluster(tmp_path_factory.mktemp("c"))
     yield one
     one.close()
+
+
+class ItsLeader:
+    """A leader of the field: a mosquitto as its image has it, with its usual account, and its database job."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        password = directory / "password"
+        password.write_text(f"pioreactor:{hash_password('raspberry')}\n")
+        password.chmod(0o644)
+        directory.chmod(0o755)
+        rights = f"persistence false\npassword_file {password}" + ("\nuser root" if os.geteuid() == 0 else "")
+        self.broker = start_mosquitto(directory, rights)
+        account = ("pioreactor", "raspberry")
+        self.field = Pioreactor(directory / "pio-leader", "pio-leader", "$experiment", self.broker.port, account)
+        self.field.make_tables()
+        self.field.start("mqtt_to_db_streaming")
+
+    def close(self) -> None:
+        self.field.close()
+        self.broker.stop()
+
+
+def test_a_leader_of_the_field_stores_our_unit(tmp_path):
+    its = ItsLeader(tmp_path)
+    name = "vial9"
+    own = tmp_path / name
+    secret = tmp_path / "raspberry"
+    secret.write_text("raspberry\n")
+    machine = Machine(own, name, {
+        "unit": {"name": name, "data_directory": own / "data", "runtime_directory": own / "run", "simulate": 1},
+        "mqtt": {"broker_port": its.broker.port, "username": "pioreactor", "password_file": secret,
+                 "dialect_readings_per_second": 2},
+        "bridge.config": {"acknowledge": "broker"},
+    })  # fmt: skip
+    try:
+        machine.start("worker")
+        machine.start("bridge")
+
+        def stored(table: str) -> bool:
+            assert its.field.alive("mqtt_to_db_streaming"), its.field.said("mqtt_to_db_streaming")[-2000:]
+            return its.field.rows(f"SELECT count(*) FROM {table} WHERE pioreactor_unit=?", name)[0][0] >= 3
+
+        for table in ("od_readings", "stirring_rates", "temperature_readings"):
+            wait_for(lambda table=table: stored(table), 40, f"rows in {table} of their leader", 0.2)
+    finally:
+        machine.close()
+        its.close()
 
 
 PARSE = """
