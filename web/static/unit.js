@@ -6,7 +6,7 @@ import { errorOf, showFlags, STATES, targetOf } from "./card.js";
 import { ChartPanel } from "./charts.js";
 import { Controls } from "./controls.js";
 import { $, h, notice, reason, text } from "./dom.js";
-import { ago, fixed, iso, odStatement, withError } from "./format.js";
+import { AS_PUBLISHED, ago, fixed, iso, odStatement, withError } from "./format.js";
 import { onReturn } from "./live.js";
 import { LoopPanel } from "./loop.js";
 import { redraw } from "./schedule.js";
@@ -53,7 +53,7 @@ function drawTiles(unit) {
       one,
       value,
       error ? `± ${error} AU` : "AU",
-      reading ? `${odStatement(reading)}. ${bandwidth}` : "no reading yet",
+      unit.foreign ? AS_PUBLISHED : reading ? `${odStatement(reading)}. ${bandwidth}` : "no reading yet",
     );
     one.element.title = reading
       ? `standard error: of the light ${reading.se_instrument} AU, of the culture ${reading.se_culture} AU`
@@ -71,7 +71,7 @@ function drawTiles(unit) {
     seen,
     ago(serverNow() - unit.last_seen),
     "",
-    `experiment ${experimentOf(unit) || "none"} · stirbar ${unit.version ?? "?"}`,
+    `experiment ${experimentOf(unit) || "none"} · ${unit.foreign ? "not a stirbar unit" : `stirbar ${unit.version ?? "?"}`}`,
   );
   seen.value.title = iso(unit.last_seen);
 }
@@ -95,7 +95,8 @@ function draw() {
   drawTiles(unit);
   $("#simulated").hidden = !unit.simulated;
   $("#foreign").hidden = !unit.foreign;
-  for (const part of ["controls", "scope", "loop"]) $(`#${part}`).hidden = Boolean(unit.foreign);
+  for (const part of ["controls", "scope", "loop"])
+    for (const element of [$(`#${part}`), $(`a[href="#${part}"]`)]) element.hidden = Boolean(unit.foreign);
   const unprotected = unit.protection?.sentences ?? [];
   $("#protection").hidden = !unprotected.length;
   text($("#protection"), unprotected.join("; "));
