@@ -9,7 +9,7 @@ TEST_ARGUMENTS ?=
 SOURCES := $(wildcard pyx/*.pyx pyx/*.pxd pyx/guard/*.[ch]) setup.py pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint bench clean build system-tools browser
+.PHONY: help demo test interop soak lint bench clean build system-tools browser
 
 help: ## show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -78,6 +78,25 @@ else
 	@$(BIN)/python -m pytest -q -m "alone and not soak"
 endif
 
+# The real package of the field, from the package index: never in the tests' own environment, never in `make test`.
+# It takes Python 3.12; PyYAML is what its hardware files need and its wheel does not name.
+INTEROP := .venv-interop
+INTEROP_PACKAGE ?= pioreactor[worker]==25.11.19
+INTEROP_PYTHON ?= $(shell for each in python3.13 python3.12 python3 $$HOME/.pyenv/versions/3.1[2-9]*/bin/python3; do \
+  $$each -c 'import sys, venv; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && { echo $$each; break; }; done)
+
+$(INTEROP)/.installed: Makefile
+	@if [ -z "$(INTEROP_PYTHON)" ]; then \
+	  echo "stirbar: the field's package needs Python 3.12: name one, make interop INTEROP_PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	@echo "installing $(INTEROP_PACKAGE) into $(INTEROP)"
+	@$(INTEROP_PYTHON) -m venv $(INTEROP)
+	@$(INTEROP)/bin/python -m pip install -q "$(INTEROP_PACKAGE)" pyyaml
+	@touch $@
+
+interop: $(VENV)/.installed-test $(INTEROP)/.installed ## run the tests with the real pioreactor package
+	@echo "running the tests with $(INTEROP_PACKAGE)"
+	@STIRBAR_INTEROP=$(abspath $(INTEROP))/bin/python timeout 300 $(BIN)/python -m pytest -q -m interop tests/test_interop.py
+
 soak: $(VENV)/.installed-test ## run the long campaigns
 	@echo "running the soak tests"
 	@$(BIN)/python -m pytest -q -m soak $(TEST_ARGUMENTS)
@@ -99,5 +118,5 @@ bench: $(VENV)/.installed-bench ## measure this machine against the budgets
 
 clean: ## remove everything that was built
 	@echo "removing $(VENV) and everything that was built"
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis pyx/*.so pyx/guard/stirbar-guard
+	@rm -rf $(VENV) $(INTEROP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis pyx/*.so pyx/guard/stirbar-guard
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

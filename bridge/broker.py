@@ -35,14 +35,17 @@ SETTLED_S = 30.0  # after this long without dying, the pause starts small again
 STOP_LIMIT_S = 5.0
 LOG_LIMIT_BYTES = 1 << 20
 
+RIGHTS = """\
+allow_anonymous false
+password_file password
+acl_file acl
+"""
+
 # Queues have no limit of messages but one of bytes, so that nothing is dropped while the leader is slow; what is
 # dropped beyond it is counted by the broker and sent again by the units.
 CONFIGURATION = """\
-listener {port} {bind}
-{tls}{network}allow_anonymous false
-password_file password
-acl_file acl
-persistence true
+{scope}listener {port} {bind}
+{tls}{rights}{network}{legacy}persistence true
 persistence_location ./
 persistence_file broker.db
 autosave_interval 300
@@ -57,6 +60,16 @@ connection_messages false
 log_dest stderr
 log_type error
 log_type warning
+"""
+
+
+# For guests that know no TLS, and for nobody else; its passwords and rights are of their own.
+LEGACY = """\
+listener {port} {bind}
+max_connections 64
+allow_anonymous false
+password_file legacy-password
+acl_file legacy-acl
 """
 
 
@@ -95,7 +108,8 @@ class Broker:
     """`start()` runs mosquitto and a thread that starts it again whenever it dies; `stop()` ends both.
 
     `port` 0 takes a free one at `start`. `bind` is this machine's own door and on loopback, with TLS if `tls` names CA,
-    certificate and key files; `network` is the door for other machines.
+    certificate and key files; `network` is the door for other machines, `legacy` (address, port) the one without TLS
+    for guests.
     Synchronization: `start`, `stop`, `issue` and `revoke` from one thread; `reload`, `alive`, `port` and `counters`
     from any.
     """
@@ -110,6 +124,7 @@ class Broker:
         data_root: str = "stirbar",
         tls: tuple[str, str, str] | None = None,
         network: Network | None = None,
+        legacy: tuple[str, int] | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
         if not is_loopback(bind):
@@ -124,6 +139,7 @@ class Broker:
         self._roots = (topic_root, data_root)
         self._tls = tls
         self._network = network
+        self._legacy = legacy
         self._log = log or _log
         self._credentials = Credentials(directory / "credentials")
         self._owner = _broker_user()
@@ -189,6 +205,9 @@ class Broker:
         owner = self._owner[1:] if self._owner else None
         write_private(self._directory / "password", self._credentials.password_text(), owner)
         write_private(self._directory / "acl", self._credentials.acl_text(*self._roots), owner)
+        if self._legacy is not None:
+            write_private(self._directory / "legacy-password", self._credentials.password_text(legacy=True), owner)
+            write_private(self._directory / "legacy-acl", self._credentials.legacy_acl_text(self._roots[0]), owner)
 
     # Life
 
@@ -201,6 +220,8 @@ class Broker:
         self.port = self._take_port(self.bind, self.port, "[mqtt] broker_port")
         if self._network is not None:
             self._take_port(self._network.bind, self._network.port, "[leader.config] broker_tls_port")
+        if self._legacy is not None:
+            self._take_port(*self._legacy, "[leader.config] legacy_port")
         self._write_users()
         self._write_configuration()
         self._stopping.clear()
@@ -340,7 +361,14 @@ class Broker:
         if self._network is not None:
             self._write_network()
             network = NETWORK.format(port=self._network.port, bind=self._network.bind)
-        text = CONFIGURATION.format(port=self.port, bind=self.bind, tls=tls, network=network)
+        scope = legacy = ""
+        if self._legacy is not None:
+            # each listener has rights of its own then, and repeats them
+            scope, network = "per_listener_settings true\n", network and network + RIGHTS
+            legacy = LEGACY.format(bind=self._legacy[0], port=self._legacy[1])
+        text = CONFIGURATION.format(
+            scope=scope, port=self.port, bind=self.bind, tls=tls, rights=RIGHTS, network=network, legacy=legacy
+        )
         write_private(self._directory / "mosquitto.conf", text, owner)
 
 

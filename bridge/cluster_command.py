@@ -1,4 +1,4 @@
-"""`stirbar cluster`: on the leader invite, list, remove, rename, revoke; on a unit join, renew."""
+"""`stirbar cluster`: on the leader invite, list, remove, rename, revoke, guest; on a unit join, renew."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from stirbar.bridge import bootstrap_command, joining
+from stirbar.bridge import bootstrap_command, guest_command, joining
 from stirbar.bridge.announce import AnnounceError, announce, announcement
 from stirbar.bridge.authority import CertificateError
 from stirbar.bridge.credentials import CredentialError
@@ -166,11 +166,21 @@ def renew(config: Config, arguments: argparse.Namespace) -> None:
     say(f"the certificate is good until {datetime.datetime.fromtimestamp(ends):%Y-%m-%d}")
 
 
+def guest(config: Config, arguments: argparse.Namespace) -> None:
+    """Let a client in that is no unit."""
+    guest_command.guest(config, arguments, say, lambda: tell_leader(config))
+
+
 def _higher_actions() -> dict[str, EntryPoint]:
     """The actions that higher rooms have: these ask the leader that runs."""
     from importlib.metadata import entry_points
 
     return {entry.name: entry for entry in entry_points(group=ACTIONS_GROUP)}
+
+
+def guest(config: Config, arguments: argparse.Namespace) -> None:
+    """Let a client in that is no unit."""
+    guest_command.guest(config, arguments, say, lambda: tell_leader(config))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -202,6 +212,9 @@ def _parser() -> argparse.ArgumentParser:
     action("revoke", "on the leader: take a unit's account and certificate away", unit=True)
     action("activate", "mark a unit in use, in this machine's config.ini", unit=True)
     action("deactivate", "mark a unit out of use: its worker and bridge run nothing", unit=True)
+    guest_command.add_options(
+        action("guest", "on the leader: let a client that is no unit into the broker, or list them")
+    )
     action("renew", "on a unit: renew its certificate if it ends soon").add_argument(
         "--now", action="store_true", help="renew it in any case"
     )
@@ -222,7 +235,7 @@ def main(argv: list[str]) -> int:
     act = {
         "invite": invite, "join": join, "list": show, "remove": remove, "rename": rename, "revoke": revoke,
         "activate": set_active, "deactivate": set_active, "renew": renew,
-        "bootstrap": provision, "announce": tell_network,
+        "bootstrap": provision, "announce": tell_network, "guest": guest,
     }[arguments.action]  # fmt: skip
     try:
         return act(config_from_arguments(arguments), arguments) or 0

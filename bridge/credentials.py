@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from stirbar.bridge.guests import Scope
+
 LEADER = "stirbar-leader"
 ITERATIONS = 101  # mosquitto's own default; the passwords have 192 random bits, stretching adds nothing
 _UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -139,6 +141,7 @@ class Credentials:
         """
         check_unit_name(unit)
         with self._changing():
+            self._free_of_guests(unit)
             self._issue(unit, unit_id, password_file)
         return unit
 
@@ -148,6 +151,7 @@ class Credentials:
         check_unit_name(unit)
         password = secrets.token_hex(24)
         with self._changing():
+            self._free_of_guests(unit)
             other = [name for name, user in self._users.items() if user["unit_id"] == unit_id.hex()]
             for name in other:
                 del self._users[name]
@@ -167,6 +171,23 @@ class Credentials:
             self._save()
         return passwords
 
+    def admit_guest(self, name: str, scope: Scope) -> str:
+        """Let a client in that is no unit, or change what it may; its new password. Raises CredentialError."""
+        check_unit_name(name)
+        password = secrets.token_hex(24)
+        with self._changing():
+            if name in self.units():
+                raise CredentialError(f"'{name}' is a unit of this cluster: give the guest another name")
+            self._users[name] = {"hash": hash_password(password), "unit_id": None, "guest": scope.kept()}
+            self._save()
+        return password
+
+    def guests(self) -> dict[str, Scope]:
+        """{name: what it may} of those let in that are no units."""
+        from stirbar.bridge.guests import Scope
+
+        return {name: Scope.of(user["guest"]) for name, user in self._users.items() if "guest" in user}
+
     def proves(self, unit: str, password: str) -> bool:
         """Whether this is the password of this unit."""
         self.read()
@@ -182,14 +203,21 @@ class Credentials:
 
     def units(self) -> dict[str, bytes]:
         """{unit's name: unit_id} of those let in."""
-        return {name: bytes.fromhex(user["unit_id"]) for name, user in self._users.items() if name != LEADER}
+        return {name: bytes.fromhex(user["unit_id"]) for name, user in self._users.items() if user["unit_id"]}
 
-    def password_text(self) -> str:
-        """mosquitto's password file."""
-        return "".join(f"{name}:{user['hash']}\n" for name, user in self._users.items())
+    def password_text(self, legacy: bool = False) -> str:
+        """mosquitto's password file; of the door without TLS it holds those guests alone that may come so."""
+        names = [name for name, scope in self.guests().items() if scope.legacy] if legacy else list(self._users)
+        return "".join(f"{name}:{self._users[name]['hash']}\n" for name in names)
+
+    def legacy_acl_text(self, topic_root: str) -> str:
+        """mosquitto's ACL file of the door without TLS."""
+        guests = [(name, scope) for name, scope in self.guests().items() if scope.legacy]
+        return "".join(line + "\n" for name, scope in guests for line in scope.acl(name, topic_root))
 
     def acl_text(self, topic_root: str, data_root: str) -> str:
-        """mosquitto's ACL file: the leader everything, a unit its own topics and what is said to all."""
+        """mosquitto's ACL file: the leader everything, a unit its own topics and what is said to all, a guest what it
+        was granted."""
         lines = [f"user {LEADER}", "topic readwrite #", "topic read $SYS/#"]
         for name, unit_id in self.units().items():
             lines += [
@@ -198,7 +226,13 @@ class Credentials:
                 f"topic readwrite {topic_root}/{name}/#",
                 f"topic read {topic_root}/$broadcast/#",
             ]
+        for name, scope in self.guests().items():
+            lines += scope.acl(name, topic_root)
         return "\n".join(lines) + "\n"
+
+    def _free_of_guests(self, name: str) -> None:
+        if "guest" in self._users.get(name, ()):
+            raise CredentialError(f"'{name}' is a guest: `stirbar cluster guest {name} --remove`, or another name")
 
     def _issue(self, name: str, unit_id: bytes | None, password_file: pathlib.Path) -> str:
         user = self._users.get(name)

@@ -259,6 +259,8 @@ class Enrolment:
         )
 
     def _check_name(self, name: str) -> None:
+        if name in self._credentials.guests():
+            raise self._taken(name)
         try:
             check_unit_name(name)
         except CredentialError as error:

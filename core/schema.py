@@ -316,6 +316,15 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
             integer_key(
                 "broker_tls_port", 8883, "port", 1, 65535, "Its port there; [mqtt] broker_port is this machine's."
             ),
+            integer_key(
+                "legacy_port",
+                0,
+                "port",
+                0,
+                65535,
+                "Port of a door without TLS, for guests made with `stirbar cluster guest --legacy` alone; 0: shut.",
+            ),
+            text_key("legacy_bind", "host", "127.0.0.1", "Address of that door."),
             real_key(
                 "backup_interval_hours",
                 24.0,

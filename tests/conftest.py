@@ -29,6 +29,7 @@ _skipped: collections.Counter[str] = collections.Counter()
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "soak: a long campaign; runs only with -m soak")
     config.addinivalue_line("markers", "alone: has to have the machine to itself, because it looks at times")
+    config.addinivalue_line("markers", "interop: with the real pioreactor package; runs only by `make interop`")
     config.addinivalue_line("markers", "hil: needs the simulator kernel that STIRBAR_HIL names")
     config.pluginmanager.register(BoardPlugin(config), "boards")
 
@@ -47,6 +48,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path.name.startswith(ALONE):
             item.add_marker("alone")
+    if not os.environ.get("STIRBAR_INTEROP"):
+        left_out = [item for item in items if item.get_closest_marker("interop")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("interop")]
     if config.option.markexpr:
         return
     soak = [item for item in items if item.get_closest_marker("soak")]

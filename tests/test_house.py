@@ -556,7 +556,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]:
     compiler.chmod(0o755)
     environment = os.environ | {"DIST_EXTRA_CONFIG": str(options), "CC": str(compiler)}
     source = top / "source"
-    ignored = {"build", ".git", "__pycache__", ".venv", "dist"}
+    ignored = {"build", ".git", "__pycache__", ".venv", ".venv-interop", "dist"}
     shutil.copytree(ROOT, source, ignore=lambda _, names: [n for n in names if n in ignored or n.endswith(".so")])
     # the generated C, when it is there and newer than its sources, saves a minute on a small board
     if (ROOT / "build" / "cy").exists():

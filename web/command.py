@@ -143,6 +143,7 @@ class Leader:
                 self.directory,
                 port=get("mqtt", "broker_port"),
                 network=self._network(),
+                legacy=self._legacy(),
                 topic_root=get("mqtt", "topic_root"),
                 data_root=get("mqtt", "data_root"),
                 log=say,
@@ -177,6 +178,14 @@ class Leader:
         certificate, key, _ = authority.server(BROKER, *machine_names(bind, names_of(self.config)))
         say(f"broker: open to units with a certificate at {bind}:{port}")
         return Network(bind, port, (str(authority.certificate_path), certificate, key, str(authority.revoked_path)))
+
+    def _legacy(self) -> tuple[str, int] | None:
+        """The broker's door without TLS, if the config opens one."""
+        bind, port = (self.config.get("leader.config", key) for key in ("legacy_bind", "legacy_port"))
+        if not port:
+            return None
+        say(f"broker: open WITHOUT TLS at {bind}:{port} to legacy guests; who listens there reads what they say")
+        return bind, port
 
     def reload(self) -> None:
         """Let accounts and certificates that another process has changed be in force."""

@@ -2,7 +2,7 @@
 
 import { serverNow } from "./api.js";
 import { h, text } from "./dom.js";
-import { ago, fixed, flagWords, iso, odStatement, withError } from "./format.js";
+import { AS_PUBLISHED, ago, fixed, flagWords, iso, odStatement, withError } from "./format.js";
 import { redraw } from "./schedule.js";
 import { SPARK_SECONDS, Sparkline } from "./sparkline.js";
 import { experimentOf, odChannels, setting, stateOf } from "./units.js";
@@ -100,7 +100,7 @@ export class Card {
     text(this.value, value);
     text(this.error, error ? `± ${error} AU` : "AU");
     text(this.angle, angle ? `${angle}°` : "");
-    text(this.statement, reading ? odStatement(reading) : "no reading yet");
+    text(this.statement, unit.foreign ? AS_PUBLISHED : reading ? odStatement(reading) : "no reading yet");
     const rpm = unit.latest.rpm?.value;
     const target = targetOf(unit);
     text(this.rpm, Number.isFinite(rpm) ? `${fixed(rpm, rpm < 100 ? 1 : 0)}` : "–");

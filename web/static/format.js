@@ -89,6 +89,9 @@ export function flagWords(readings) {
     .sort((a, b) => order[a[1]] - order[b[1]]);
 }
 
+/** Of a unit that is not stirbar's: what its number means is its own affair. */
+export const AS_PUBLISHED = "as the unit publishes it";
+
 /** What an OD number is, in one plain sentence. */
 export function odStatement(reading) {
   const names = reading?.flag_names ?? [];

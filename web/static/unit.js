@@ -7,7 +7,7 @@ import { ChartPanel } from "./charts.js";
 import { showFigures } from "./computer.js";
 import { Controls } from "./controls.js";
 import { $, h, notice, reason, text } from "./dom.js";
-import { ago, fixed, iso, odStatement, withError } from "./format.js";
+import { AS_PUBLISHED, ago, fixed, iso, odStatement, withError } from "./format.js";
 import { onReturn } from "./live.js";
 import { LoopPanel } from "./loop.js";
 import { redraw } from "./schedule.js";
@@ -55,7 +55,7 @@ function drawTiles(unit) {
       one,
       value,
       error ? `± ${error} AU` : "AU",
-      reading ? `${odStatement(reading)}. ${bandwidth}` : "no reading yet",
+      unit.foreign ? AS_PUBLISHED : reading ? `${odStatement(reading)}. ${bandwidth}` : "no reading yet",
     );
     one.element.title = reading
       ? `standard error: of the light ${reading.se_instrument} AU, of the culture ${reading.se_culture} AU`
@@ -73,7 +73,7 @@ function drawTiles(unit) {
     seen,
     ago(serverNow() - unit.last_seen),
     "",
-    `experiment ${experimentOf(unit) || "none"} · stirbar ${unit.version ?? "?"}`,
+    `experiment ${experimentOf(unit) || "none"} · ${unit.foreign ? "not a stirbar unit" : `stirbar ${unit.version ?? "?"}`}`,
   );
   seen.value.title = iso(unit.last_seen);
 }
@@ -107,7 +107,8 @@ function draw() {
   showFigures($("#figures"), unit);
   $("#simulated").hidden = !unit.simulated;
   $("#foreign").hidden = !unit.foreign;
-  for (const part of ["controls", "scope", "loop"]) $(`#${part}`).hidden = Boolean(unit.foreign);
+  for (const part of ["controls", "scope", "loop"])
+    for (const element of [$(`#${part}`), $(`a[href="#${part}"]`)]) element.hidden = Boolean(unit.foreign);
   const unprotected = unit.protection?.sentences ?? [];
   $("#protection").hidden = !unprotected.length;
   text($("#protection"), unprotected.join("; "));
