@@ -78,7 +78,7 @@ class Enrolment:
     def join(self, asked: dict[str, str]) -> dict[str, Any]:
         """Let a unit in that shows an invitation; `asked` is what it sends (docs/cluster.md). Raises EnrolmentError,
         and then the invitation is as good as before."""
-        secret, unit_id = _bytes_of(asked, "secret"), _bytes_of(asked, "unit_id", 16)
+        secret, unit_id = bytes_of(asked, "secret"), bytes_of(asked, "unit_id", 16)
         with self._changing():
             try:
                 with self._invitations.use(secret) as invitation:
@@ -91,6 +91,24 @@ class Enrolment:
             changes: dict[str, bool | None] = {old: None} if old not in ("", name) else {}
             self._say(f"unit '{name}' (id {unit_id.hex()}) has joined" + (f"; it was '{old}'" if changes else ""))
             self._write_inventory(changes | {name: True})
+        return answer
+
+    def check_newcomer(self, name: str, unit_id: bytes) -> None:
+        """Raises EnrolmentError where a unit that is new cannot be let in under this name, or is not new."""
+        self._check_name(name)
+        self._credentials.read()
+        self._admissible(name, unit_id, "", "")
+
+    def admit(self, name: str, unit_id: bytes, request: str) -> dict[str, Any]:
+        """Let a unit in whom a person has approved, and that `check_newcomer` found good. Raises EnrolmentError."""
+        with self._changing():
+            admitted = self._credentials.units()
+            if admitted.get(name, unit_id) != unit_id:
+                raise self._taken(name)
+            old = {known: None for known, one in admitted.items() if one == unit_id and known != name}
+            answer = self._admit(name, unit_id, request)
+            self._say(f"unit '{name}' (id {unit_id.hex()}) was approved, and has joined")
+            self._write_inventory({**old, name: True})
         return answer
 
     def renew(self, asked: dict[str, str]) -> dict[str, Any]:
@@ -276,7 +294,7 @@ class Enrolment:
             yield
 
 
-def _bytes_of(asked: dict[str, str], field: str, size: int = 0) -> bytes:
+def bytes_of(asked: dict[str, str], field: str, size: int = 0) -> bytes:
     """Hexadecimal digits of a request."""
     try:
         value = bytes.fromhex(asked.get(field, ""))
