@@ -73,6 +73,10 @@ def check_machine(host: Host) -> list[str]:
 
 def check_name(host: Host) -> list[str]:
     """A name is chosen; nothing changes by that yet."""
+    if host.unit_id and host.unit_id == host.plan.enrolment.own_unit_id():
+        raise Refusal(
+            "this is the leader's own machine", "its own unit needs no bootstrap: docs/cluster.md, Topologies"
+        )
     taken = {one["unit"]: one["unit_id"] for one in host.plan.enrolment.units()}
     try:
         if host.plan.name:

@@ -12,7 +12,7 @@ from stirbar.bridge.authority import Authority, CertificateError, is_loopback, m
 from stirbar.bridge.credentials import CredentialError, Credentials, check_unit_name, locked
 from stirbar.bridge.inventory import read_inventory, write_inventory
 from stirbar.bridge.invitations import InvitationError, Invitations, Token
-from stirbar.core import paths
+from stirbar.core import identity, paths
 from stirbar.core.version import VERSION
 
 TYPE_CHECKING = False
@@ -52,6 +52,10 @@ class Enrolment:
         self._say = say
         self._credentials = Credentials(self.directory / "credentials")
         self._invitations = Invitations(self.directory)
+
+    def own_unit_id(self) -> str:
+        """The id of this machine's own unit, in hexadecimal digits."""
+        return identity.unit_id(paths.data_directory(self._config)).hex()
 
     def check_open(self) -> None:
         """Raises EnrolmentError where no unit of another machine would reach this leader."""

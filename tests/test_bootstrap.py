@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import pathlib
+import pty
 import shutil
 import signal
 import socket
 import stat
 import subprocess
 import tempfile
+import termios
 import threading
 import zipfile
 
@@ -231,6 +235,39 @@ def test_wrong_and_default_passwords_are_refused(leader, bare):
     assert not bare.exists("home/pi/.ssh/authorized_keys")
 
 
+def test_a_password_that_sudo_needs_is_not_taken_away(leader, bare):
+    forget(leader)
+    with bare.instead("etc/sudoers.d/pi", "pi ALL=(ALL) ALL\n", 0o440):
+        step, said = refusal(leader, bare, "--yes", "--replace-default-password", password="raspberry")
+    assert step == "passwords" and "sudo needs the password of pi" in said
+
+
+def test_the_operator_is_asked_at_the_terminal(leader, bare):
+    forget(leader)
+    (bare.root / "home/pi/.ssh/authorized_keys").unlink(missing_ok=True)
+    ours, theirs = pty.openpty()
+    command = [*CLI, "cluster", "bootstrap", f"127.0.0.1:{bare.port}", "--config", str(leader.config)]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=stirbar_environment(), start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    said = ""
+    for question, answer in (("[y/N] ", "y\n"), ("password of pi@", "raspberry\n"), ("failed", "")):
+        while question not in said:
+            said += os.read(ours, 4096).decode()
+        os.write(ours, answer.encode())
+    assert process.wait(30) == 1
+    os.close(ours)
+    assert bare.fingerprint in said and "is a default" in said and "raspberry\r" not in said
+
+
+def test_a_password_file_is_private(leader, bare, tmp_path):
+    (tmp_path / "password").write_text("x\n")
+    command = ["cluster", "bootstrap", f"127.0.0.1:{bare.port}", "--password-file", str(tmp_path / "password")]
+    assert "chmod 600" in leader.command(*command).stderr
+
+
 def test_a_default_password_is_found_and_replaced_by_keys(leader, bare):
     """Also one that was not used to log in; afterwards no password fits, and the key does."""
     forget(leader)
@@ -323,6 +360,26 @@ def test_a_scan_finds_who_listens_and_not_itself():
     with socket.create_server(("127.0.0.6", 0)) as there, socket.create_server(("127.0.0.1", 0)) as here:
         assert scan("127.0.0.4/30", there.getsockname()[1]) == [("127.0.0.6", "", "")]
         assert scan("127.0.0.0/30", here.getsockname()[1]) == []
+
+
+def test_what_a_scan_finds_is_not_taken_unasked(leader):
+    with socket.create_server(("127.0.0.6", 0)) as there:
+        port = str(there.getsockname()[1])
+        for more in ([], ["--yes"]):  # by its card it is no Raspberry Pi
+            done = leader.command("cluster", "bootstrap", "--scan", "127.0.0.4/30", "--port", port, *more)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "found: 127.0.0.6\n" in done.stderr and "no host: name one" in done.stderr
+    assert "at most 256" in leader.command("cluster", "bootstrap", "--scan", "10.0.0.0/8").stderr
+
+
+def test_the_leader_s_own_machine_is_left_alone(leader, bare):
+    forget(leader)
+    (bare.root / "var/lib/stirbar").mkdir()
+    own = leader.data / "unit_id"
+    shutil.copy(own, bare.root / "var/lib/stirbar/unit_id")
+    step, said = refusal(leader, bare, "--yes", "--replace-default-password", password="raspberry")
+    shutil.rmtree(bare.root / "var/lib/stirbar")
+    assert step == "name" and "own machine" in said
 
 
 def test_what_config_txt_lacks():

@@ -270,6 +270,8 @@ def test_the_api_approves_and_refuses_for_an_admin(leader, unit):
     assert robot.refuse(one["unit_id"], one["code"]) == "vial4"
     _, said = process.communicate(timeout=30)
     assert process.returncode == 1 and "it was refused" in said
+    audit = leader.command("leader", "audit", "--limit", "1000").stdout
+    assert f"found/{one['unit_id']}/refuse" in audit and audit.count("cluster/answer") < 9  # not every look
     assert "vial4" not in leader.units()
 
 
