@@ -5,6 +5,7 @@ directory, under one lock, so that the running leader and `stirbar cluster` do t
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import socket
 
@@ -54,8 +55,9 @@ class Enrolment:
         self._invitations = Invitations(self.directory)
 
     def own_unit_id(self) -> str:
-        """The id of this machine's own unit, in hexadecimal digits."""
-        return identity.unit_id(paths.data_directory(self._config)).hex()
+        """The id of this machine's own unit, in hexadecimal digits; empty where no unit ever ran."""
+        directory = paths.data_directory(self._config)
+        return identity.unit_id(directory).hex() if os.path.exists(os.path.join(directory, "unit_id")) else ""
 
     def check_open(self) -> None:
         """Raises EnrolmentError where no unit of another machine would reach this leader."""

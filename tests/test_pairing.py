@@ -194,23 +194,25 @@ def asks(leader: LeaderMachine, unit: Machine) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def found(leader: LeaderMachine, name: str) -> dict[str, str]:
-    """A unit that `stirbar cluster discover` lists."""
-    listed = json.loads(leader.cluster("discover", "--json", "--seconds", "0"))
-    return next((one for one in listed if one["unit"] == name and one["state"] == "asks"), {})
+def waiting(leader: LeaderMachine, name: str) -> dict[str, str]:
+    """A unit that asks, by the leader's files."""
+    enrolment = Enrolment(load_config(str(leader.config)), lambda: None, lambda line: None)
+    return next((one for one in Pairing(enrolment).waiting() if one["unit"] == name), {})
 
 
 def test_a_unit_asks_and_is_approved_on_the_leader(leader, unit):
     vial = unit("vial1")
     process = asks(leader, vial)
-    one = wait_for(lambda: found(leader, "vial1"), 20.0, "the unit that asks")
-    assert one["code"] and "vial1" not in leader.units()
+    one = wait_for(lambda: waiting(leader, "vial1"), 20.0, "the unit that asks")
+    [listed] = json.loads(leader.cluster("discover", "--json", "--seconds", "0"))
+    assert (listed["unit"], listed["state"], listed["code"]) == ("vial1", "asks", one["code"])
+    assert "vial1" not in leader.units()
     assert "give the code" in leader.refused("approve", "vial1")
     assert "no unit of id" in leader.refused("approve", "vial1", "--code", "0000-0000")
     leader.cluster("approve", "vial1", "--code", one["code"])
     _, said = process.communicate(timeout=30)
     assert process.returncode == 0 and one["code"] in said, said
-    assert leader.units()["vial1"]["state"] == "joined" and found(leader, "vial1") == {}
+    assert leader.units()["vial1"]["state"] == "joined" and waiting(leader, "vial1") == {}
     assert json.loads((vial.data / "cluster/leader.json").read_text())["unit"] == "vial1"
     assert "use_tls = 1" in (vial.directory / "unit_config.ini").read_text()
 
@@ -247,7 +249,7 @@ def test_who_is_in_the_middle_is_seen_by_the_codes(leader, unit, tmp_path):
             )
     finally:
         server.stop()
-    code = found(leader, "vial3")["code"]
+    code = waiting(leader, "vial3")["code"]
     assert code and code not in " ".join(said) and "this unit's code is" in said[1]
     assert not (vial.data / "cluster").exists()
 
@@ -261,10 +263,10 @@ def test_the_api_approves_and_refuses_for_an_admin(leader, unit):
         Leader(address, token=reader, ca_file=authority).found()
     process = asks(leader, unit("vial4"))
 
-    def waiting() -> dict[str, str]:
+    def asking_one() -> dict[str, str]:
         return next((one for one in robot.found() if one["unit"] == "vial4"), {})
 
-    one = wait_for(waiting, 20.0, "the unit that asks")
+    one = wait_for(asking_one, 20.0, "the unit that asks")
     with pytest.raises(LeaderRefused, match="no unit of id"):
         robot.approve(one["unit_id"], "0000-0000")
     assert robot.refuse(one["unit_id"], one["code"]) == "vial4"
@@ -295,7 +297,7 @@ def browser(tmp_path):
 
 def test_the_page_shows_who_asks_and_lets_it_in(leader, unit, browser):
     process = asks(leader, unit("vial5"))
-    one = wait_for(lambda: found(leader, "vial5"), 20.0, "the unit that asks")
+    one = wait_for(lambda: waiting(leader, "vial5"), 20.0, "the unit that asks")
     browser.get(leader.command("leader", "link").stdout.strip())
     shown = "return document.querySelector('#found [data-unit=vial5]')?.innerText ?? ''"
     wait_for(lambda: one["code"] in browser.execute_script(shown), 20.0, "the code on the page")
