@@ -26,6 +26,8 @@ FILES = {
     },
 }
 UPLOAD = "/var/cache/stirbar-bootstrap"
+# A connection that broke leaves its pip running there: it ends before another begins.
+ALONE = "exec 9>/run/stirbar-bootstrap.lock; flock -w 800 9 || exit 1"
 DIGEST = f"{OPT}/parcel.sha256"  # written last: what was interrupted is done again
 I2C_MODULE = "/etc/modules-load.d/stirbar.conf"
 # What config.txt has to say, and what counts as having been said (docs/hardware.md: a software bus is a choice).
@@ -73,6 +75,10 @@ def check_machine(host: Host) -> list[str]:
 
 def check_name(host: Host) -> list[str]:
     """A name is chosen; nothing changes by that yet."""
+    if host.unit_id and host.unit_id == host.plan.enrolment.own_unit_id():
+        raise Refusal(
+            "this is the leader's own machine", "its own unit needs no bootstrap: docs/cluster.md, Topologies"
+        )
     taken = {one["unit"]: one["unit_id"] for one in host.plan.enrolment.units()}
     try:
         if host.plan.name:
@@ -142,7 +148,7 @@ def install_stirbar(host: Host) -> None:
     parcel = host.plan.parcels.choose(host.facts["python"], host.machines)
     wheels = host.plan.parcels.beside(parcel)
     host.wants_restart()
-    host.root(f"rm -rf {UPLOAD} && mkdir -m 755 {UPLOAD} && rm -f {DIGEST}")
+    host.root(f"{ALONE}; rm -rf {UPLOAD} && mkdir -m 755 {UPLOAD} && rm -f {DIGEST}")
     for path in (parcel.package, *wheels):
         host.put(f"{UPLOAD}/{path.name}", path.read_bytes())
     package = shlex.quote(f"{UPLOAD}/{parcel.package.name}")
@@ -151,7 +157,8 @@ def install_stirbar(host: Host) -> None:
     pip = f"{python} -m pip --disable-pip-version-check --no-input install -q"
     try:
         host.root(
-            f"umask 022; {python} -m pip --version >/dev/null 2>&1 || python3 -m venv --clear {OPT} >&2 || exit 1\n"
+            f"{ALONE}; umask 022\n"
+            f"{python} -m pip --version >/dev/null 2>&1 || python3 -m venv --clear {OPT} >&2 || exit 1\n"
             f"before=; [ -e {OPT}/bin/stirbar ] && before=1\n"
             f"{pip} {offline} --find-links {UPLOAD} {package} >&2 || exit 1\n"
             f'if [ "$before" ]; then {pip} --force-reinstall --no-deps --no-index {package} >&2 || exit 1; fi\n'

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from stirbar.bridge import bootstrap_command, guest_command, joining
+from stirbar.bridge import bootstrap_command, found_command, guest_command, joining
 from stirbar.bridge.announce import AnnounceError, announce, announcement
 from stirbar.bridge.authority import CertificateError
 from stirbar.bridge.credentials import CredentialError
@@ -131,6 +131,9 @@ def set_active(config: Config, arguments: argparse.Namespace) -> None:
 
 def join(config: Config, arguments: argparse.Namespace) -> None:
     """Make this machine a unit of the leader's cluster."""
+    if arguments.ask is not None:
+        _joined(*found_command.ask(config, arguments, say))
+        return
     word = arguments.token or sys.stdin.readline()
     token = parse_token(word)
     name = arguments.name or paths.unit_name(config)
@@ -143,6 +146,10 @@ def join(config: Config, arguments: argparse.Namespace) -> None:
                 raise
             say(str(error))
             name = input("another name: ").strip()
+    _joined(unit, path)
+
+
+def _joined(unit: str, path: str) -> None:
     say(f"this machine is unit '{unit}' now; {path} says where the leader is")
     say("start worker and bridge again: `sudo systemctl restart stirbar-worker stirbar-bridge`")
 
@@ -150,6 +157,16 @@ def join(config: Config, arguments: argparse.Namespace) -> None:
 def provision(config: Config, arguments: argparse.Namespace) -> int:
     """Make units of fresh machines, over SSH."""
     return bootstrap_command.run(config, arguments, enrolment_of(config), say)
+
+
+def discover(config: Config, arguments: argparse.Namespace) -> None:
+    """Print units that were found and not added."""
+    found_command.discover(enrolment_of(config), arguments, say)
+
+
+def approve(config: Config, arguments: argparse.Namespace) -> None:
+    """Let a unit in that asks."""
+    found_command.approve(enrolment_of(config), arguments, say)
 
 
 def tell_network(config: Config, arguments: argparse.Namespace) -> None:
@@ -178,11 +195,6 @@ def _higher_actions() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=ACTIONS_GROUP)}
 
 
-def guest(config: Config, arguments: argparse.Namespace) -> None:
-    """Let a client in that is no unit."""
-    guest_command.guest(config, arguments, say, lambda: tell_leader(config))
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="stirbar cluster", description="The units of a cluster; docs/cluster.md.")
     parser.epilog = "Of the leader that runs (docs/nodes.md): " + ", ".join(sorted(_higher_actions()))
@@ -201,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
     joined = action("join", "on a unit: join by the token that the leader printed")
     joined.add_argument("token", nargs="?", help="left out: it is read from standard input")
     joined.add_argument("--name", default="", help="the unit's name (default: that of the configuration)")
+    found_command.add_ask_options(joined)
     action("list", "on the leader: the units").add_argument("--json", action="store_true")
     action("remove", "on the leader: take a unit out of the cluster", unit=True)
     renamed = action("rename", "on the leader: print a token by which a unit takes another name", unit=True)
@@ -220,6 +233,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     fresh = action("bootstrap", "on the leader: make units of fresh machines, over SSH; docs/bootstrap.md")
     bootstrap_command.add_arguments(fresh)
+    found_command.add_discover_options(action("discover", "on the leader: units found on the network and not added"))
+    asked = action("approve", "on the leader: let a unit in that asks (`join --ask`)", unit=True)
+    asked.add_argument("--code", default="", help="the code that the unit shows")
     said = action("announce", "let the system's avahi tell the network of this unit, or leader")
     said.add_argument("--print", action="store_true", help="print what it would write")
     return parser
@@ -235,7 +251,7 @@ def main(argv: list[str]) -> int:
     act = {
         "invite": invite, "join": join, "list": show, "remove": remove, "rename": rename, "revoke": revoke,
         "activate": set_active, "deactivate": set_active, "renew": renew,
-        "bootstrap": provision, "announce": tell_network, "guest": guest,
+        "bootstrap": provision, "discover": discover, "approve": approve, "announce": tell_network, "guest": guest,
     }[arguments.action]  # fmt: skip
     try:
         return act(config_from_arguments(arguments), arguments) or 0

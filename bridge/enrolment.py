@@ -5,6 +5,7 @@ directory, under one lock, so that the running leader and `stirbar cluster` do t
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import socket
 
@@ -12,7 +13,7 @@ from stirbar.bridge.authority import Authority, CertificateError, is_loopback, m
 from stirbar.bridge.credentials import CredentialError, Credentials, check_unit_name, locked
 from stirbar.bridge.inventory import read_inventory, write_inventory
 from stirbar.bridge.invitations import InvitationError, Invitations, Token
-from stirbar.core import paths
+from stirbar.core import identity, paths
 from stirbar.core.version import VERSION
 
 TYPE_CHECKING = False
@@ -53,6 +54,11 @@ class Enrolment:
         self._credentials = Credentials(self.directory / "credentials")
         self._invitations = Invitations(self.directory)
 
+    def own_unit_id(self) -> str:
+        """The id of this machine's own unit, in hexadecimal digits; empty where no unit ever ran."""
+        directory = paths.data_directory(self._config)
+        return identity.unit_id(directory).hex() if os.path.exists(os.path.join(directory, "unit_id")) else ""
+
     def check_open(self) -> None:
         """Raises EnrolmentError where no unit of another machine would reach this leader."""
         self._addresses()
@@ -78,7 +84,7 @@ class Enrolment:
     def join(self, asked: dict[str, str]) -> dict[str, Any]:
         """Let a unit in that shows an invitation; `asked` is what it sends (docs/cluster.md). Raises EnrolmentError,
         and then the invitation is as good as before."""
-        secret, unit_id = _bytes_of(asked, "secret"), _bytes_of(asked, "unit_id", 16)
+        secret, unit_id = bytes_of(asked, "secret"), bytes_of(asked, "unit_id", 16)
         with self._changing():
             try:
                 with self._invitations.use(secret) as invitation:
@@ -91,6 +97,24 @@ class Enrolment:
             changes: dict[str, bool | None] = {old: None} if old not in ("", name) else {}
             self._say(f"unit '{name}' (id {unit_id.hex()}) has joined" + (f"; it was '{old}'" if changes else ""))
             self._write_inventory(changes | {name: True})
+        return answer
+
+    def check_newcomer(self, name: str, unit_id: bytes) -> None:
+        """Raises EnrolmentError where a unit that is new cannot be let in under this name, or is not new."""
+        self._check_name(name)
+        self._credentials.read()
+        self._admissible(name, unit_id, "", "")
+
+    def admit(self, name: str, unit_id: bytes, request: str) -> dict[str, Any]:
+        """Let a unit in whom a person has approved, and that `check_newcomer` found good. Raises EnrolmentError."""
+        with self._changing():
+            admitted = self._credentials.units()
+            if admitted.get(name, unit_id) != unit_id:
+                raise self._taken(name)
+            old = {known: None for known, one in admitted.items() if one == unit_id and known != name}
+            answer = self._admit(name, unit_id, request)
+            self._say(f"unit '{name}' (id {unit_id.hex()}) was approved, and has joined")
+            self._write_inventory({**old, name: True})
         return answer
 
     def renew(self, asked: dict[str, str]) -> dict[str, Any]:
@@ -278,7 +302,7 @@ class Enrolment:
             yield
 
 
-def _bytes_of(asked: dict[str, str], field: str, size: int = 0) -> bytes:
+def bytes_of(asked: dict[str, str], field: str, size: int = 0) -> bytes:
     """Hexadecimal digits of a request."""
     try:
         value = bytes.fromhex(asked.get(field, ""))

@@ -86,6 +86,15 @@ def join(config: Config, token: Token, name: str) -> tuple[str, str]:
         "password": files.read_password(),
     }
     answer = ask(address, token.port, authority, "join", asked)
+    return answer["unit"], accept(config, files, (address, token.port), authority, key, answer)
+
+
+def accept(
+    config: Config, files: Files, leader: tuple[str, int], authority: str, key: str, answer: dict[str, Any]
+) -> str:
+    """Keep what the leader has given, and say in the configuration where it is; returns the file that was changed.
+    Raises JoinError."""
+    address, port = leader
     settings = _settings(files, answer, address)
     path, text = _changed_config(config, settings)
     if files.authority.exists() and files.authority.read_text() != authority:
@@ -94,7 +103,7 @@ def join(config: Config, token: Token, name: str) -> tuple[str, str]:
     files.write(files.certificate, key + answer["certificate"])
     files.write(files.password, answer["password"] + "\n")
     (files.directory / FILE).unlink(missing_ok=True)  # of the leader before
-    about = {"address": address, "port": token.port, "unit": answer["unit"], "ends": answer["ends"]}
+    about = {"address": address, "port": port, "unit": answer["unit"], "ends": answer["ends"]}
     files.write(files.leader, json.dumps(about) + "\n")
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -104,7 +113,7 @@ def join(config: Config, token: Token, name: str) -> tuple[str, str]:
             f"{path} cannot be written ({error.strerror}), and the token is used up: run `sudo stirbar cluster join` "
             "with a fresh one"
         ) from None
-    return answer["unit"], path
+    return path
 
 
 def renew(config: Config, days: float = RENEW_DAYS) -> float:
@@ -147,12 +156,31 @@ def _ask_whoever_leads(files: Files, about: dict[str, Any], authority: str, aske
     raise JoinError("; ".join(refused))
 
 
-def find_leader(token: Token) -> tuple[str, str]:
-    """The address at which the leader of this token answers, and its authority's certificate. Raises JoinError."""
+def fetch_authority(address: str, port: int) -> str:
+    """The certificate of the authority that a leader shows; whether it is the right one is for a person to say. Raises
+    JoinError."""
+    try:
+        status, headers, body = exchange(address, port, _trusting(), "GET", "authority")
+    except OSError as error:
+        raise JoinError(f"no leader at {address}:{port} ({error.strerror or error}): does it run?") from None
+    text = body.decode("ascii", "replace")
+    if status != 200 or not text.startswith("-----BEGIN CERTIFICATE-----"):
+        raise JoinError(f"{address}:{port}: {_refusal(body)}")
+    _check_clock(headers)
+    return text
+
+
+def _trusting() -> ssl.SSLContext:
+    """Nothing secret is sent by it, and what comes is held against a fingerprint or a code."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # nothing secret is sent, and what comes is held against the fingerprint
-    failures = []
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def find_leader(token: Token) -> tuple[str, str]:
+    """The address at which the leader of this token answers, and its authority's certificate. Raises JoinError."""
+    context, failures = _trusting(), []
     for address in token.addresses:
         try:
             status, headers, body = exchange(address, token.port, context, "GET", "authority")

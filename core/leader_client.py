@@ -271,6 +271,19 @@ class Leader:
         body |= {"unit": unit} if unit is not None else {}
         return int(self._json("POST", "/api/alerts/acknowledge", body)["acknowledged"])
 
+    def found(self) -> list[dict[str, Any]]:
+        """Units that ask to be let into the cluster, or announce themselves, and are not in it."""
+        units: list[dict[str, Any]] = self._get("/api/cluster/found")["units"]
+        return units
+
+    def approve(self, unit_id: str, code: str) -> str:
+        """Let a unit in that asks, and that shows this code; returns its name."""
+        return str(self._json("POST", f"/api/cluster/found/{quote(unit_id, safe='')}/approve", {"code": code})["unit"])
+
+    def refuse(self, unit_id: str, code: str) -> str:
+        """Forget a unit that asks; returns its name."""
+        return str(self._json("POST", f"/api/cluster/found/{quote(unit_id, safe='')}/refuse", {"code": code})["unit"])
+
     def health(self) -> dict[str, Any]:
         """Counters of ingest, store, broker and page."""
         found: dict[str, Any] = self._get("/api/health")

@@ -98,7 +98,7 @@ for name in $(cat /var/log/installed 2>/dev/null); do echo "$name install ok ins
 class FreshHost:
     """A machine that listens on 127.0.0.1; `root` is its file system, `changed` what differs from a fresh one."""
 
-    def __init__(self, directory: pathlib.Path, password: str = "correct horse") -> None:
+    def __init__(self, directory: pathlib.Path, password: str) -> None:
         for tool in ("unshare", "sshd", "sudo", "ssh", "ssh-keyscan"):
             if shutil.which(tool, path=f"{os.environ['PATH']}:/usr/sbin") is None:
                 pytest.skip(f"{tool} is not installed: apt install openssh-server openssh-client sudo")

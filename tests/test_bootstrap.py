@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import fcntl
+import hashlib
 import json
+import os
 import pathlib
+import pty
 import shutil
 import signal
 import socket
+import ssl
 import stat
 import subprocess
 import tempfile
+import termios
 import threading
+import time
 import zipfile
 
 import pytest
@@ -18,15 +26,16 @@ from cluster_processes import CLI, LeaderMachine, command_lines
 from fresh_host import FreshHost
 from mosquitto import find_mosquitto, free_port
 from running import stirbar_environment, wait_for
-from stirbar.bridge.bootstrap_host import Refusal, board_name, choose_name
-from stirbar.bridge.bootstrap_system import INTERFACES, lacking
+from stirbar.bridge.bootstrap_host import Host, Refusal, board_name, choose_name
+from stirbar.bridge.bootstrap_system import INTERFACES, check_machine, lacking
 from stirbar.bridge.host_scan import check_network, scan
 from stirbar.bridge.parcel import ParcelError, Parcels, needed_by, wheel_of
 from stirbar.bridge.ssh import HostKey, KnownHosts, Target, parse_target
+from stirbar.core import identity
 
 pytest.importorskip("cryptography", reason="the leader's certificates")
 
-PASSWORD = "correct horse"
+PASSWORD = f"correct horse {os.getpid()}"  # no other test has it in a command line
 UNIT = "zero2w-3f2a"
 
 
@@ -111,7 +120,7 @@ def forget(leader: LeaderMachine) -> None:
 @pytest.fixture(scope="module")
 def unit(leader, fresh, place):
     """A machine that was bootstrapped: looked at by a dry run, interrupted while it was installed, and run again."""
-    host = fresh()
+    host = fresh(password=PASSWORD)
     before, own = host.tree(), sorted((leader.data / "leader").rglob("*"))
     status, result = run(leader, host, "--dry-run", "--host-key", host.fingerprint)
     assert status == 0 and result["state"] == "would change" and result["unit"] == UNIT
@@ -134,8 +143,17 @@ def unit(leader, fresh, place):
     ended.set()
     watcher.join()
     assert status == 0 and result["state"] == "changed" and states(result)["login"] == "unchanged", result
-    assert len(seen) > 3 and not any(PASSWORD in one or "stirbar1-" in one for one in seen)
+    token = of_a_token(leader)
+    assert len(seen) > 3 and not any(PASSWORD in one or token in one for one in seen)
     return host
+
+
+def of_a_token(leader: LeaderMachine) -> str:
+    """What every invitation of a leader has in it: its authority's fingerprint, behind four bytes that differ."""
+    fingerprint = hashlib.sha256(ssl.PEM_cert_to_DER_cert((leader.data / "leader/tls/ca.pem").read_text())).digest()
+    middle = base64.urlsafe_b64encode(bytes(4) + fingerprint)[8:44].decode()
+    assert middle in leader.cluster("invite")
+    return middle
 
 
 def interrupt(leader: LeaderMachine, host: FreshHost) -> None:
@@ -197,6 +215,26 @@ def test_a_host_that_fails_does_not_hold_up_the_others(leader, unit):
     assert "failed" in rows[1] and f"no SSH at 127.0.0.1 port {nobody}" in done.stderr and "raspi-config" in done.stderr
 
 
+@pytest.mark.soak
+def test_a_host_without_a_network_gets_all_that_the_leader_runs(leader, fresh):
+    """numpy and all; and a wheel of the same version with other content replaces it."""
+    host = fresh(password=PASSWORD)
+    forget(leader)
+    status, result = run(leader, host, "--yes", "--name", "whole")
+    assert status == 0, result
+    assert "numpy" in " ".join(path.name for path in (host.root / "opt/stirbar/lib").glob("python*/site-packages/*"))
+    digest = host.text("opt/stirbar/parcel.sha256")
+    host.write("opt/stirbar/parcel.sha256", "0\n")
+    with next((host.root / "opt/stirbar/lib").glob("python*/site-packages/stirbar/core/version.py")).open("a") as file:
+        file.write("# by hand\n")
+    status, result = run(leader, host, password="")
+    changed = {step for step, state in states(result).items() if state == "changed"}
+    assert status == 0 and changed == {"stirbar", "start"}, result
+    assert host.text("opt/stirbar/parcel.sha256") == digest
+    version = next((host.root / "opt/stirbar/lib").glob("python*/site-packages/stirbar/core/version.py"))
+    assert "by hand" not in version.read_text()
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +269,39 @@ def test_wrong_and_default_passwords_are_refused(leader, bare):
     assert not bare.exists("home/pi/.ssh/authorized_keys")
 
 
+def test_a_password_that_sudo_needs_is_not_taken_away(leader, bare):
+    forget(leader)
+    with bare.instead("etc/sudoers.d/pi", "pi ALL=(ALL) ALL\n", 0o440):
+        step, said = refusal(leader, bare, "--yes", "--replace-default-password", password="raspberry")
+    assert step == "passwords" and "sudo needs the password of pi" in said
+
+
+def test_the_operator_is_asked_at_the_terminal(leader, bare):
+    forget(leader)
+    (bare.root / "home/pi/.ssh/authorized_keys").unlink(missing_ok=True)
+    ours, theirs = pty.openpty()
+    command = [*CLI, "cluster", "bootstrap", f"127.0.0.1:{bare.port}", "--config", str(leader.config)]
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=stirbar_environment(), start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )  # fmt: skip
+    os.close(theirs)
+    said = ""
+    for question, answer in (("[y/N] ", "y\n"), ("password of pi@", "raspberry\n"), ("failed", "")):
+        while question not in said:
+            said += os.read(ours, 4096).decode()
+        os.write(ours, answer.encode())
+    assert process.wait(30) == 1
+    os.close(ours)
+    assert bare.fingerprint in said and "is a default" in said and "raspberry\r" not in said
+
+
+def test_a_password_file_is_private(leader, bare, tmp_path):
+    (tmp_path / "password").write_text("x\n")
+    command = ["cluster", "bootstrap", f"127.0.0.1:{bare.port}", "--password-file", str(tmp_path / "password")]
+    assert "chmod 600" in leader.command(*command).stderr
+
+
 def test_a_default_password_is_found_and_replaced_by_keys(leader, bare):
     """Also one that was not used to log in; afterwards no password fits, and the key does."""
     forget(leader)
@@ -248,20 +319,34 @@ def test_a_default_password_is_found_and_replaced_by_keys(leader, bare):
     assert step == "passwords" and "password of root is a default" in said
 
 
+def test_a_python_that_is_too_old_is_refused(leader, bare):
+    forget(leader)
+    old = '#!/bin/sh\ncase "$2" in *version_info*) echo 3.9 ;; esac\n'
+    with bare.instead("usr/local/bin/python3", old):
+        step, said = refusal(leader, bare, "--yes", "--replace-default-password", password="raspberry")
+    assert step == "machine" and "Python is 3.9, and 3.11 is needed" in said
+
+
 @pytest.mark.parametrize(
-    ("program", "text", "said"),
+    ("fact", "said"),
     [
-        ("dpkg", "echo s390x", "the architecture s390x is none that stirbar runs on"),
-        ("dpkg", "exit 1", "no Debian"),
-        ("python3", 'case "$2" in *version_info*) echo 3.9 ;; esac', "Python is 3.9, and 3.11 is needed"),
-        ("date", "echo 86400", "behind ours"),
-        ("df", "printf 'x\\nx 1 1 1000 1 /\\n'", "1 MB are free"),
+        ({"architecture": "s390x"}, "the architecture s390x is none that stirbar runs on"),
+        ({"architecture": ""}, "no Debian"),
+        ({"python": "3.10"}, "Python is 3.10"),
+        ({"python": ""}, "Python is not there"),
+        ({"memory_kb": "190000"}, "190 MB of memory"),
+        ({"free_kb": "1000"}, "1 MB are free"),
+        ({"time": "86400"}, "behind ours"),
     ],
 )
-def test_a_machine_that_cannot_be_a_unit_is_refused(leader, bare, program, text, said):
-    with bare.instead(f"usr/local/bin/{program}", f"#!/bin/sh\n{text}\n"):
-        step, sentence = refusal(leader, bare, "--yes", "--replace-default-password", password="raspberry")
-    assert step == "machine" and said in sentence
+def test_a_machine_that_cannot_be_a_unit_is_refused(fact, said, tmp_path):
+    host = Host(None, Target("pi", "box", 22), tmp_path)
+    good = {"architecture": "armhf", "python": "3.11", "memory_kb": "430000", "free_kb": "9000000", "distribution": "x"}
+    host.facts = {**good, "time": str(int(time.time()))}
+    assert check_machine(host) == []
+    host.facts |= fact
+    with pytest.raises(Refusal, match=said):
+        check_machine(host)
 
 
 def test_without_rights_by_sudo_nothing_is_done(leader, bare):
@@ -323,6 +408,25 @@ def test_a_scan_finds_who_listens_and_not_itself():
     with socket.create_server(("127.0.0.6", 0)) as there, socket.create_server(("127.0.0.1", 0)) as here:
         assert scan("127.0.0.4/30", there.getsockname()[1]) == [("127.0.0.6", "", "")]
         assert scan("127.0.0.0/30", here.getsockname()[1]) == []
+
+
+def test_what_a_scan_finds_is_not_taken_unasked(leader):
+    with socket.create_server(("127.0.0.6", 0)) as there:
+        port = str(there.getsockname()[1])
+        for more in ([], ["--yes"]):  # by its card it is no Raspberry Pi
+            done = leader.command("cluster", "bootstrap", "--scan", "127.0.0.4/30", "--port", port, *more)
+            assert (done.returncode, done.stdout) == (1, "")
+            assert "found: 127.0.0.6\n" in done.stderr and "no host: name one" in done.stderr
+    assert "at most 256" in leader.command("cluster", "bootstrap", "--scan", "10.0.0.0/8").stderr
+
+
+def test_the_leader_s_own_machine_is_left_alone(leader, bare):
+    forget(leader)
+    (bare.root / "var/lib/stirbar").mkdir()
+    (bare.root / "var/lib/stirbar/unit_id").write_text(identity.unit_id(str(leader.data)).hex())
+    step, said = refusal(leader, bare, "--yes", "--replace-default-password", password="raspberry")
+    shutil.rmtree(bare.root / "var/lib/stirbar")
+    assert step == "name" and "own machine" in said
 
 
 def test_what_config_txt_lacks():

@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file, template
 from stirbar.bridge.enrolment import Enrolment
-from stirbar.web import alerts, api, audit_routes, enrolment, nodes_routes, openapi, token_routes
+from stirbar.web import alerts, api, audit_routes, enrolment, found_routes, nodes_routes, openapi, token_routes
 from stirbar.web.audit import SAFE_METHODS, Audit, audited
 from stirbar.web.auth import USER, Links, Password, RateLimit, Session, Sessions, secure
 from stirbar.web.live import Live
@@ -115,6 +115,7 @@ def make_routes(site: Site) -> Bottle:
     audit_routes.add_routes(app, site)
     openapi.add_routes(app, site)
     enrolment.add_routes(app, site)
+    found_routes.add_routes(app, site)
     return app
 
 

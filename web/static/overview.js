@@ -5,6 +5,7 @@ import { get, readings, serverNow } from "./api.js";
 import { Card } from "./card.js";
 import { ChartPanel } from "./charts.js";
 import { $, h, notice, options, reason, remember, text } from "./dom.js";
+import { showFound } from "./found.js";
 import { onReturn } from "./live.js";
 import { onTheme } from "./palette.js";
 import { redraw } from "./schedule.js";
@@ -78,6 +79,7 @@ page(async () => {
   panel = new ChartPanel($("#charts"));
   onChange(update);
   showAlerts();
+  showFound();
   await load();
   place.setAttribute("aria-busy", "false");
   empty();

@@ -3,6 +3,7 @@
   <h1>Units</h1>
   <p id="summary" class="hint"></p>
 </div>
+<section id="found" class="panel found" aria-label="Units found" hidden></section>
 <div id="cards" class="cards" aria-busy="true"></div>
 <section id="charts" aria-label="Charts">
   <div class="heading">
