@@ -10,13 +10,14 @@ import os
 import signal
 import sys
 
-from stirbar.bridge import joining
+from stirbar.bridge import joining, places
 from stirbar.bridge.authority import CertificateError
 from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.enrolment import INVITATION_MINUTES, Enrolment, EnrolmentError
 from stirbar.bridge.inventory import write_inventory
 from stirbar.bridge.invitations import InvitationError, parse_token
 from stirbar.bridge.renewal import RENEW_DAYS
+from stirbar.bridge.standing import StandingError, read_standing
 from stirbar.core import paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 
@@ -51,12 +52,16 @@ def tell_leader(config: Config) -> None:
         os.kill(process, signal.SIGUSR1)
 
 
-def enrolment_of(config: Config) -> Enrolment:
-    """The cluster of the leader on this machine. Raises JoinError on a unit of another leader."""
+def enrolment_of(config: Config, look: bool = False) -> Enrolment:
+    """The cluster of the leader on this machine, to be changed or only looked at. Raises JoinError on a unit of another
+    leader, and where this one does not lead."""
     about = joining.Files(config).leader
     if about.exists() and not os.path.exists(os.path.join(paths.leader_directory(config), "tls")):
         address = json.loads(about.read_text())["address"]
         raise joining.JoinError(f"this machine is a unit of the leader at {address}: run the command there")
+    standing = read_standing(places.leader_directory(config))
+    if not (standing.leads or look):
+        raise joining.JoinError(f"{standing.refusal()}: {standing.remedy()}")
     return Enrolment(config, lambda: tell_leader(config), say)
 
 
@@ -82,7 +87,7 @@ def rename(config: Config, arguments: argparse.Namespace) -> None:
 
 def show(config: Config, arguments: argparse.Namespace) -> None:
     """Print the units."""
-    units = enrolment_of(config).units()
+    units = enrolment_of(config, look=True).units()
     if arguments.json:
         print(json.dumps(units))
         return
@@ -189,7 +194,9 @@ def main(argv: list[str]) -> int:
     except (EnrolmentError, InvitationError) as error:
         say(f"{error}: {error.remedy}")
         return 1
-    except (ConfigError, CertificateError, CredentialError, joining.JoinError, ValueError, OSError) as error:
+    except (
+        ConfigError, CertificateError, CredentialError, joining.JoinError, StandingError, ValueError, OSError,
+    ) as error:  # fmt: skip
         say(str(error))
         return 1
     return 0
