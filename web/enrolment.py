@@ -41,6 +41,8 @@ def add_routes(app: Bottle, site: Site) -> None:
 
 def _enrolment(site: Site) -> Any:
     if site.enrolment is None:
+        if not site.standing.leads:
+            refuse(409, site.standing.refusal(), remedy=site.standing.remedy())
         refuse(
             409,
             "this leader takes no units of other machines",
