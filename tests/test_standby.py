@@ -9,11 +9,12 @@ import ssl
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import paho.mqtt.client as mqtt
+import postgres
 import pytest
 from cluster_processes import LeaderMachine, new_unit
 from running import wait_for
@@ -21,14 +22,17 @@ from standby_bench import Cluster
 from stirbar.bridge import books, peer
 from stirbar.bridge.authority import Authority
 from stirbar.bridge.broker import Broker
+from stirbar.bridge.cluster_command import main as cluster_main
 from stirbar.bridge.credentials import LEADER, STANDBY, CredentialError, Credentials
 from stirbar.bridge.enrolment import Enrolment, EnrolmentError
 from stirbar.bridge.ingest import CommandNotSent, Ingest
 from stirbar.bridge.peer import PeerError, who_leads
+from stirbar.bridge.postgres_promote import promote as promote_database
 from stirbar.bridge.standing import DEPOSED, Place, Standing, StandingError, change_standing, read_standing
-from stirbar.bridge.store import Store, open_store
+from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.core.config import load_config
 from stirbar.web import tending
+from stirbar.web.command import main as leader_main
 from stirbar.web.server import Server
 from stirbar.web.tending import Tending
 from units import Unit, block, identity, wait_until
@@ -63,21 +67,24 @@ def test_a_machine_that_does_not_know_what_it_is_does_not_lead(tmp_path: Path, t
         read_standing(tmp_path)
 
 
-def test_the_standing_is_said_with_a_status(tmp_path: Path) -> None:
+def test_the_standing_is_said_with_a_status(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     machine = LeaderMachine(tmp_path / "m")
-    done = machine.command("leader", "standing")
-    assert (done.returncode, done.stdout) == (0, "this machine leads; no standby\n")
     directory = machine.data / "leader"
+
+    def run(main: Callable[[list[str]], int], *words: str) -> tuple[int, str, str]:
+        return main([*words, "--config", str(machine.config)]), *capsys.readouterr()
+
+    assert run(leader_main, "standing")[:2] == (0, "this machine leads; no standby\n")
     change_standing(directory, lambda old: Standing("standby", 1, HERE, THERE))
-    done = machine.command("leader", "standing")
-    assert done.returncode == 3 and done.stdout == "this is the standby of the leader at 10.0.0.2\n"
-    done = machine.command("leader", "standby-token")
-    assert done.returncode == 1 and "run the command there" in done.stderr
-    done = machine.command("cluster", "invite")
-    assert done.returncode == 1 and "standby of the leader at 10.0.0.2: do it there" in done.stderr
-    done = machine.command("leader", "promote")  # nobody answers at 10.0.0.2
-    assert done.returncode == 0 and "leads, by epoch 2" in done.stderr
-    assert machine.command("leader", "standby-forget").returncode == 0
+    assert run(leader_main, "standing")[:2] == (3, "this is the standby of the leader at 10.0.0.2\n")
+    for main, word in ((leader_main, "standby-token"), (cluster_main, "invite"), (leader_main, "standby-forget")):
+        status, printed, said = run(main, word)
+        assert (status, printed) == (1, "") and ("the leader at 10.0.0.2" in said or "does not lead" in said)
+    status, _, said = run(leader_main, "promote")  # nobody answers at 10.0.0.2
+    assert status == 0 and "leads, by epoch 2" in said
+    assert run(leader_main, "promote")[0] == 1
+    assert run(leader_main, "standing")[:2] == (0, "this machine leads; the standby is at 10.0.0.2\n")
+    assert run(leader_main, "standby-forget")[0] == 0
     assert read_standing(directory).peer is None
 
 
@@ -108,7 +115,7 @@ def test_a_standbys_users_are_the_leaders_but_for_its_own(tmp_path: Path) -> Non
 
 
 def as_standby(port: int, secret: str) -> mqtt.Client:
-    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5)
+    client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2, protocol=mqtt.MQTTv5, reconnect_on_failure=False)
     client.username_pw_set(STANDBY, secret)
     client.connect("127.0.0.1", port)
     return client
@@ -373,3 +380,35 @@ def test_the_leadership_goes_there_and_back_over_a_cut_cable(place: Path) -> Non
         raise AssertionError(f"{error}\n{cluster.logs()}") from None
     finally:
         cluster.close()
+
+
+@pytest.mark.soak
+def test_a_database_that_follows_is_promoted_with_the_leader(tmp_path: Path) -> None:
+    """Two servers, the second a copy that follows the first by streaming replication."""
+    with postgres.server() as address:
+        url = postgres.fresh(address, "stirbar")
+        store = open_store(url)
+        with postgres.follower(address) as second:
+            follower_url = second.format("stirbar")
+            store.add(*block(0, 30))
+            store.commit()
+            machine = LeaderMachine(tmp_path / "m", **{"leader.config": {"database": follower_url}})
+            directory = machine.data / "leader"
+            directory.mkdir(parents=True)
+            change_standing(directory, lambda old: Standing("standby", 1, HERE, THERE))
+            copy = open_store(follower_url)
+            wait_for(lambda: len(copy.units()) == 1, 10, "what was stored comes")
+            with pytest.raises(StoreError):
+                copy.set_epoch(2)  # it takes no writes
+            copy.close()
+            with pytest.raises(StoreError, match="cannot be asked"):
+                promote_database(address.format("nowhere"))
+            assert leader_main(["promote", "--config", str(machine.config)]) == 0
+            copy = open_store(follower_url)
+            copy.set_epoch(2)
+            assert copy.expected(identity(1), identity(100), 2) == 30, "what was stored before is there"
+            copy.add(*block(30, 10))
+            copy.commit()
+            assert copy.high_water(identity(1), identity(100)) == {2: 40}
+            copy.close()
+        store.close()

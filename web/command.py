@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -38,7 +38,7 @@ from stirbar.web.auth import LINK_LIFETIME_S, Links, Password, Sessions, write_s
 from stirbar.web.certificate import CertificateError, is_loopback, open_authority, renew, server_context
 from stirbar.web.live import Live
 from stirbar.web.server import Server
-from stirbar.web.tending import TEND_S, Tending
+from stirbar.web.tending import Tending
 from stirbar.web.tokens import Tokens, either
 
 ADDRESS_FILE = "address"
@@ -100,6 +100,7 @@ class Leader:
         self.server: Server | None = None
         self.site: Site | None = None
         self._lock = take_lock(self.directory)
+        self.wake: Callable[[], None] = lambda: None  # what is called when `take_standing` has something to take
         self._tending = Tending(config, self.directory, say)
         self.standing = read_standing(self.directory)
 
@@ -115,6 +116,7 @@ class Leader:
             url = database_url(self.config)
             if self.standing.role == STANDBY and url:
                 say("the database follows that of the leader by itself; broker and page start with the promotion")
+                self._tending.start(lambda: self.standing, None, self.reload, self.wake)
                 return
             connection = self._start_broker()
             path = database_path(self.config, self.directory)
@@ -141,6 +143,7 @@ class Leader:
             self._start_page(self._site(sessions))
             self.upkeep = self._upkeep(self.store, None if url else path)
             self.upkeep.start()
+            self._tending.start(lambda: self.standing, self.store, self.reload, self.wake)
         except BaseException:
             self.stop()
             raise
@@ -168,10 +171,6 @@ class Leader:
         if self.ingest is not None and moved:
             self.ingest.tell_leaders(self.standing.leaders())
         return False
-
-    def tend(self) -> None:
-        """Ask the other one of leader and standby, if there is one."""
-        self._tending.step(self.standing, self.store, self.reload)
 
     def _upkeep(self, store: Store, database: Path | None) -> Upkeep:
         names = ("backup_interval_hours", "backup_keep", "keep_readings_days", "keep_raw_days")
@@ -300,6 +299,7 @@ class Leader:
 
     def stop(self) -> None:
         """End everything in reverse order; what is not running is left out."""
+        self._tending.stop()
         if self.upkeep is not None:
             self.upkeep.stop()
         if self.server is not None:
@@ -333,6 +333,13 @@ def _first_line(path: str) -> str:
         raise LeaderError(f"[mqtt] password_file {path} cannot be read: {error.strerror}") from None
 
 
+def _started(config: Config, wake: Callable[[], None]) -> Leader:
+    leader = Leader(config)
+    leader.wake = wake
+    leader.start()
+    return leader
+
+
 def run(config: Config) -> int:
     """Run a leader until SIGTERM or SIGINT."""
     ended, asked = threading.Event(), threading.Event()
@@ -346,8 +353,7 @@ def run(config: Config) -> int:
     signal.signal(signal.SIGUSR1, lambda number, frame: asked.set())  # `stirbar cluster` has changed something
     for warning in config.warnings:
         say(warning)
-    leader = Leader(config)
-    leader.start()
+    leader = _started(config, asked.set)
     if sys.stdout.isatty():
         token = Links(leader.directory).issue()
         say(f"log in within {LINK_LIFETIME_S / 60:.0f} minutes, once, at:")
@@ -355,21 +361,15 @@ def run(config: Config) -> int:
     else:
         # standard output may be a log: no secret goes there
         say("log in: `stirbar leader link` prints a one-time link")
-    renewed = time.monotonic()
     while not ended.is_set():
-        if asked.wait(TEND_S):
-            asked.clear()
-            leader.reload()
-        if ended.is_set():
-            break
-        leader.tend()
-        if time.monotonic() - renewed > RENEWAL_INTERVAL_S:
-            renewed = time.monotonic()
+        if not asked.wait(RENEWAL_INTERVAL_S):
             leader.renew()
-        if leader.take_standing():
+            continue
+        asked.clear()
+        leader.reload()
+        if leader.take_standing() and not ended.is_set():
             leader.stop()
-            leader = Leader(config)
-            leader.start()
+            leader = _started(config, asked.set)
     leader.stop()
     say("stopped")
     return 0

@@ -1,10 +1,8 @@
-"""What a leader and its standby do every few seconds: ask each other who leads, and copy the leader's book.
-
-Synchronization: the leader's main thread.
-"""
+"""What a leader and its standby do every few seconds: ask each other who leads, and copy the leader's book."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,18 +15,44 @@ from stirbar.bridge.standing import LEADER, STANDBY, Standing, change_standing
 from stirbar.bridge.store import Store, StoreError
 from stirbar.core.config import Config
 
-TEND_S = 5.0
+TEND_S = 2.0
 
 
 class Tending:
-    """`step` asks the other one, once; `store` is None where the database follows the leader's by itself."""
+    """`step` asks the other one, once; `start` does it again and again, in a thread of its own, because one that is
+    away takes its time. `store` is None where the database follows the leader's by itself.
+
+    Synchronization: `step` of one thread at a time; `start` and `stop` of any.
+    """
 
     def __init__(self, config: Config, directory: Path, say: Callable[[str], None]) -> None:
         self._config = config
         self._directory = directory
         self._say = say
+        self._ended = threading.Event()
         self._said = ""  # what was wrong last: each trouble is told once
         self._have = ""
+
+    def start(
+        self,
+        standing: Callable[[], Standing],
+        store: Store | None,
+        changed: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> None:
+        """`wake` is called when this machine's standing has changed; what then follows is for the main thread."""
+
+        def tend() -> None:
+            while not self._ended.wait(TEND_S):
+                before = standing()
+                if self.step(before, store, changed) is not before and not self._ended.is_set():
+                    wake()
+
+        threading.Thread(target=tend, name="tending", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ask no more; a question under way comes to nothing."""
+        self._ended.set()
 
     def step(self, standing: Standing, store: Store | None, changed: Callable[[], None]) -> Standing:
         """What this machine is afterwards. `changed` is called when accounts have changed."""
@@ -50,6 +74,8 @@ class Tending:
         """Does the other one lead as well? By a higher epoch: units follow it, and not us."""
         assert standing.peer is not None
         role, epoch = who_leads(self._directory, standing.peer)
+        if self._ended.is_set():
+            return standing
         ours = max(standing.epoch, store.epoch() if store is not None else 0)
         if role != LEADER:
             return standing
@@ -68,7 +94,7 @@ class Tending:
         assert standing.peer is not None
         password = (self._directory / PASSWORD_FILE).read_text().strip()
         book = read_book(self._directory, standing.peer, password, self._have)
-        if book is not None:
+        if book is not None and not self._ended.is_set():
             by_hand = take_files(self._config, self._directory, book)
             if by_hand:
                 self._say(by_hand)
