@@ -27,11 +27,13 @@ from stirbar.bridge.credentials import LEADER, STANDBY, CredentialError, Credent
 from stirbar.bridge.enrolment import Enrolment, EnrolmentError
 from stirbar.bridge.ingest import CommandNotSent, Ingest
 from stirbar.bridge.peer import PeerError, who_leads
+from stirbar.bridge.places import leader_directory
 from stirbar.bridge.postgres_promote import promote as promote_database
 from stirbar.bridge.standing import DEPOSED, Place, Standing, StandingError, change_standing, read_standing
 from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.core.config import load_config
 from stirbar.web import tending
+from stirbar.web.command import Leader
 from stirbar.web.command import main as leader_main
 from stirbar.web.server import Server
 from stirbar.web.tending import Tending
@@ -86,6 +88,17 @@ def test_the_standing_is_said_with_a_status(tmp_path: Path, capsys: pytest.Captu
     assert run(leader_main, "standing")[:2] == (0, "this machine leads; the standby is at 10.0.0.2\n")
     assert run(leader_main, "standby-forget")[0] == 0
     assert read_standing(directory).peer is None
+
+
+def test_a_standby_on_a_database_that_follows_opens_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = LeaderMachine(tmp_path / "m", **{"leader.config": {"database": "postgresql://nobody@127.0.0.1:1/x"}})
+    config = load_config(str(machine.config))
+    change_standing(leader_directory(config), lambda old: Standing("standby", 1, HERE, THERE))
+    leader = Leader(config)
+    leader.start()
+    assert leader.store is leader.broker is leader.server is None
+    assert "the database follows that of the leader by itself" in capsys.readouterr().err
+    leader.stop()
 
 
 # --- accounts --------------------------------------------------------------------------------------------------------

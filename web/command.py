@@ -102,7 +102,7 @@ class Leader:
         self._lock = take_lock(self.directory)
         self.wake: Callable[[], None] = lambda: None  # what is called when `take_standing` has something to take
         self._tending = Tending(config, self.directory, say)
-        self.standing = read_standing(self.directory)
+        self.standing = self._begun = read_standing(self.directory)
 
     def start(self) -> None:
         """Raises LeaderError, StoreError, BrokerError, CredentialError, CertificateError; what ran is then stopped."""
@@ -111,6 +111,7 @@ class Leader:
             led = self.standing.leads
             if led:
                 self.standing = self._tending.step(self.standing, None, lambda: None)
+            self._begun = self.standing
             if not self.standing.leads:
                 say(f"{self.standing.refusal()}: {self.standing.remedy()}")
             url = database_url(self.config)
@@ -163,12 +164,12 @@ class Leader:
     def take_standing(self) -> bool:
         """Take in what another process or a standby has changed; whether this machine has to begin anew by it."""
         before, self.standing = self.standing, read_standing(self.directory)
-        moved = before.leaders() != self.standing.leaders()
-        if before.role != self.standing.role or (moved and not self.standing.leads):
+        begun, now = self._begun, self.standing
+        if begun.role != now.role or (not now.leads and begun.leaders() != now.leaders()):
             return True
         if self.site is not None:
             self.site.standing = self.standing
-        if self.ingest is not None and moved:
+        if self.ingest is not None and before.leaders() != now.leaders():
             self.ingest.tell_leaders(self.standing.leaders())
         return False
 

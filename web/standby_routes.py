@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bottle import Bottle, HTTPResponse, request
 from stirbar.bridge.books import digest, seen_host
 from stirbar.bridge.enrolment import EnrolmentError
+from stirbar.bridge.leaders import parse_leaders
 from stirbar.bridge.peer import PASSWORD_HEADER
 from stirbar.bridge.standing import Place
 from stirbar.web.auth import RateLimit
@@ -74,10 +75,12 @@ def _admit(site: Site, limit: RateLimit) -> HTTPResponse:
     missing = [name for name in ADMITTED if name not in asked]
     if missing:
         refuse(400, f"'{missing[0]}' is missing", missing[0], "update stirbar on both machines")
-    if not all(0 < asked[name] < 65536 for name in ("page_port", "broker_port")):
-        refuse(400, "a port is 1 to 65535", "page_port", "update stirbar on both machines")
     address = _slowed(limit, "secret")
     standby = Place(asked["host"] or seen_host(address), asked["page_port"], asked["broker_port"])
+    try:
+        parse_leaders([[standby.host, standby.broker_port, standby.page_port], [asked["leader"], 1, 1]])
+    except ValueError as error:
+        refuse(400, str(error), "host", "`--host` names an address of this machine; update stirbar on both")
     try:
         done = books.admit(asked["secret"], asked["leader"], standby)
     except EnrolmentError as error:
