@@ -86,11 +86,29 @@ class Authority:
     def server(self, name: str, hosts: Iterable[str], addresses: Iterable[str]) -> tuple[str, str, bool]:
         """Certificate and key file of one of the leader's servers, and whether they were made now: because there were
         none, they do not cover all these names, or they end soon."""
+        from cryptography.x509.oid import ExtendedKeyUsageOID
+
         with self._changing():
             made = not self._covers(name, {*hosts, *addresses})
             if made:
-                self._make_server(name, sorted(hosts), sorted(addresses))
+                self._make(name, sorted(hosts), sorted(addresses), ExtendedKeyUsageOID.SERVER_AUTH)
         return str(self.directory / f"{name}.pem"), str(self.directory / f"{name}.key"), made
+
+    def client(self, name: str) -> tuple[str, str, bool]:
+        """The same of a program that calls another machine of this authority."""
+        from cryptography.x509.oid import ExtendedKeyUsageOID
+
+        with self._changing():
+            made = not self._covers(name, {name})
+            if made:
+                self._make(name, [name], [], ExtendedKeyUsageOID.CLIENT_AUTH)
+        return str(self.directory / f"{name}.pem"), str(self.directory / f"{name}.key"), made
+
+    def adopt(self, issued: dict[str, dict[str, Any]]) -> None:
+        """Know of the certificates that another machine of this authority has issued, in place of our own list."""
+        with self._changing():
+            if issued != self.issued():
+                self._keep(issued)
 
     def sign(self, request_pem: str, unit: str, unit_id: bytes, replace: bool = True) -> Issued:
         """A certificate for the key of a request; name and id are those given here, whatever the request says.
@@ -202,10 +220,9 @@ class Authority:
         except Exception:  # whatever is wrong with it, the remedy is a new one
             return False
 
-    def _make_server(self, name: str, hosts: list[str], addresses: list[str]) -> None:
+    def _make(self, name: str, hosts: list[str], addresses: list[str], usage: x509.ObjectIdentifier) -> None:
         from cryptography import x509
         from cryptography.hazmat.primitives.asymmetric import ec
-        from cryptography.x509.oid import ExtendedKeyUsageOID
 
         key = ec.generate_private_key(ec.SECP256R1())
         alternatives: list[x509.GeneralName] = [x509.DNSName(host) for host in hosts]
@@ -215,7 +232,7 @@ class Authority:
             .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(authority=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
             .add_extension(self._issuer_identifier(), critical=False)
         )
         self._write(name, builder, key)

@@ -21,7 +21,8 @@ import threading
 import time
 
 from stirbar.bridge.authority import is_loopback
-from stirbar.bridge.credentials import LEADER, Credentials, write_private
+from stirbar.bridge.credentials import LEADER, STANDBY, Credentials, write_private
+from stirbar.bridge.topics import standby_subscriptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,6 +86,26 @@ tls_version tlsv1.2
 """
 
 
+# A standby hears what the units tell the leader, by the leader's network door and with an account that may only read.
+# What it does not fetch waits at the leader; what is lost beyond that, it asks the units for when it is promoted.
+BRIDGE = """\
+connection {username}
+address {host}:{port}
+remote_username {username}
+remote_password {password}
+remote_clientid {username}
+bridge_cafile bridge-ca.pem
+bridge_certfile bridge.pem
+bridge_keyfile bridge-key.pem
+bridge_tls_version tlsv1.2
+bridge_protocol_version mqttv50
+cleansession false
+notifications false
+keepalive_interval 15
+restart_timeout 1 10
+"""
+
+
 class BrokerError(Exception):
     """The broker cannot run; one sentence says why and what helps."""
 
@@ -104,12 +125,33 @@ class Network:
         self.files = files
 
 
+class Bridge:
+    """The leader's broker, which a standby's own listens to; `files` are CA, certificate and key.
+
+    Synchronization: immutable by convention.
+    """
+
+    __slots__ = ("files", "host", "password", "port")
+
+    def __init__(self, host: str, port: int, password: str, files: tuple[str, str, str]) -> None:
+        self.host = host
+        self.port = port
+        self.password = password
+        self.files = files
+
+    def text(self, topic_root: str, data_root: str) -> str:
+        """The part of mosquitto's configuration."""
+        heard = standby_subscriptions(topic_root, data_root)
+        given = BRIDGE.format(username=STANDBY, host=self.host, port=self.port, password=self.password)
+        return given + "".join(f"topic {topic} in {qos}\n" for topic, qos in heard)
+
+
 class Broker:
     """`start()` runs mosquitto and a thread that starts it again whenever it dies; `stop()` ends both.
 
     `port` 0 takes a free one at `start`. `bind` is this machine's own door and on loopback, with TLS if `tls` names CA,
     certificate and key files; `network` is the door for other machines, `legacy` (address, port) the one without TLS
-    for guests.
+    for guests, `bridge` the leader of a standby.
     Synchronization: `start`, `stop`, `issue` and `revoke` from one thread; `reload`, `alive`, `port` and `counters`
     from any.
     """
@@ -125,6 +167,7 @@ class Broker:
         tls: tuple[str, str, str] | None = None,
         network: Network | None = None,
         legacy: tuple[str, int] | None = None,
+        bridge: Bridge | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
         if not is_loopback(bind):
@@ -140,6 +183,7 @@ class Broker:
         self._tls = tls
         self._network = network
         self._legacy = legacy
+        self._bridge = bridge
         self._log = log or _log
         self._credentials = Credentials(directory / "credentials")
         self._owner = _broker_user()
@@ -369,6 +413,10 @@ class Broker:
         text = CONFIGURATION.format(
             scope=scope, port=self.port, bind=self.bind, tls=tls, rights=RIGHTS, network=network, legacy=legacy
         )
+        if self._bridge is not None:
+            for name, source in zip(("bridge-ca.pem", "bridge.pem", "bridge-key.pem"), self._bridge.files, strict=True):
+                write_private(self._directory / name, pathlib.Path(source).read_text(encoding="utf-8"), owner)
+            text += self._bridge.text(*self._roots)
         write_private(self._directory / "mosquitto.conf", text, owner)
 
 

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 
-from stirbar.bridge import bootstrap_command, found_command, guest_command, joining
+from stirbar.bridge import bootstrap_command, found_command, guest_command, joining, places
 from stirbar.bridge.announce import AnnounceError, announce, announcement
 from stirbar.bridge.authority import CertificateError
 from stirbar.bridge.credentials import CredentialError
@@ -20,6 +20,7 @@ from stirbar.bridge.inventory import write_inventory
 from stirbar.bridge.invitations import InvitationError, parse_token
 from stirbar.bridge.renewal import RENEW_DAYS
 from stirbar.bridge.ssh import SshError
+from stirbar.bridge.standing import StandingError, read_standing
 from stirbar.core import paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 
@@ -61,12 +62,16 @@ def tell_leader(config: Config) -> None:
         os.kill(process, signal.SIGUSR1)
 
 
-def enrolment_of(config: Config) -> Enrolment:
-    """The cluster of the leader on this machine. Raises JoinError on a unit of another leader."""
+def enrolment_of(config: Config, look: bool = False) -> Enrolment:
+    """The cluster of the leader on this machine, to be changed or only looked at. Raises JoinError on a unit of another
+    leader, and where this one does not lead."""
     about = joining.Files(config).leader
     if about.exists() and not os.path.exists(os.path.join(paths.leader_directory(config), "tls")):
         address = json.loads(about.read_text())["address"]
         raise joining.JoinError(f"this machine is a unit of the leader at {address}: run the command there")
+    standing = read_standing(places.leader_directory(config))
+    if not (standing.leads or look):
+        raise joining.JoinError(f"{standing.refusal()}: {standing.remedy()}")
     return Enrolment(config, lambda: tell_leader(config), say)
 
 
@@ -92,7 +97,7 @@ def rename(config: Config, arguments: argparse.Namespace) -> None:
 
 def show(config: Config, arguments: argparse.Namespace) -> None:
     """Print the units."""
-    units = enrolment_of(config).units()
+    units = enrolment_of(config, look=True).units()
     if arguments.json:
         print(json.dumps(units))
         return
@@ -258,6 +263,8 @@ def main(argv: list[str]) -> int:
     except (EnrolmentError, InvitationError, AnnounceError, SshError, DiscoveryError) as error:
         say(f"{error}: {error.remedy}")
         return 1
-    except (ConfigError, CertificateError, CredentialError, joining.JoinError, ValueError, OSError) as error:
+    except (
+        ConfigError, CertificateError, CredentialError, joining.JoinError, StandingError, ValueError, OSError,
+    ) as error:  # fmt: skip
         say(str(error))
         return 1

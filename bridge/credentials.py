@@ -16,6 +16,8 @@ import pathlib
 import re
 import secrets
 
+from stirbar.bridge.topics import standby_subscriptions
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from stirbar.bridge.guests import Scope
 
 LEADER = "stirbar-leader"
+STANDBY = "stirbar-standby"  # hears what the units send, and says nothing
 ITERATIONS = 101  # mosquitto's own default; the passwords have 192 random bits, stretching adds nothing
 _UNIT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
@@ -47,7 +50,7 @@ def verify(password: str, hashed: str) -> bool:
 
 def check_unit_name(unit: str) -> None:
     """Raises CredentialError for a name that cannot be a user of the broker."""
-    if not _UNIT_NAME.fullmatch(unit) or unit == LEADER:
+    if not _UNIT_NAME.fullmatch(unit) or unit in (LEADER, STANDBY):
         raise CredentialError(
             f"unit name {unit[:70]!r}: 1 to 63 letters, digits, '-', '_' and '.', beginning with a letter or digit"
         )
@@ -192,18 +195,53 @@ class Credentials:
         """Whether this is the password of this unit."""
         self.read()
         user = self._users.get(unit)
-        return unit != LEADER and user is not None and verify(password, user["hash"])
+        return unit not in (LEADER, STANDBY) and user is not None and verify(password, user["hash"])
 
     def revoke(self, unit: str) -> None:
         """Take a unit's access away. Raises CredentialError if it has none."""
         with self._changing():
-            if unit == LEADER or self._users.pop(unit, None) is None:
+            if unit in (LEADER, STANDBY) or self._users.pop(unit, None) is None:
                 raise CredentialError(f"no unit '{unit}' has a credential")
             self._save()
 
     def units(self) -> dict[str, bytes]:
         """{unit's name: unit_id} of those let in."""
         return {name: bytes.fromhex(user["unit_id"]) for name, user in self._users.items() if user["unit_id"]}
+
+    # The standby
+
+    def admit_standby(self) -> str:
+        """Let a standby in, in place of any other; its password, which is kept nowhere here."""
+        password = secrets.token_hex(24)
+        with self._changing():
+            self._users[STANDBY] = {"hash": hash_password(password), "unit_id": None}
+            self._save()
+        return password
+
+    def proves_standby(self, password: str) -> bool:
+        """Whether this is the password of the standby."""
+        self.read()
+        user = self._users.get(STANDBY)
+        return user is not None and verify(password, user["hash"])
+
+    def dismiss_standby(self) -> None:
+        """Let no standby in any more."""
+        with self._changing():
+            if self._users.pop(STANDBY, None) is not None:
+                self._save()
+
+    def book(self) -> dict[str, dict[str, Any]]:
+        """All users but the leader's own and its standby: what a standby has to know to let them in."""
+        self.read()
+        return {name: user for name, user in self._users.items() if name not in (LEADER, STANDBY)}
+
+    def adopt(self, book: dict[str, dict[str, Any]]) -> None:
+        """Have the users of another leader's `book`, and our own leader's."""
+        with self._changing():
+            new = {LEADER: self._users[LEADER], **{name: user for name, user in book.items() if name != LEADER}}
+            if new != self._users:
+                self._users = new
+                self._save()
 
     def password_text(self, legacy: bool = False) -> str:
         """mosquitto's password file; of the door without TLS it holds those guests alone that may come so."""
@@ -219,6 +257,9 @@ class Credentials:
         """mosquitto's ACL file: the leader everything, a unit its own topics and what is said to all, a guest what it
         was granted."""
         lines = [f"user {LEADER}", "topic readwrite #", "topic read $SYS/#"]
+        if STANDBY in self._users:
+            lines += [f"user {STANDBY}"]
+            lines += [f"topic read {topic}" for topic, _ in standby_subscriptions(topic_root, data_root)]
         for name, unit_id in self.units().items():
             lines += [
                 f"user {name}",

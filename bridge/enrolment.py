@@ -10,9 +10,10 @@ import pathlib
 import socket
 
 from stirbar.bridge.authority import Authority, CertificateError, is_loopback, machine_names
-from stirbar.bridge.credentials import CredentialError, Credentials, check_unit_name, locked
+from stirbar.bridge.credentials import STANDBY, CredentialError, Credentials, check_unit_name, locked
 from stirbar.bridge.inventory import read_inventory, write_inventory
 from stirbar.bridge.invitations import InvitationError, Invitations, Token
+from stirbar.bridge.standing import read_standing
 from stirbar.core import identity, paths
 from stirbar.core.version import VERSION
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 INVITATION_MINUTES = (1.0, 30.0, 7 * 24 * 60.0)  # lowest, usual, highest
 ADDRESSES_MAXIMUM = 4
+STANDBY_REMEDY = "run `stirbar leader standby-token` on the leader for another"
 
 
 class EnrolmentError(Exception):
@@ -65,13 +67,34 @@ class Enrolment:
 
     def invite(self, minutes: float, name: str = "") -> Token:
         """A token for one unit: for a new one, or for the one that has this name already. Raises EnrolmentError."""
-        low, _, high = INVITATION_MINUTES
-        if not low <= minutes <= high:
-            raise EnrolmentError(f"an invitation for {minutes:g} min", "minutes", f"name {low:g} to {high:g} minutes")
+        self._check_minutes(minutes)
         if name:
             self._check_name(name)
         known = self._credentials.units().get(name)
         return self._token(minutes, name, known.hex() if known else "")
+
+    def invite_standby(self, minutes: float) -> Token:
+        """A token for a standby, which is given all that this leader has. Raises EnrolmentError."""
+        self._check_minutes(minutes)
+        return self._token(minutes, STANDBY, "")
+
+    def admit_standby(self, secret: str) -> str:
+        """Let the standby in that shows its invitation; its password. Raises EnrolmentError."""
+        with self._changing():
+            try:
+                with self._invitations.use(bytes_of({"secret": secret}, "secret")) as invitation:
+                    if invitation["name"] != STANDBY:
+                        raise EnrolmentError(
+                            "this invitation is for a unit",
+                            "secret",
+                            "`stirbar leader standby-token` on the leader prints one for a standby",
+                            403,
+                        )
+                    password = self._credentials.admit_standby()
+            except InvitationError as error:
+                raise EnrolmentError(str(error), "secret", STANDBY_REMEDY, 403) from None
+        self._changed()
+        return password
 
     def rename(self, old: str, new: str, minutes: float) -> Token:
         """A token by which a unit joins once more, under a new name; until then all stays as it is."""
@@ -174,6 +197,11 @@ class Enrolment:
 
     # The parts
 
+    def _check_minutes(self, minutes: float) -> None:
+        low, _, high = INVITATION_MINUTES
+        if not low <= minutes <= high:
+            raise EnrolmentError(f"an invitation for {minutes:g} min", "minutes", f"name {low:g} to {high:g} minutes")
+
     def _token(self, minutes: float, name: str, unit_id: str) -> Token:
         addresses = self._addresses()
         port = int(self._config.get("web.config", "port"))
@@ -182,21 +210,15 @@ class Enrolment:
 
     def _addresses(self) -> list[str]:
         """Where a unit may find this leader, the most durable first. Raises EnrolmentError when nobody else can."""
+        open_ports(self._config)
         bind = str(self._config.get("web.config", "bind"))
-        doors = [("web.config", "bind"), ("leader.config", "broker_bind")]
-        shut = [f"[{section}] {key}" for section, key in doors if is_loopback(str(self._config.get(section, key)))]
-        if self._config.get("leader.config", "broker") != "own" or shut:
-            raise EnrolmentError(
-                f"no other machine reaches this leader: {' and '.join(shut) or '[leader.config] broker is external'}",
-                "bind",
-                "set [web.config] bind = 0.0.0.0 and [leader.config] broker_bind = 0.0.0.0, broker = own, and start "
-                "the leader again",
-            )
         if bind not in ("0.0.0.0", "::"):
             return [bind]
         named = [str(self._config.get("cluster.topology", f"leader_{key}")) for key in ("address", "hostname")]
         _, addresses = machine_names(bind)
         usual = [f"{socket.gethostname()}.local", *sorted(addresses, key=lambda one: (":" in one, one))]
+        own = read_standing(self.directory).own
+        named = [own.host, *named] if own is not None else named
         found = [one for one in named if one and one != "localhost"] + [one for one in usual if not is_loopback(one)]
         return list(dict.fromkeys(found))[:ADDRESSES_MAXIMUM]
 
@@ -300,6 +322,20 @@ class Enrolment:
         with locked(self.directory / "cluster.lock"):
             self._credentials.read()
             yield
+
+
+def open_ports(config: Config) -> tuple[int, int]:
+    """The ports of page and broker for other machines. Raises EnrolmentError when nobody else can reach them."""
+    doors = [("web.config", "bind"), ("leader.config", "broker_bind")]
+    shut = [f"[{section}] {key}" for section, key in doors if is_loopback(str(config.get(section, key)))]
+    if config.get("leader.config", "broker") != "own" or shut:
+        raise EnrolmentError(
+            f"no other machine reaches this leader: {' and '.join(shut) or '[leader.config] broker is external'}",
+            "bind",
+            "set [web.config] bind = 0.0.0.0 and [leader.config] broker_bind = 0.0.0.0, broker = own, and start "
+            "the leader again",
+        )
+    return int(config.get("web.config", "port")), int(config.get("leader.config", "broker_tls_port"))
 
 
 def bytes_of(asked: dict[str, str], field: str, size: int = 0) -> bytes:

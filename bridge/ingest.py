@@ -79,7 +79,8 @@ COUNTERS = (
 class Ingest:
     """`start()` runs the thread, which connects for ever; `stop()` commits, acknowledges and ends it.
 
-    `tls` is the file of the CA that signed the broker's certificate, "" the system's CAs, None no TLS.
+    `tls` is the file of the CA that signed the broker's certificate, "" the system's CAs, None no TLS. `refusal` says
+    why this machine does not lead, if it does not: then it stores what it hears, and answers nobody.
     Synchronization: every public method from any thread, `start` and `stop` from one. Callbacks of `listen` are called
     from the ingest thread and must not wait.
     """
@@ -96,6 +97,7 @@ class Ingest:
         data_root: str,
         tls: str | None = None,
         log: Log | None = None,
+        refusal: str = "",
     ) -> None:
         self._store = store
         self._topic_root = topic_root
@@ -103,7 +105,7 @@ class Ingest:
         self._log = log or Log("stirbar leader")
         self._stored = StoredPath(store, self._acknowledge, self._log)
         self._clocks = Clocks(store, self._make_event)
-        self._leadership = Leadership(self._stored.epoch)
+        self._leadership = Leadership(self._stored.epoch, refusal)
         self._presence = Presence(topic_root, self._leave, self._tell_state)
         house = House(lambda name: self._by_name.get(name), self._adopt, self._show, self._tell, self._make_event)
         self._strangers = Strangers(store, topic_root, house)
@@ -133,6 +135,8 @@ class Ingest:
         self._assignments: dict[bytes, str] = store.assignments()
         self._outbox: deque[tuple[str, bytes]] = deque()  # retained messages of other threads
         self._listeners: tuple[Listener, ...] = ()
+        self._leaders: list[list[object]] = []
+        self._leaders_due = False
         self._counters = dict.fromkeys(COUNTERS, 0)
 
         # of the ingest thread alone
@@ -180,12 +184,14 @@ class Ingest:
     def command(self, unit_id: bytes, request: dict[str, Any], timeout_s: float = 5.0) -> dict[str, Any]:
         """Send a worker's command (docs/protocol.md) to a unit and return the worker's reply, refusals included.
 
-        Raises CommandTimeout when none comes in time, CommandNotSent when there is no broker.
+        Raises CommandTimeout when none comes in time, CommandNotSent when there is no broker, or another one leads.
         """
         with self._lock:
             unit = self._units.get(unit_id)
         if unit is not None and unit.foreign:
             raise CommandNotSent(f"'{unit.name}' is not a stirbar unit: it is heard, and takes no commands from here")
+        if self._leadership.refusal:
+            raise CommandNotSent(self._leadership.refusal)
         return self._calls.ask(unit_id, request, timeout_s)
 
     def units(self) -> list[dict[str, Any]]:
@@ -206,6 +212,12 @@ class Ingest:
             unit.assigned = experiment
             name = topics.NO_EXPERIMENT if experiment is None else experiment
             self._outbox.append((topics.assignment(self._topic_root, unit.name), name.encode()))
+        self._poke()
+
+    def tell_leaders(self, leaders: list[list[object]]) -> None:
+        """Let units know where this leader and its standby are: now, and whenever one asks from where to go on."""
+        with self._lock:
+            self._leaders, self._leaders_due = leaders, True
         self._poke()
 
     def raw(self, unit_id: bytes, seconds: float) -> list[tuple[Header, bytes]]:
@@ -246,7 +258,8 @@ class Ingest:
                 self._offline()
                 time.sleep(RECOVER_S)
         self._commit(time.monotonic())
-        self._session.publish(self._state_topic, topics.STATE_OFFLINE, 1, True)
+        if not self._leadership.refusal:
+            self._session.publish(self._state_topic, topics.STATE_OFFLINE, 1, True)
         self._session.close(time.monotonic, CLOSE_LIMIT_S)
         self._offline()
 
@@ -290,6 +303,8 @@ class Ingest:
         """Commands and assignments that other threads left."""
         while True:
             with self._lock:
+                if self._leadership.refusal:
+                    self._outbox.clear()
                 if not self._outbox or not self._connected:
                     break
                 topic, payload = self._outbox.popleft()
@@ -314,7 +329,8 @@ class Ingest:
             for unit in self._units.values():
                 self._tell_assignment(unit)
         self._calls.open()
-        self._session.publish(self._state_topic, self._leadership.said(), 1, True)
+        if not self._leadership.refusal:
+            self._session.publish(self._state_topic, self._leadership.said(), 1, True)
 
     def _offline(self) -> None:
         with self._lock:
@@ -333,6 +349,11 @@ class Ingest:
         with self._lock:
             self._strangers.settle(now)
             due = [unit for unit in self._units.values() if unit.describe_due]
+            told = [unit.unit_id for unit in self._units.values() if not unit.foreign]
+            uninformed = told if self._leaders_due else []
+            self._leaders_due = False
+        for unit_id in uninformed:
+            self._acknowledge(unit_id, {"epoch": self._stored.epoch})
         try:
             self._clocks.judge()
             if due:
@@ -354,6 +375,10 @@ class Ingest:
 
     def _acknowledge(self, unit_id: bytes, what: dict[str, Any]) -> None:
         """Lost when there is no connection: a unit that hears nothing asks."""
+        if self._leadership.refusal:
+            return
+        if "through" not in what or "from" in what:
+            what = {**what, "leaders": self._leaders}
         payload = json.dumps({**what, "t": time.time()}).encode()
         self._session.publish(self._known(unit_id).topics.ack, payload, 1)
 
@@ -562,7 +587,8 @@ class Ingest:
             self._tell_events(unit, header, body)
 
     def _on_ask(self, unit: LiveUnit, _: topics.UnitTopic, message: Any) -> None:
-        self._stored.answer(unit.unit_id, parse_object(message.payload))
+        if not self._leadership.refusal:
+            self._stored.answer(unit.unit_id, parse_object(message.payload))
 
     def _on_reply(self, unit: LiveUnit, _: topics.UnitTopic, message: Any) -> None:
         call = self._calls.find(getattr(message.properties, "CorrelationData", None), unit.unit_id)

@@ -16,9 +16,13 @@ OFTEN = 16  # other leaders that are remembered
 
 
 class Leadership:
-    """Our own word, and what is to be said and done when another leader's is heard."""
+    """Our own word, and what is to be said and done when another leader's is heard.
 
-    def __init__(self, epoch: int) -> None:
+    One that does not lead (`refusal` says why) listens: it acknowledges nothing, commands nobody and says nothing.
+    """
+
+    def __init__(self, epoch: int, refusal: str = "") -> None:
+        self.refusal = refusal
         self.leader_id = secrets.token_hex(8)
         self.epoch = epoch
         self.others: set[str] = set()
@@ -34,7 +38,7 @@ class Leadership:
         """
         told = parse_object(payload)
         other, epoch = told.get("leader"), told.get("epoch")
-        if other == self.leader_id:
+        if other == self.leader_id or self.refusal:
             return False, ""
         if not isinstance(other, str):
             # the end of another one, or of a connection of ours before this one, is retained where our word should be

@@ -129,6 +129,12 @@ class SqliteStore(SqliteNodes):
     def epoch(self) -> int:
         return int(self._epoch)
 
+    def set_epoch(self, epoch: int) -> None:
+        with self._lock:
+            with self._transaction("FULL"):
+                self._writer.execute("UPDATE leadership SET epoch = ?", (epoch,))
+            self._epoch = epoch
+
     def add(self, header: Header, payload: bytes) -> None:
         content = blocks.check_block(header, payload)
         with self._lock, self._readable():
@@ -443,6 +449,15 @@ class SqliteStore(SqliteNodes):
                 del self._experiments[name]
                 self._new.pop()
                 raise
+
+    def adopt_experiment(self, name: str, description: str, created_at: float) -> None:
+        with self._lock:
+            number = self._experiment(name)
+            with self._transaction("FULL"):
+                self._writer.execute(
+                    "UPDATE experiment SET description = ?, created_ns = ? WHERE id = ?",
+                    (blocks.plain(description), int(created_at * 1e9), number),
+                )
 
     def assign(self, unit_id: bytes, experiment: str | None) -> None:
         with self._lock:

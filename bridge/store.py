@@ -43,6 +43,10 @@ class Store:
         """The leadership epoch: 1 for the first leader of a cluster."""
         raise NotImplementedError
 
+    def set_epoch(self, epoch: int) -> None:
+        """Keep the epoch of a new leadership. Raises StoreUnavailable."""
+        raise NotImplementedError
+
     def add(self, header: Header, payload: bytes) -> None:
         """Buffer one block from `store/<stream>`: readings, events (JSON), a raw chunk or a gap.
 
@@ -99,6 +103,10 @@ class Store:
 
     def create_experiment(self, name: str, description: str = "") -> None:
         """Raises StoreError for a name that exists or that cannot be part of an MQTT topic."""
+        raise NotImplementedError
+
+    def adopt_experiment(self, name: str, description: str, created_at: float) -> None:
+        """Have an experiment as another leader has it, whether it is here already or not. Raises StoreUnavailable."""
         raise NotImplementedError
 
     def assign(self, unit_id: bytes, experiment: str | None) -> None:

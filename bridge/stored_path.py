@@ -109,12 +109,19 @@ class StoredPath:
         if not isinstance(runs, dict) or not isinstance(epoch, int):
             raise ValueError("question without runs or epoch")
         if epoch > self.epoch:
-            self.counters["higher_epochs"] += 1
-            self._log("error", f"unit {unit_id.hex()} follows a leader of epoch {epoch}, ours is {self.epoch}", "epoch")
+            self._hear_of_newer(unit_id, epoch)
             return
         wanted = {_run_id(run): _streams(streams) for run, streams in runs.items()}
         self.counters["asks_answered"] += 1
         self._say_from(unit_id, wanted)
+
+    def _hear_of_newer(self, unit_id: bytes, epoch: int) -> None:
+        """A unit says that it follows a newer leader. It is left alone; what this leader is, a unit does not decide."""
+        text = f"unit {unit_id.hex()} follows a leader of epoch {epoch}, ours is {self.epoch}"
+        self._log("error", text, "epoch")
+        self.counters["higher_epochs"] += 1
+        if self.counters["higher_epochs"] == 1:
+            self._store.add_event(unit_id, "error", "leader", "two_leaders", text)
 
     def offer(self, unit_id: bytes, run_id: bytes | None) -> None:
         """Tell a unit without being asked from where to go on: what it sent while we were away never arrived."""

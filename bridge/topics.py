@@ -108,6 +108,13 @@ def leader_subscriptions(data_root: str) -> list[tuple[str, int]]:
     ]
 
 
+def standby_subscriptions(topic_root: str, data_root: str) -> list[tuple[str, int]]:
+    """What a standby hears of the leader's broker: what units report. What they are told is not its business."""
+    reported = leader_subscriptions(data_root)
+    talk = (f"{data_root}/+/{ASK}", f"{data_root}/+/{REPLY}")
+    return [one for one in reported if one[0] not in talk] + [(f"{topic_root}/+/+/+/+", 0)]
+
+
 def dialect(root: str, unit: str, experiment: str, job: str, setting: str) -> str:
     """A topic of the dialect; unit and experiment are labels and are made safe for MQTT."""
     return f"{root}/{level(unit)}/{level(experiment)}/{job}/{setting}"

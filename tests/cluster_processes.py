@@ -16,7 +16,10 @@ CLI = [sys.executable, "-m", "stirbar.core.cli"]
 
 
 class Machine:
-    """A directory with a config.ini that stands for a machine, and the processes that run there."""
+    """A directory with a config.ini that stands for a machine, and the processes that run there; `inside` puts them
+    into a network namespace."""
+
+    inside: tuple[str, ...] = ()
 
     def __init__(self, directory: pathlib.Path, name: str, settings: dict[str, dict[str, object]]) -> None:
         self.name = name
@@ -34,7 +37,7 @@ class Machine:
     def command(self, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
         """Run a stirbar command to its end."""
         return subprocess.run(
-            [*CLI, *words, "--config", str(self.config)],
+            [*self.inside, *CLI, *words, "--config", str(self.config)],
             input=text,
             capture_output=True,
             text=True,
@@ -58,7 +61,7 @@ class Machine:
         """Run a stirbar command until `stop`."""
         with open(self.log(words[0]), "ab") as log:
             process = subprocess.Popen(
-                [*CLI, *words, "--config", str(self.config)],
+                [*self.inside, *CLI, *words, "--config", str(self.config)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=stirbar_environment(), start_new_session=True,
             )  # fmt: skip
         self.processes[words[0]] = process
@@ -66,6 +69,12 @@ class Machine:
 
     def log(self, command: str) -> pathlib.Path:
         return self.directory / f"{command}.log"
+
+    def kill(self, command: str) -> None:
+        """SIGKILL, as when the power goes."""
+        process = self.processes.pop(command)
+        process.kill()
+        process.wait()
 
     def stop(self, command: str) -> None:
         process = self.processes.pop(command)
@@ -85,10 +94,12 @@ class Machine:
 class LeaderMachine(Machine):
     """A leader that is reached from other machines; `worker` says whether it is a unit as well."""
 
-    def __init__(self, directory: pathlib.Path, worker: bool = False, **more: dict[str, object]) -> None:
+    def __init__(
+        self, directory: pathlib.Path, worker: bool = False, address: str = "127.0.0.1", **more: dict[str, object]
+    ) -> None:
         self.page_port, self.tls_port, self.local_port = free_port(), free_port(), free_port()
         settings: dict[str, dict[str, object]] = {
-            "cluster.topology": {"leader_hostname": "leader", "leader_address": "127.0.0.1"},
+            "cluster.topology": {"leader_hostname": "leader", "leader_address": address},
             "cluster.inventory": {"leader": int(worker)},
             "mqtt": {"broker_port": self.local_port},
             "leader.config": {"broker_bind": "0.0.0.0", "broker_tls_port": self.tls_port},
@@ -96,13 +107,16 @@ class LeaderMachine(Machine):
         }
         super().__init__(directory, "leader", settings | more)
 
+    said = 0  # so much of the log is of lives before this one
+
     def run(self) -> None:
+        self.said = len(self.log("leader").read_text()) if self.log("leader").exists() else 0
         self.start("leader")
         wait_for(self._says_page, 30.0, f"the page; {self.log('leader').read_text()}")
 
     def _says_page(self) -> bool:
         assert self.processes["leader"].poll() is None, self.log("leader").read_text()
-        return "page: https://" in self.log("leader").read_text()
+        return "page: https://" in self.log("leader").read_text()[self.said :]
 
     def units(self) -> dict[str, dict[str, object]]:
         return {one["unit"]: one for one in json.loads(self.cluster("list", "--json"))}

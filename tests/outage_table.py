@@ -33,6 +33,7 @@ CASES = {
     "clock_jumps_back": "unit's clock jumps by −1 h and back",
     "two_leaders": "two leaders of the same epoch, each with a store of its own",
     "leader_replaced": "a leader of a higher epoch, with an empty store, beside the old one",
+    "leader_lost_standby_promoted": "leader killed, its standby promoted, two workers; the old one comes back",
     "network_cut_1_s": "network cut for 1 s (cable of a namespace)",
     "network_cut_1_min": "network cut for 1 min",
     "network_cut_24_h": "no leader for 24 h, a reading a second (virtual time)",

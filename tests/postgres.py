@@ -29,6 +29,25 @@ def server() -> Iterator[str]:
     if bin_directory is None:
         pytest.skip("PostgreSQL is not installed: apt install postgresql")
     pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'stirbar[postgres]'")
+    first = [bin_directory / "initdb", "-U", "stirbar", "-A", "trust", "-E", "UTF8", "--no-sync", "-D"]
+    with _running(bin_directory, first) as address:
+        yield address
+
+
+@contextlib.contextmanager
+def follower(address: str) -> Iterator[str]:
+    """A second one, which follows the first by streaming replication."""
+    bin_directory = programs()
+    assert bin_directory is not None
+    source = address.partition("?host=")[2]
+    copied = [bin_directory / "pg_basebackup", "-h", source, "-U", "stirbar", "-R", "-c", "fast", "--no-sync", "-D"]
+    with _running(bin_directory, copied) as second:
+        yield second
+
+
+@contextlib.contextmanager
+def _running(bin_directory: pathlib.Path, made_by: list[object]) -> Iterator[str]:
+    """A server whose data directory a command makes that is given its place as the last word."""
     directory = tempfile.mkdtemp(prefix="stirbar-pg-")
     data, prefix = f"{directory}/data", []
     if os.geteuid() == 0:
@@ -36,10 +55,7 @@ def server() -> Iterator[str]:
         prefix = ["setpriv", f"--reuid={USER}", "--regid=nogroup", "--clear-groups"]
     environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "HOME": directory}
     try:
-        subprocess.run(
-            [*prefix, bin_directory / "initdb", "-D", data, "-U", "stirbar", "-A", "trust", "-E", "UTF8", "--no-sync"],
-            check=True, capture_output=True, env=environment, cwd=directory,
-        )  # fmt: skip
+        subprocess.run([*prefix, *made_by, data], check=True, capture_output=True, env=environment, cwd=directory)
         options = f"-c listen_addresses='' -c unix_socket_directories={directory} -c fsync=off"
         control = [*prefix, bin_directory / "pg_ctl", "-D", data, "-w"]
         subprocess.run(

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import zmq
 from bridge_doubles import UNIT_ID, wait_for
+from cluster_processes import new_unit
 from mosquitto import free_port, start_mosquitto
-from stirbar.bridge import topics
+from stirbar.bridge import joining, topics
 from stirbar.bridge.leaders import FILE, MARK, Leaders, parse_leaders
 from stirbar.bridge.log import Log
 from stirbar.bridge.sender import SILENT_S, Sender
 from stirbar.bridge.session import Broker, Session
 from stirbar.bridge.spool import Spool
+from stirbar.core.config import load_config
 from stirbar.core.records import KIND_READINGS, Header
 
 OWN = topics.UnitTopics("stirbar", UNIT_ID.hex())
@@ -161,3 +163,25 @@ def test_the_next_place_is_tried_at_once_and_one_that_misleads_last(tmp_path: Pa
     session.close(time.monotonic, 0.1)
     for broker in brokers:
         broker.kill()
+
+
+def test_a_certificate_is_renewed_by_whoever_leads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine = new_unit(tmp_path, "u1")
+    files = joining.Files(load_config(str(machine.config)))
+    files.write(files.directory / FILE, json.dumps(TOLD))
+    asked: list[tuple[str, int]] = []
+    answers: dict[str, dict[str, object]] = {"10.0.0.2": {"ends": 1}}
+
+    def ask(address: str, port: int, *_: object) -> dict[str, object]:
+        asked.append((address, port))
+        if address not in answers:
+            raise joining.JoinError("it is gone")
+        return answers[address]
+
+    monkeypatch.setattr(joining, "ask", ask)
+    about = {"address": "10.0.0.1", "port": 4280}
+    assert joining._ask_whoever_leads(files, about, "", {}) == {"ends": 1}
+    assert asked == [("10.0.0.1", 4280), ("10.0.0.2", 4281)]
+    answers.clear()
+    with pytest.raises(joining.JoinError, match=r"10\.0\.0\.1: it is gone; 10\.0\.0\.2: it is gone"):
+        joining._ask_whoever_leads(files, about, "", {})

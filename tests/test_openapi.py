@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from stirbar.core.leader_client import Leader, LeaderRefused
-from stirbar.web import enrolment, openapi
+from stirbar.web import enrolment, openapi, standby_routes
 from stirbar.web.app import Site, make_routes
 from stirbar.web.live import Live
 
@@ -26,6 +26,7 @@ from .leader_process import LeaderProcess
 DOCS = pathlib.Path(__file__).parents[1] / "docs" / "http-api.md"
 HANG_S = 2.0
 GROWTH_KB = 40_000
+PUBLIC_PATHS = (*enrolment.PATHS, *standby_routes.PATHS)
 METHODS = ("get", "post", "put", "delete")
 
 
@@ -75,7 +76,7 @@ def test_every_operation_says_what_it_does_and_who_may(document):
     assert len(identifiers) == len(set(identifiers))
     for method, path, operation in operations(document):
         assert len(operation["summary"]) > 10, f"{method} {path}"
-        assert bool(operation["security"]) == (path not in ("/api/login", "/api/health", *enrolment.PATHS))
+        assert bool(operation["security"]) == (path not in ("/api/login", "/api/health", *PUBLIC_PATHS))
 
 
 def test_schemathesis_finds_the_document_in_order(document):

@@ -34,6 +34,7 @@ from outage_bench import (
 )
 from outage_table import CASES, documented
 from running import stirbar_environment
+from standby_bench import Cluster, lose_the_leader
 from stirbar.bridge.blocks import CLOCK_CORRECTED
 from stirbar.bridge.store import open_store
 from stirbar.web.accounting import Stored, Tally
@@ -359,6 +360,20 @@ def test_leader_replaced(outage: Bench) -> None:
     keep_row("leader_replaced", account)
     assert (account.stored, account.duplicates, account.gaps) == (account.published, 0, 0)
     assert events(outage) == events(outage, "second.sqlite") == ["two_leaders"]
+
+
+def test_leader_lost_standby_promoted(place: Path) -> None:
+    """Leader, standby and two units with simulated workers, each in a network namespace of its own: docs/standby.md."""
+    pytest.importorskip("cryptography", reason="the leader's certificates")
+    cluster = Cluster(place)
+    try:
+        account = lose_the_leader(cluster)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{cluster.logs()}") from None
+    finally:
+        cluster.close()
+    keep_row("leader_lost_standby_promoted", account)
+    assert (account.stored, account.duplicates, account.lost) == (account.published, 0, 0)
 
 
 # Commands

@@ -11,6 +11,7 @@ from mosquitto import free_port
 from postgres import fresh, server
 from stirbar.bridge import db_command, postgres_link
 from stirbar.bridge.places import database_path, database_url
+from stirbar.bridge.postgres_promote import promote
 from stirbar.bridge.store import StoreError, StoreUnavailable, open_store
 from stirbar.bridge.upkeep import DAY_S, Settings, Upkeep
 from stirbar.core.config import build_config, parse_overrides
@@ -37,6 +38,12 @@ def store(url):
     one = open_store(url)
     yield one
     one.close()
+
+
+def test_a_database_that_takes_writes_needs_no_promotion(url):
+    assert "takes writes already" in promote(url)
+    with pytest.raises(StoreError, match="cannot be asked"):
+        promote(url.replace("?host", "x?host"))
 
 
 def ask(url: str, statement: str) -> list:

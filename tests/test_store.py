@@ -649,3 +649,15 @@ def test_size_of_a_reading_on_disk(sqlite_only):
 
 def test_epoch_is_kept(store):
     assert store.epoch() == 1
+    store.set_epoch(7)
+    assert store.epoch() == 7
+    assert rows(store, "SELECT epoch FROM leadership") == [(7,)]
+
+
+def test_experiments_of_another_leader_are_taken_over(store):
+    store.add(*block(0, 1, experiment="by a unit"))
+    store.adopt_experiment("by a unit", "what it is about", 1000.5)
+    store.adopt_experiment("new", "", 2000.0)
+    store.adopt_experiment("new", "said later", 2000.0)
+    found = [(one["name"], one["description"], one["created_at"]) for one in store.experiments()]
+    assert found == [("new", "said later", 2000.0), ("by a unit", "what it is about", 1000.5)]

@@ -10,8 +10,20 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file, template
+from stirbar.bridge.books import Books
 from stirbar.bridge.enrolment import Enrolment
-from stirbar.web import alerts, api, audit_routes, enrolment, found_routes, nodes_routes, openapi, token_routes
+from stirbar.bridge.standing import Standing
+from stirbar.web import (
+    alerts,
+    api,
+    audit_routes,
+    enrolment,
+    found_routes,
+    nodes_routes,
+    openapi,
+    standby_routes,
+    token_routes,
+)
 from stirbar.web.audit import SAFE_METHODS, Audit, audited
 from stirbar.web.auth import USER, Links, Password, RateLimit, Session, Sessions, secure
 from stirbar.web.live import Live
@@ -47,9 +59,11 @@ class Site:
     """What the pages and the API work with.
 
     `store`, `ingest` and `broker` are the leader's (`broker` is None when it is somebody else's); secrets are kept in
-    `directory`. `enrolment` lets units of other machines in; None: nobody is.
+    `directory`. `enrolment` lets units of other machines in, `books` a standby; None: nobody is. `standing` says
+    whether this machine leads; where it does not, its pages and the API change nothing.
 
-    Synchronization: the members are each safe from any thread; the site itself does not change after it is made.
+    Synchronization: the members are each safe from any thread; but for `standing`, which is replaced as a whole, the
+    site itself does not change after it is made.
     """
 
     def __init__(
@@ -67,6 +81,9 @@ class Site:
         self.broker = broker
         self.live = live
         self.enrolment: Enrolment | None = None
+        self.books: Books | None = None
+        self.standing = Standing()
+        self.standing_changed: Callable[[], object] = lambda: None
         self.version = version
         self.password = Password(directory)
         self.links = Links(directory)
@@ -116,6 +133,7 @@ def make_routes(site: Site) -> Bottle:
     openapi.add_routes(app, site)
     enrolment.add_routes(app, site)
     found_routes.add_routes(app, site)
+    standby_routes.add_routes(app, site)
     return app
 
 
@@ -129,6 +147,9 @@ def _gate(site: Site, app: Bottle) -> None:
         _check_scope(found, needed, path)
     if request.method in SAFE_METHODS:
         return
+    refusal = site.standing.refusal()
+    if refusal and needed != PUBLIC and path != "/api/logout":
+        refuse(409, refusal, remedy=site.standing.remedy())
     origin = request.environ.get("HTTP_ORIGIN")
     if origin and urlsplit(origin).netloc != request.environ.get("HTTP_HOST"):
         refuse(403, f"the request came from a page of {origin[:100]}", "Origin", "send it from the leader's own page")
@@ -224,6 +245,8 @@ def _page(site: Site, page: str, title: str, **variables: str) -> str:
         csrf=found.csrf if found else "",
         user=USER if found else "",
         version=site.version,
+        refusal=site.standing.refusal(),
+        remedy=site.standing.remedy(),
         **variables,
     )
     return rendered

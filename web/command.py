@@ -1,7 +1,7 @@
 """`stirbar leader`: broker, store, ingest and page of a cluster, in one process and its mosquitto.
 
 `stirbar leader password` sets the password of the page, `stirbar leader link` prints a one-time link to it, `stirbar
-leader token` makes, lists and revokes API tokens.
+leader token` makes, lists and revokes API tokens; `standing_command` has what is about a standby.
 """
 
 from __future__ import annotations
@@ -14,32 +14,36 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from stirbar.bridge.authority import machine_names
-from stirbar.bridge.broker import Broker, BrokerError, Network
+from stirbar.bridge.books import PASSWORD_FILE, Books
+from stirbar.bridge.broker import Bridge, Broker, BrokerError, Network
 from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.enrolment import Enrolment
 from stirbar.bridge.ingest import Ingest
 from stirbar.bridge.places import DATABASE, backup_directory, database_path, database_url, leader_directory
 from stirbar.bridge.standdown import StandDown
+from stirbar.bridge.standing import STANDBY, Standing, StandingError, read_standing
 from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.bridge.upkeep import Settings, Upkeep
 from stirbar.core import identity, paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 from stirbar.core.version import VERSION
-from stirbar.web import access_command
+from stirbar.web import access_command, standing_command
 from stirbar.web.app import Site, link_address, make_app
 from stirbar.web.auth import LINK_LIFETIME_S, Links, Password, Sessions, write_secret
 from stirbar.web.certificate import CertificateError, is_loopback, open_authority, renew, server_context
 from stirbar.web.leader_options import ADDRESS_FILE
 from stirbar.web.live import Live
 from stirbar.web.server import Server
+from stirbar.web.tending import Tending
 from stirbar.web.tokens import Tokens, either
 
-BROKER = "broker"  # its certificate's name
+BROKER, BRIDGE = "broker", "standby"  # their certificates' names
 RENEWAL_INTERVAL_S = 6 * 3600.0
 
 
@@ -55,10 +59,14 @@ def page_address(config: Config, port: int | None = None) -> str:
     return f"{scheme}://{shown}:{port or config.get('web.config', 'port')}"
 
 
-def names_of(config: Config) -> list[str]:
-    """What this machine is called by those who read the same config.ini; `localhost` is no name for others."""
-    names = (config.get("cluster.topology", key) for key in ("leader_hostname", "leader_address"))
-    return [name for name in names if name and name != "localhost"]
+def names_of(config: Config, standing: Standing) -> list[str]:
+    """What this machine is called by those who read the same config.ini, and by its standby or leader; `localhost` is
+    no name for others."""
+    names = [config.get("cluster.topology", key) for key in ("leader_hostname", "leader_address")]
+    if os.path.exists(paths.cluster_file(config)):
+        names = []  # this machine is a unit as well: they are another's
+    own = [standing.own.host] if standing.own is not None else []
+    return [name for name in [*own, *names] if name and name != "localhost"]
 
 
 def take_lock(directory: Path) -> int:
@@ -92,39 +100,83 @@ class Leader:
         self.standdown: StandDown | None = None
         self.live: Live | None = None
         self.server: Server | None = None
+        self.site: Site | None = None
         self._lock = take_lock(self.directory)
+        self.wake: Callable[[], None] = lambda: None  # what is called when `take_standing` has something to take
+        self._tending = Tending(config, self.directory, say)
+        self.standing = self._begun = read_standing(self.directory)
 
     def start(self) -> None:
         """Raises LeaderError, StoreError, BrokerError, CredentialError, CertificateError; what ran is then stopped."""
         try:
+            # one that was away may have been replaced meanwhile: that is found out before any unit is let in
+            led = self.standing.leads
+            if led:
+                self.standing = self._tending.step(self.standing, None, lambda: None)
+            self._begun = self.standing
+            if not self.standing.leads:
+                say(f"{self.standing.refusal()}: {self.standing.remedy()}")
+            url = database_url(self.config)
+            if self.standing.role == STANDBY and url:
+                say("the database follows that of the leader by itself; broker and page start with the promotion")
+                self._tending.start(lambda: self.standing, None, self.reload, self.wake)
+                return
             connection = self._start_broker()
             path = database_path(self.config, self.directory)
-            url = database_url(self.config)
             self.store = open_store(url or path)
             say(f"store: {self.store.name}")
+            if self.standing.leads and self.standing.epoch > self.store.epoch():
+                self.store.set_epoch(self.standing.epoch)
+            if led and not self.standing.leads:
+                self.store.add_event(None, "error", "leader", "deposed", self.standing.refusal())
             self.ingest = Ingest(
                 self.store,
                 **connection,
                 topic_root=self.config.get("mqtt", "topic_root"),
                 data_root=self.config.get("mqtt", "data_root"),
+                refusal=self.standing.refusal(),
             )
+            self.ingest.tell_leaders(self.standing.leaders())
             hours = float(self.config.get("web.config", "session_hours"))
             sessions = Sessions(self.directory, hours * 3600.0)
             self.live = Live(either(sessions, Tokens(self.directory)), VERSION)
             self.live.start()
             self.ingest.listen(self.live.publish)
             self.ingest.start()
-            self.standdown = StandDown(self.store, self.ingest)
-            self.standdown.start()
-            site = Site(self.directory, self.store, self.ingest, self.live, self.broker, VERSION, sessions=sessions)
-            if self.broker is not None and not is_loopback(self.config.get("leader.config", "broker_bind")):
-                site.enrolment = Enrolment(self.config, self.broker.reload, say)
-            self._start_page(site)
+            if self.standing.leads:
+                self.standdown = StandDown(self.store, self.ingest)
+                self.standdown.start()
+            self._start_page(self._site(sessions))
             self.upkeep = self._upkeep(self.store, None if url else path)
             self.upkeep.start()
+            self._tending.start(lambda: self.standing, self.store, self.reload, self.wake)
         except BaseException:
             self.stop()
             raise
+
+    def _site(self, sessions: Sessions) -> Site:
+        """What the page works with; one that leads an open cluster lets units and a standby in."""
+        assert self.store is not None and self.live is not None
+        site = Site(self.directory, self.store, self.ingest, self.live, self.broker, VERSION, sessions=sessions)
+        site.standing, site.standing_changed = self.standing, self.take_standing
+        closed = is_loopback(self.config.get("leader.config", "broker_bind"))
+        if self.broker is not None and self.standing.leads and not closed:
+            site.enrolment = Enrolment(self.config, self.broker.reload, say)
+            site.books = Books(self.config, self.store, site.enrolment)
+        self.site = site
+        return site
+
+    def take_standing(self) -> bool:
+        """Take in what another process or a standby has changed; whether this machine has to begin anew by it."""
+        before, self.standing = self.standing, read_standing(self.directory)
+        begun, now = self._begun, self.standing
+        if begun.role != now.role or (not now.leads and begun.leaders() != now.leaders()):
+            return True
+        if self.site is not None:
+            self.site.standing = self.standing
+        if self.ingest is not None and before.leaders() != now.leaders():
+            self.ingest.tell_leaders(self.standing.leaders())
+        return False
 
     def _upkeep(self, store: Store, database: Path | None) -> Upkeep:
         names = ("backup_interval_hours", "backup_keep", "keep_readings_days", "keep_raw_days")
@@ -144,6 +196,7 @@ class Leader:
                 port=get("mqtt", "broker_port"),
                 network=self._network(),
                 legacy=self._legacy(),
+                bridge=self._bridge(),
                 topic_root=get("mqtt", "topic_root"),
                 data_root=get("mqtt", "data_root"),
                 log=say,
@@ -170,22 +223,34 @@ class Leader:
         }
 
     def _network(self) -> Network | None:
-        """The broker's door for other machines, if the config opens one."""
+        """The broker's door for other machines, if the config opens one and this machine leads."""
         bind, port = (self.config.get("leader.config", key) for key in ("broker_bind", "broker_tls_port"))
-        if is_loopback(bind):
+        if is_loopback(bind) or not self.standing.leads:
             return None
         authority = open_authority(self.directory, bind)
-        certificate, key, _ = authority.server(BROKER, *machine_names(bind, names_of(self.config)))
+        certificate, key, _ = authority.server(BROKER, *machine_names(bind, names_of(self.config, self.standing)))
         say(f"broker: open to units with a certificate at {bind}:{port}")
         return Network(bind, port, (str(authority.certificate_path), certificate, key, str(authority.revoked_path)))
 
     def _legacy(self) -> tuple[str, int] | None:
         """The broker's door without TLS, if the config opens one."""
         bind, port = (self.config.get("leader.config", key) for key in ("legacy_bind", "legacy_port"))
-        if not port:
+        if not port or not self.standing.leads:
             return None
         say(f"broker: open WITHOUT TLS at {bind}:{port} to legacy guests; who listens there reads what they say")
         return bind, port
+
+    def _bridge(self) -> Bridge | None:
+        """The leader's broker, if this machine is its standby."""
+        leader = self.standing.peer
+        if self.standing.role != STANDBY or leader is None:
+            return None
+        authority = open_authority(self.directory, str(leader))
+        certificate, key, _ = authority.client(BRIDGE)
+        password = _first_line(str(self.directory / PASSWORD_FILE))
+        say(f"broker: listens to that of the leader at {leader}:{leader.broker_port}")
+        files = (str(authority.certificate_path), certificate, key)
+        return Bridge(leader.host, leader.broker_port, password, files)
 
     def reload(self) -> None:
         """Let accounts and certificates that another process has changed be in force."""
@@ -203,9 +268,9 @@ class Leader:
             say(str(error))
 
     def _renew(self) -> None:
-        names = names_of(self.config)
+        names = names_of(self.config, self.standing)
         bind, host = self.config.get("leader.config", "broker_bind"), self.config.get("web.config", "bind")
-        if self.broker is not None and not is_loopback(bind):
+        if self.broker is not None and self.standing.leads and not is_loopback(bind):
             made = open_authority(self.directory, bind).server(BROKER, *machine_names(bind, names))[2]
             if made:
                 self.broker.reload()
@@ -217,6 +282,8 @@ class Leader:
         name = paths.unit_name(self.config)
         if not self.config.section("cluster.inventory").get(name, True):
             return  # a leader that is no worker
+        if self.standing.role == STANDBY or os.path.exists(paths.cluster_file(self.config)):
+            return  # its unit, if there is one, joined the leader, and its account came with the book
         identifier = identity.unit_id(paths.data_directory(self.config))
         try:
             broker.issue(name, identifier, Path(paths.local_password_file(self.config)))
@@ -226,7 +293,9 @@ class Leader:
     def _start_page(self, site: Site) -> None:
         host, port = self.config.get("web.config", "bind"), self.config.get("web.config", "port")
         context, fingerprint = (
-            (None, "") if is_loopback(host) else server_context(self.directory, host, names_of(self.config))
+            (None, "")
+            if is_loopback(host)
+            else server_context(self.directory, host, names_of(self.config, self.standing))
         )
         try:
             self.server = Server(make_app(site), host, port, context)
@@ -245,6 +314,7 @@ class Leader:
 
     def stop(self) -> None:
         """End everything in reverse order; what is not running is left out."""
+        self._tending.stop()
         if self.upkeep is not None:
             self.upkeep.stop()
         if self.server is not None:
@@ -260,6 +330,7 @@ class Leader:
         if self.broker is not None:
             self.broker.stop()
         self.upkeep = self.server = self.live = self.standdown = self.ingest = self.store = self.broker = None
+        self.site = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -280,6 +351,13 @@ def _first_line(path: str) -> str:
         raise LeaderError(f"[mqtt] password_file {path} cannot be read: {error.strerror}") from None
 
 
+def _started(config: Config, wake: Callable[[], None]) -> Leader:
+    leader = Leader(config)
+    leader.wake = wake
+    leader.start()
+    return leader
+
+
 def run(config: Config) -> int:
     """Run a leader until SIGTERM or SIGINT."""
     ended, asked = threading.Event(), threading.Event()
@@ -293,8 +371,7 @@ def run(config: Config) -> int:
     signal.signal(signal.SIGUSR1, lambda number, frame: asked.set())  # `stirbar cluster` has changed something
     for warning in config.warnings:
         say(warning)
-    leader = Leader(config)
-    leader.start()
+    leader = _started(config, asked.set)
     if sys.stdout.isatty():
         token = Links(leader.directory).issue()
         say(f"log in within {LINK_LIFETIME_S / 60:.0f} minutes, once, at:")
@@ -303,11 +380,14 @@ def run(config: Config) -> int:
         # standard output may be a log: no secret goes there
         say("log in: `stirbar leader link` prints a one-time link")
     while not ended.is_set():
-        if asked.wait(RENEWAL_INTERVAL_S):
-            asked.clear()
-            leader.reload()
-        else:
+        if not asked.wait(RENEWAL_INTERVAL_S):
             leader.renew()
+            continue
+        asked.clear()
+        leader.reload()
+        if leader.take_standing() and not ended.is_set():
+            leader.stop()
+            leader = _started(config, asked.set)
     leader.stop()
     say("stopped")
     return 0
@@ -344,6 +424,8 @@ def print_link(config: Config) -> int:
 
 def main(argv: list[str]) -> int:
     """`stirbar leader`"""
+    if argv[:1] and argv[0] in standing_command.ACTIONS:
+        return standing_command.main(argv, say)
     if argv[:1] and argv[0] in access_command.ACTIONS:
         return access_command.main(argv, leader_directory, say)
     parser = argparse.ArgumentParser(prog="stirbar leader", description="Run broker, store and page of a cluster.")
@@ -354,13 +436,18 @@ def main(argv: list[str]) -> int:
         default="run",
         help="run (default); password: set that of the page; link: print a one-time link to the page",
     )
-    parser.epilog = "`stirbar leader token --help`: API tokens; `stirbar leader audit`: who did what."
+    parser.epilog = (
+        "`stirbar leader token --help`: API tokens; `stirbar leader audit`: who did what; `stirbar leader "
+        "standby-token`, `standby`, `promote`, `standing`, `standby-forget`: a standby (docs/standby.md)."
+    )
     add_config_options(parser)
     arguments = parser.parse_args(argv)
     action = {"run": run, "password": set_password, "link": print_link}[arguments.action]
     try:
         return action(config_from_arguments(arguments))
-    except (ConfigError, LeaderError, StoreError, BrokerError, CredentialError, CertificateError, OSError) as error:
+    except (
+        ConfigError, LeaderError, StoreError, BrokerError, CredentialError, CertificateError, StandingError, OSError,
+    ) as error:  # fmt: skip
         say(str(error))
         return 1
 

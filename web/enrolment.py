@@ -61,6 +61,8 @@ def add_routes(app: Bottle, site: Site) -> None:
 def enrolment_of(site: Site) -> Any:
     """What lets units in; refuses where this leader takes none."""
     if site.enrolment is None:
+        if not site.standing.leads:
+            refuse(409, site.standing.refusal(), remedy=site.standing.remedy())
         refuse(
             409,
             "this leader takes no units of other machines",

@@ -33,6 +33,9 @@
     <button id="logout" class="quiet" type="button" title="Signed in as {{get('user', '')}}">Log out</button>
 % end
   </header>
+% if get("refusal", ""):
+  <p id="standing" class="alert" role="alert">{{refusal}}: {{remedy}}</p>
+% end
   <p id="notice" class="alert" role="alert" hidden></p>
 % if page in ("overview", "unit"):
   <ul id="alerts" class="alerts" aria-live="polite" aria-label="Warnings and errors that nobody has acknowledged" hidden></ul>
