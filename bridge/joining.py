@@ -21,7 +21,7 @@ from typing import Any
 from stirbar.bridge.credentials import write_private
 from stirbar.bridge.invitations import Token
 from stirbar.bridge.renewal import RENEW_DAYS
-from stirbar.core import identity, paths
+from stirbar.core import desired, identity, paths
 from stirbar.core.config import EXAMPLE, UNIT_NAME, USER_DIRECTORY, Config, build_config, read_file
 from stirbar.core.ini import IniFile, write_atomically
 from stirbar.core.version import VERSION
@@ -92,6 +92,7 @@ def join(config: Config, token: Token, name: str) -> tuple[str, str]:
     files.write(files.password, answer["password"] + "\n")
     about = {"address": address, "port": token.port, "unit": answer["unit"], "ends": answer["ends"]}
     files.write(files.leader, json.dumps(about) + "\n")
+    desired.forget(paths.desired_file(config))  # what a leader before this one wanted; this one says it again
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         write_atomically(path, text)

@@ -19,11 +19,11 @@ from stirbar.core.config import (
     build_config,
     config_from_arguments,
     find_files,
-    nearest,
     parse_overrides,
     read_file,
     split_name,
 )
+from stirbar.core.config_values import nearest
 from stirbar.core.ini import IniFile, write_atomically
 
 TYPE_CHECKING = False
