@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import datetime
 import fcntl
+import functools
 import json
 import os
 import signal
 import sys
 
-from stirbar.bridge import joining
+from stirbar.bridge import desired_command, joining
 from stirbar.bridge.authority import CertificateError
 from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.enrolment import INVITATION_MINUTES, Enrolment, EnrolmentError
 from stirbar.bridge.inventory import write_inventory
 from stirbar.bridge.invitations import InvitationError, parse_token
 from stirbar.bridge.renewal import RENEW_DAYS
+from stirbar.bridge.store import StoreError
 from stirbar.core import paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NAME_FIELD = "name"
 
@@ -44,20 +50,26 @@ def leader_process(config: Config) -> int:
     return 0
 
 
-def tell_leader(config: Config) -> None:
-    """Let the leader that runs, if one does, take in what has changed."""
+def tell_leader(config: Config) -> bool:
+    """Let the leader that runs, if one does, take in what has changed; whether one does."""
     process = leader_process(config)
     if process:
         os.kill(process, signal.SIGUSR1)
+    return bool(process)
 
 
-def enrolment_of(config: Config) -> Enrolment:
-    """The cluster of the leader on this machine. Raises JoinError on a unit of another leader."""
+def check_leader_here(config: Config) -> None:
+    """Raises JoinError on a unit of a leader elsewhere."""
     about = joining.Files(config).leader
     if about.exists() and not os.path.exists(os.path.join(paths.leader_directory(config), "tls")):
         address = json.loads(about.read_text())["address"]
         raise joining.JoinError(f"this machine is a unit of the leader at {address}: run the command there")
-    return Enrolment(config, lambda: tell_leader(config), say)
+
+
+def enrolment_of(config: Config) -> Enrolment:
+    """The cluster of the leader on this machine. Raises JoinError on a unit of another leader."""
+    check_leader_here(config)
+    return Enrolment(config, functools.partial(tell_leader, config), say)
 
 
 def invite(config: Config, arguments: argparse.Namespace) -> None:
@@ -116,7 +128,13 @@ def set_active(config: Config, arguments: argparse.Namespace) -> None:
             raise joining.JoinError(wrong)
     else:
         enrolment_of(config).activate(arguments.unit, active)
-    say(f"'{arguments.unit}' is {'in' if active else 'out of'} use; its worker and bridge read it at their next start")
+    elsewhere = arguments.unit != paths.unit_name(config)
+    told = tell_leader(config)
+    goes = "goes on" if active else "stops"
+    when = f"its worker {goes} within seconds, or when it is back" if told else "it is told when the leader runs"
+    if not (told or elsewhere):
+        when = "its worker and bridge read it at their next start"
+    say(f"'{arguments.unit}' is {'in' if active else 'out of'} use; {when}")
 
 
 def join(config: Config, arguments: argparse.Namespace) -> None:
@@ -171,6 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     action("revoke", "on the leader: take a unit's account and certificate away", unit=True)
     action("activate", "mark a unit in use, in this machine's config.ini", unit=True)
     action("deactivate", "mark a unit out of use: its worker and bridge run nothing", unit=True)
+    desired_command.add_parsers(actions)
     action("renew", "on a unit: renew its certificate if it ends soon").add_argument(
         "--now", action="store_true", help="renew it in any case"
     )
@@ -180,16 +199,28 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """`stirbar cluster`"""
     arguments = _parser().parse_args(argv)
-    act = {
+    act: dict[str, Callable[[Config, argparse.Namespace], None]] = {
         "invite": invite, "join": join, "list": show, "remove": remove, "rename": rename, "revoke": revoke,
         "activate": set_active, "deactivate": set_active, "renew": renew,
-    }[arguments.action]  # fmt: skip
+    }  # fmt: skip
     try:
-        act(config_from_arguments(arguments), arguments)
+        config = config_from_arguments(arguments)
+        if arguments.action in desired_command.ACTIONS:
+            check_leader_here(config)
+            return desired_command.run(config, arguments, tell_leader)
+        act[arguments.action](config, arguments)
     except (EnrolmentError, InvitationError) as error:
         say(f"{error}: {error.remedy}")
         return 1
-    except (ConfigError, CertificateError, CredentialError, joining.JoinError, ValueError, OSError) as error:
+    except (
+        ConfigError,
+        CertificateError,
+        CredentialError,
+        joining.JoinError,
+        StoreError,
+        ValueError,
+        OSError,
+    ) as error:
         say(str(error))
         return 1
     return 0

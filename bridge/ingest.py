@@ -125,6 +125,7 @@ class Ingest:
         self._lock = threading.RLock()  # protects what follows, to the blank line
         self._units: dict[bytes, LiveUnit] = {}
         self._assignments: dict[bytes, str] = store.assignments()
+        self._desired: dict[bytes, dict[str, Any]] = {}  # what every unit should be, without the epoch
         self._outbox: deque[tuple[str, bytes]] = deque()  # retained messages of other threads
         self._listeners: tuple[Listener, ...] = ()
         self._counters = dict.fromkeys(COUNTERS, 0)
@@ -197,6 +198,34 @@ class Ingest:
             name = topics.NO_EXPERIMENT if experiment is None else experiment
             self._outbox.append((topics.assignment(self._topic_root, unit.name), name.encode()))
         self._poke()
+
+    def set_desired(self, unit_id: bytes, what: dict[str, Any]) -> None:
+        """What a unit should be from now on (docs/desired-state.md), retained with the broker."""
+        with self._lock:
+            if self._desired.get(unit_id) == what:
+                return
+            self._desired[unit_id] = what
+            self._tell_desired(unit_id)
+        self._poke()
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What each unit says that it is: unit, unit_id, state, describe, applied; and the epoch that is ours."""
+        with self._lock:
+            return [
+                {
+                    "unit": unit.name,
+                    "unit_id": unit.unit_id.hex(),
+                    "state": unit.state,
+                    "describe": unit.describe,
+                    "applied": unit.applied,
+                    "epoch": self._stored.epoch,
+                }
+                for unit in self._units.values()
+            ]
+
+    def make_event(self, unit_id: bytes, level: str, code: str, text: str) -> None:
+        """An event of the leader's own about a unit, stored and told."""
+        self._make_event(self._known(unit_id), level, code, text)
 
     def raw(self, unit_id: bytes, seconds: float) -> list[tuple[Header, bytes]]:
         """The unit's last seconds of trace as it came live: blocks of kind 2 (items) or 5 (chunks), oldest first."""
@@ -300,6 +329,8 @@ class Ingest:
                 unit.assigned = None
             for unit in self._units.values():
                 self._tell_assignment(unit)
+            for unit_id in self._desired:
+                self._tell_desired(unit_id)
         self._calls.open()
         self._session.publish(self._state_topic, self._leadership.said(), 1, True)
 
@@ -314,6 +345,10 @@ class Ingest:
         if experiment is not None and unit.assigned != experiment:
             unit.assigned = experiment
             self._outbox.append((topics.assignment(self._topic_root, unit.name), experiment.encode()))
+
+    def _tell_desired(self, unit_id: bytes) -> None:
+        payload = json.dumps({**self._desired[unit_id], "epoch": self._stored.epoch}).encode()
+        self._outbox.append((self._known(unit_id).topics.desired, payload))
 
     def _commit(self, now: float) -> None:
         self._next_commit = now + COMMIT_INTERVAL_S
@@ -427,6 +462,7 @@ class Ingest:
                 unit.describe, unit.name, unit.describe_due = describe, name, True
             self._by_name[topics.level(name)] = unit
             self._tell_assignment(unit)
+        self._tell("described", name, {})
         self._look_for_namesakes(unit)
         if message.retain:  # we are new here, the unit is not: it does not know that we were away
             run = str(describe.get("run_id"))
@@ -444,6 +480,12 @@ class Ingest:
             self._look_for_namesakes(unit)
         if changed and state == "lost":
             self._say_jobs_lost(unit)
+
+    def _on_applied(self, unit: LiveUnit, _: topics.UnitTopic, message: Any) -> None:
+        applied = parse_object(message.payload)
+        with self._lock:
+            unit.applied = applied
+        self._tell("applied", unit.name, applied)
 
     def _say_jobs_lost(self, unit: LiveUnit) -> None:
         """A unit that died has one will, for its own state; the dialect has a state of each job: tell those too."""
@@ -544,6 +586,8 @@ _HANDLERS: dict[str, Callable[[Ingest, LiveUnit, topics.UnitTopic, Any], None]] 
     topics.STORE: Ingest._on_store,
     topics.ASK: Ingest._on_ask,
     topics.REPLY: Ingest._on_reply,
+    topics.APPLIED: Ingest._on_applied,
     topics.ACK: Ingest._ignore,
+    topics.DESIRED: Ingest._ignore,
     topics.COMMAND: Ingest._ignore,
 }

@@ -10,8 +10,10 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file, template
+from stirbar.bridge.desired_state import DesiredState
 from stirbar.bridge.enrolment import Enrolment
-from stirbar.web import alerts, api, audit_routes, enrolment, openapi, token_routes
+from stirbar.core.config import Config
+from stirbar.web import alerts, api, audit_routes, config_routes, enrolment, openapi, token_routes
 from stirbar.web.audit import SAFE_METHODS, Audit, audited
 from stirbar.web.auth import USER, Links, Password, RateLimit, Session, Sessions, secure
 from stirbar.web.live import Live
@@ -29,6 +31,7 @@ LOGIN_FIELDS: dict[str, Kinds] = {"password": str, "token": str}
 PAGES = {
     "/": ("overview", "Units"),
     "/experiments": ("experiments", "Experiments"),
+    "/config": ("config", "Configuration"),
     "/events": ("events", "Events"),
     "/audit": ("audit", "Audit"),
 }
@@ -46,7 +49,8 @@ class Site:
     """What the pages and the API work with.
 
     `store`, `ingest` and `broker` are the leader's (`broker` is None when it is somebody else's); secrets are kept in
-    `directory`. `enrolment` lets units of other machines in; None: nobody is.
+    `directory`. `enrolment` lets units of other machines in; None: nobody is. `desired` tells the units what they are
+    to be, and `config` is the leader's own.
 
     Synchronization: the members are each safe from any thread; the site itself does not change after it is made.
     """
@@ -66,6 +70,8 @@ class Site:
         self.broker = broker
         self.live = live
         self.enrolment: Enrolment | None = None
+        self.desired: DesiredState | None = None
+        self.config: Config | None = None
         self.version = version
         self.password = Password(directory)
         self.links = Links(directory)
@@ -113,6 +119,7 @@ def make_routes(site: Site) -> Bottle:
     audit_routes.add_routes(app, site)
     openapi.add_routes(app, site)
     enrolment.add_routes(app, site)
+    config_routes.add_routes(app, site)
     return app
 
 

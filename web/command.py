@@ -20,7 +20,9 @@ from typing import Any
 
 from stirbar.bridge.authority import machine_names
 from stirbar.bridge.broker import Broker, BrokerError, Network
+from stirbar.bridge.config_history import history_of
 from stirbar.bridge.credentials import CredentialError
+from stirbar.bridge.desired_state import DesiredState
 from stirbar.bridge.enrolment import Enrolment
 from stirbar.bridge.ingest import Ingest
 from stirbar.bridge.places import DATABASE, backup_directory, database_path, database_url, leader_directory
@@ -88,6 +90,7 @@ class Leader:
         self.store: Store | None = None
         self.upkeep: Upkeep | None = None
         self.ingest: Ingest | None = None
+        self.desired: DesiredState | None = None
         self.live: Live | None = None
         self.server: Server | None = None
         self._lock = take_lock(self.directory)
@@ -112,9 +115,12 @@ class Leader:
             self.live.start()
             self.ingest.listen(self.live.publish)
             self.ingest.start()
+            self.desired = DesiredState(self.config, history_of(self.config), self.ingest, self.directory, say)
+            self.desired.start()
             site = Site(self.directory, self.store, self.ingest, self.live, self.broker, VERSION, sessions=sessions)
             if self.broker is not None and not is_loopback(self.config.get("leader.config", "broker_bind")):
                 site.enrolment = Enrolment(self.config, self.broker.reload, say)
+            site.desired, site.config = self.desired, self.config
             self._start_page(site)
             self.upkeep = self._upkeep(self.store, None if url else path)
             self.upkeep.start()
@@ -181,6 +187,8 @@ class Leader:
                 self.broker.reload()
             except (CredentialError, OSError) as error:
                 say(f"the broker goes on with the accounts it had: {error}")
+        if self.desired is not None:
+            self.desired.reload()
 
     def renew(self) -> None:
         """Make certificates anew that are near their end; open connections stay."""
@@ -238,13 +246,15 @@ class Leader:
             self.server.stop()
         if self.live is not None:
             self.live.stop()
+        if self.desired is not None:
+            self.desired.stop()
         if self.ingest is not None:
             self.ingest.stop()
         if self.store is not None:
             self.store.close()
         if self.broker is not None:
             self.broker.stop()
-        self.upkeep = self.server = self.live = self.ingest = self.store = self.broker = None
+        self.upkeep = self.server = self.live = self.desired = self.ingest = self.store = self.broker = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
