@@ -19,7 +19,7 @@ from stirbar.bridge.inventory import write_inventory
 from stirbar.bridge.invitations import InvitationError, parse_token
 from stirbar.bridge.renewal import RENEW_DAYS
 from stirbar.bridge.store import StoreError
-from stirbar.core import paths
+from stirbar.core import desired, paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 
 TYPE_CHECKING = False
@@ -204,7 +204,7 @@ def main(argv: list[str]) -> int:
         "activate": set_active, "deactivate": set_active, "renew": renew,
     }  # fmt: skip
     try:
-        config = config_from_arguments(arguments)
+        config = config_from_arguments(arguments, wanted=desired.NOTHING)  # so that a bad text can be corrected
         if arguments.action in desired_command.ACTIONS:
             check_leader_here(config)
             return desired_command.run(config, arguments, tell_leader)

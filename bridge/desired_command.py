@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 WAIT_S = 10.0  # for the units' answers
 RESTART_WAIT_S = 20.0
-LOOK_S = 0.1
+LOOK_S = 0.05
 DRIFT_STATUS = 3  # 1 is a command that failed, 2 one that was not understood
 EDIT_HEAD = "# Above the files of {whom}; empty keys and lines like this one say nothing.\n"
 

@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from stirbar.core.config import Config
 
 STATE_FILE, ORDERS_FILE = "state.json", "orders.json"
-GATHER_S = 0.3  # what happens within it is looked at together,
+GATHER_S = 0.1  # what happens within it is looked at together,
 QUIET_TIMES = 10  # and for so many times as long as a look took there is no other
 GRACE_S = 5.0  # a difference that lasts as long is one; a unit that was just told is still at it
 RESTART_LIMIT_S = 5.0
-ASKED_KEPT = 20
+ORDERS_KEPT = 20
+ASKED_PER_TEXT = 4  # versions of each text whose meaning is remembered
+ASKED = ("digest", "stirbar_version", "plugins")
 
 
 class DesiredState:
@@ -64,7 +66,8 @@ class DesiredState:
         self._looking = threading.Lock()
         self._since: dict[str, tuple[str, float]] = {}  # unit_id: a difference, and since when (monotonic)
         self._told: dict[str, str] = {}  # unit_id: the difference that an event has told
-        self._asked: dict[tuple[int, int], tuple[str, list[str] | None]] = {}
+        # (version for all, version of the unit): digest, stirbar_version, plugins
+        self._asked: dict[tuple[int, int], tuple[str, str, list[str] | None]] = {}
 
     def start(self) -> None:
         self._told = {one["unit_id"]: one["told"] for one in read_state(self._directory)["units"] if one["told"]}
@@ -115,6 +118,8 @@ class DesiredState:
             inventory = read_inventory(self._config)
             now, again_s = time.monotonic(), self._interval_s
             units = []
+            if len(self._asked) > len(heads) * ASKED_PER_TEXT:
+                self._asked.clear()
             members = admitted(self._directory / "credentials")
             for report in self._ingest.reports():
                 if members is not None and bytes.fromhex(report["unit_id"]) not in members.values():
@@ -156,6 +161,9 @@ class DesiredState:
             except (StoreError, ConfigError, CredentialError, OSError) as error:
                 self._say(f"the units' state is not known: {error}")
                 wait_s = self._interval_s
+            except Exception as error:  # a mistake of ours about one unit must not leave the others alone
+                self._say(f"the units' state is not known: {type(error).__name__}: {error}")
+                wait_s = self._interval_s
             time.sleep(min(QUIET_TIMES * (time.monotonic() - start), 5.0) if woken and not self._ended else 0.0)
 
     def _hear(self, kind: str, unit: str, value: dict[str, Any]) -> None:
@@ -182,7 +190,7 @@ class DesiredState:
                 done[unit_id] = self.restart(bytes.fromhex(unit_id)) or "restarted"
         with self._lock:
             self._restarts[orders["id"]] = done
-            while len(self._restarts) > ASKED_KEPT:
+            while len(self._restarts) > ORDERS_KEPT:
                 del self._restarts[next(iter(self._restarts))]
 
     def _wanted(
@@ -195,10 +203,9 @@ class DesiredState:
         wanted = desired.Desired(number, 0, active, texts(unit_id, heads))
         key = (versions[0].number, versions[1].number)
         if key not in self._asked:
-            self._asked[key] = _asked_of_units(wanted)
+            self._asked[key] = (wanted.digest(), *_asked_of_units(wanted))
         message = {name: value for name, value in wanted.as_dict().items() if name != "epoch"}
-        stirbar, plugins = self._asked[key]
-        return {"message": message, "digest": wanted.digest(), "stirbar_version": stirbar, "plugins": plugins}
+        return {"message": message, **dict(zip(ASKED, self._asked[key], strict=True))}
 
     def _tell(self, unit_id: str, text: str) -> None:
         if text == self._told.get(unit_id, ""):
@@ -238,10 +245,10 @@ def _asked_of_units(wanted: desired.Desired) -> tuple[str, list[str] | None]:
 
 def _facts(report: dict[str, Any]) -> dict[str, Any]:
     """What a unit is, as it says."""
-    about, applied = report["describe"], report["applied"]
+    facts, applied = report["facts"], report["applied"]
     actual = {name: applied.get(name) for name in ("version", "epoch", "digest", "active")}
-    actual |= {"stirbar_version": about.get("version") or applied.get("stirbar")}
-    actual |= {name: about.get(name) for name in ("build_id", "plugins", "board", "simulated")}
+    actual |= {"stirbar_version": facts["version"] or applied.get("stirbar")}
+    actual |= {name: facts[name] for name in ("build_id", "plugins", "board")}
     return {
         "unit": report["unit"],
         "unit_id": report["unit_id"],
@@ -256,7 +263,7 @@ def _compared(report: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
     """What it should be, and where it differs."""
     message, applied = wanted["message"], report["applied"]
     should = {name: message[name] for name in ("version", "active")}
-    should |= {name: wanted[name] for name in ("digest", "stirbar_version", "plugins")}
+    should |= {name: wanted[name] for name in ASKED}
     epoch, version = applied.get("epoch") or 0, applied.get("version") or 0
     is_ahead = epoch == report["epoch"] and version > message["version"]
     return {"desired": should, "is_ahead": is_ahead, "drift": drift_of(report, should, is_ahead)}

@@ -1,4 +1,4 @@
-"""Where a unit differs from what it should be: one entry for each difference, with what to do."""
+"""What a unit says that it is, checked; and where it differs from what it should be, each with what to do."""
 
 from __future__ import annotations
 
@@ -9,6 +9,42 @@ if TYPE_CHECKING:
     Entry = dict[str, str]
 
 SHOWN = 3  # of the problems of a text that was refused
+TEXT_LENGTH, LIST_LENGTH = 500, 100  # what is taken of what a unit says
+REPORT: dict[str, type | tuple[type, ...]] = {
+    "version": int, "epoch": int, "digest": str, "active": bool, "refused": (dict, type(None)), "restart_needed": bool,
+    "stirbar": str, "host": str,
+}  # fmt: skip
+
+
+def parse_report(document: dict[str, Any]) -> dict[str, Any]:
+    """A unit's report without what is not ours. Raises ValueError for one that is none."""
+    found: dict[str, Any] = {}
+    for name, kinds in REPORT.items():
+        value = document.get(name)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            raise ValueError(f"report whose '{name}' is {str(value)[:50]!r}")
+        found[name] = value[:TEXT_LENGTH] if isinstance(value, str) else value
+    refused = found["refused"]
+    if refused is not None:
+        problems = refused.get("problems")
+        if not isinstance(refused.get("version"), int) or not isinstance(problems, list):
+            raise ValueError("report of a refusal without version or problems")
+        found["refused"] = {"version": refused["version"], "problems": _texts(problems)}
+    return found
+
+
+def facts_of(describe: dict[str, Any]) -> dict[str, Any]:
+    """What a unit's description says of what it runs; None for what it does not say."""
+    facts: dict[str, Any] = {}
+    for name in ("version", "build_id", "board"):
+        value = describe.get(name)
+        facts[name] = value[:TEXT_LENGTH] if isinstance(value, str) else None
+    plugins = describe.get("plugins")
+    return {**facts, "plugins": _texts(plugins) if isinstance(plugins, list) else None}
+
+
+def _texts(values: list[Any]) -> list[str]:
+    return [str(value)[:TEXT_LENGTH] for value in values[:LIST_LENGTH]]
 
 
 def drift_of(report: dict[str, Any], should: dict[str, Any], is_ahead: bool) -> list[Entry]:
@@ -37,9 +73,9 @@ def _of_config(report: dict[str, Any], should: dict[str, Any], is_ahead: bool) -
     applied, name = report["applied"], report["unit"]
     refused = applied.get("refused")
     if refused:
-        problems = [str(one) for one in refused.get("problems") or []]
+        problems = refused["problems"]
         more = f" (and {len(problems) - SHOWN} more)" if len(problems) > SHOWN else ""
-        text = f"it refuses version {refused.get('version')}: {'; '.join(problems[:SHOWN])}{more}"
+        text = f"it refuses version {refused['version']}: {'; '.join(problems[:SHOWN])}{more}"
         return [_entry("config", text, "correct it: `stirbar cluster config edit`, or the files of the unit")]
     found = []
     if applied.get("digest") != should["digest"]:
@@ -53,14 +89,14 @@ def _of_config(report: dict[str, Any], should: dict[str, Any], is_ahead: bool) -
 
 
 def _of_software(report: dict[str, Any], should: dict[str, Any]) -> list[Entry]:
-    about = report["describe"]
+    about = report["facts"]
     remedy = f"`stirbar cluster bootstrap {_host(report)}`"
     found = []
-    version = about.get("version") or report["applied"].get("stirbar")
+    version = about["version"] or report["applied"].get("stirbar")
     if should["stirbar_version"] and version != should["stirbar_version"]:
         text = f"it runs stirbar {version}, and {should['stirbar_version']} is wanted"
         found.append(_entry("version", text, remedy))
-    has = about.get("plugins")
+    has = about["plugins"]
     if should["plugins"] is not None and has != should["plugins"]:
         text = f"it has the plug-ins {_listed(has)}, and {_listed(should['plugins'])} are wanted"
         found.append(_entry("plugins", text, remedy))

@@ -19,6 +19,7 @@ from paho.mqtt.properties import Properties
 from stirbar.bridge import topics
 from stirbar.bridge.calls import Calls, CommandNotSent, CommandTimeout
 from stirbar.bridge.clocks import Clocks
+from stirbar.bridge.drift import facts_of, parse_report
 from stirbar.bridge.leadership import Leadership
 from stirbar.bridge.live import (
     STATES,
@@ -60,6 +61,7 @@ RECONNECT_MAXIMUM_S = 5.0  # the broker is near, and everything waits for it
 CLOSE_LIMIT_S = 2.0
 RECOVER_S = 0.5
 MESSAGES_A_ROUND = 64  # before commands, commits and the keep-alive are looked after again
+REPORT_BYTES = 64 << 10
 TOPICS_MAXIMUM = 50_000  # that are remembered parsed
 DROPPED_TOPIC = "$SYS/broker/publish/messages/dropped"
 EVENT, RAW, STATUS = STREAM_IDS["event"], STREAM_IDS["raw"], STREAM_IDS["status"]
@@ -209,14 +211,14 @@ class Ingest:
         self._poke()
 
     def reports(self) -> list[dict[str, Any]]:
-        """What each unit says that it is: unit, unit_id, state, describe, applied; and the epoch that is ours."""
+        """What each unit says that it is: unit, unit_id, state, facts, applied; and the epoch that is ours."""
         with self._lock:
             return [
                 {
                     "unit": unit.name,
                     "unit_id": unit.unit_id.hex(),
                     "state": unit.state,
-                    "describe": unit.describe,
+                    "facts": facts_of(unit.describe),
                     "applied": unit.applied,
                     "epoch": self._stored.epoch,
                 }
@@ -482,7 +484,9 @@ class Ingest:
             self._say_jobs_lost(unit)
 
     def _on_applied(self, unit: LiveUnit, _: topics.UnitTopic, message: Any) -> None:
-        applied = parse_object(message.payload)
+        if len(message.payload) > REPORT_BYTES:
+            raise ValueError(f"report of {len(message.payload)} bytes, at most {REPORT_BYTES}")
+        applied = parse_report(parse_object(message.payload))
         with self._lock:
             unit.applied = applied
         self._tell("applied", unit.name, applied)

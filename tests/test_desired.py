@@ -10,7 +10,7 @@ import time
 
 import pytest
 from stirbar.bridge.follower import Follower
-from stirbar.core import desired, plugins
+from stirbar.core import config_command, desired, plugins
 from stirbar.core.config import ConfigError, load_config
 from stirbar.core.desired import SHARED, UNIT, Desired
 
@@ -53,6 +53,17 @@ def test_it_stands_above_the_machines_files_and_below_the_command_line(machine):
     one = ("stirring.config", "initial_target_rpm", "500")
     assert load(machine, one).get("stirring.config", "initial_target_rpm") == 500
     assert load(machine, of=desired.NOTHING).digest() == before.digest()
+
+
+def test_the_commands_of_the_machine_say_what_its_leader_has_set(machine, capsys):
+    files = ["--config", str(machine / "config.ini")]
+    assert config_command.main(["check", *files]) == 0 and "leader" not in capsys.readouterr().out
+    desired.keep(str(machine / "data/cluster/desired.json"), wanted(3, FAST))
+    assert config_command.main(["check", *files]) == 0 and "leader's: version 3\n" in capsys.readouterr().out
+    assert config_command.main(["show", "--changed", *files]) == 0
+    assert "initial_target_rpm = 700 " in (shown := capsys.readouterr().out) and "# rpm, leader's config.ini:2" in shown
+    assert config_command.main(["set", *files, "stirring.config.initial_target_rpm=200"]) == 0
+    assert "note: the leader distributes this key, and its value is in force" in capsys.readouterr().out
 
 
 def test_what_does_not_fit_is_refused_with_its_line(machine):

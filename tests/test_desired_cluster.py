@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import pathlib
+import re
 import shutil
 import sqlite3
 import ssl
@@ -45,6 +46,7 @@ class Cluster:
         self.run_id()
 
     def close(self) -> None:
+        assert "state is not known" not in self.leader.log("leader").read_text()
         for machine in (self.unit, self.leader):
             machine.close()
 
@@ -160,13 +162,37 @@ def test_a_unit_refuses_what_its_own_files_do_not_allow_and_says_where(cluster):
     assert status == 0, said
 
 
+def test_a_text_is_edited_and_a_bad_one_is_kept_as_a_draft(cluster, monkeypatch):
+    monkeypatch.setenv("EDITOR", "sed -i s/400/405/")
+    status, said = cluster.run("config", "edit")
+    assert status == 3 and "saved as version" in said and cluster.run("config", "show")[1] == text(405)
+    assert "nothing was changed" in cluster.run("config", "edit")[1]
+    monkeypatch.setenv("EDITOR", "sed -i s/405/99999/")
+    status, said = cluster.run("config", "edit")
+    draft = pathlib.Path(re.search(r"your text is in (\S+):", said)[1])
+    assert status == 1 and "above the highest allowed" in said and draft.read_text() == text(99999)
+    draft.unlink()
+    monkeypatch.setenv("EDITOR", "false")
+    assert "nothing was changed" in cluster.run("config", "edit")[1]
+    assert cluster.run("config", "show")[1] == text(405)
+
+
+def test_the_bridge_begins_anew_for_its_own_values_and_the_worker_does_not(cluster):
+    log, bridge = cluster.unit.log("bridge"), cluster.unit.processes["bridge"]
+    before, run = log.read_text().count("connected to the broker"), cluster.run_id()
+    cluster.push(text(400) + "[bridge.config]\nblock_interval_s = 2\n")
+    wait_for(lambda: log.read_text().count("connected to the broker") > before, 15.0, "it is back")
+    assert bridge.poll() is None and cluster.run_id() == run
+    assert wait_for(lambda: cluster.drift() == ["restart"], 15.0, "it says the same as before")
+
+
 def test_an_offline_unit_hears_the_highest_version_when_it_is_back(cluster):
     cluster.unit.stop("bridge")
     wait_for(lambda: cluster.state()["state"] == "offline", 10.0, "it is known to be away")
     for rpm in (401, 402, 403):
         status, said = cluster.push(text(rpm))
         assert status == 3 and "it is offline, and told when it is back" in said
-    assert cluster.kept().texts[desired.SHARED] == text(400)
+    assert cluster.kept().texts[desired.SHARED].startswith(text(400))
     # the leader is away as well: the broker kept nothing in memory alone
     cluster.leader.stop("leader")
     cluster.leader.log("leader").unlink()
@@ -239,6 +265,19 @@ def test_a_history_that_was_lost_here_is_overtaken(cluster):
     assert status == 3 and "numbers ours above it" in said
     assert cluster.run("repair", "vial1", "--restart")[0] == 0
     assert cluster.kept().version > ahead and cluster.kept().texts[desired.SHARED] == text(410)
+
+
+def test_a_text_that_no_longer_fits_leaves_a_way_to_correct_it(cluster):
+    """Here on a machine that leads as well: neither the leader nor its commands need the text."""
+    place = cluster.leader.data / "cluster" / "desired.json"
+    desired.keep(str(place), desired.Desired(1, 1, True, {desired.SHARED: text(99999), desired.UNIT: ""}))
+    assert cluster.leader.command("config", "check").returncode == 1
+    assert cluster.run("state")[0] == 0
+    assert "state is not known" not in cluster.leader.log("leader").read_text()
+    cluster.leader.stop("leader")
+    cluster.leader.log("leader").unlink()
+    cluster.leader.run()
+    place.unlink()
 
 
 def test_out_of_use_reaches_a_unit_elsewhere_and_so_does_its_end(cluster):

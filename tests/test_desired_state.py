@@ -9,7 +9,7 @@ import pytest
 from stirbar.bridge import desired_state
 from stirbar.bridge.config_history import ConfigHistory
 from stirbar.bridge.desired_state import DesiredState, read_state
-from stirbar.bridge.drift import describe_drift, drift_of
+from stirbar.bridge.drift import describe_drift, drift_of, facts_of, parse_report
 from stirbar.bridge.store import open_store
 from stirbar.core.config import load_config
 from stirbar.core.desired import SHARED, UNIT, Desired
@@ -21,8 +21,11 @@ FAST = "[stirring.config]\ninitial_target_rpm = 700\n"
 
 DIGEST = Desired(4, 1, True, {SHARED: FAST, UNIT: ""}).digest()
 SHOULD = {"version": 4, "active": True, "digest": DIGEST, "stirbar_version": "", "plugins": None}
-APPLIED = {"version": 4, "epoch": 1, "digest": DIGEST, "active": True, "refused": None, "restart_needed": False}
-ABOUT = {"version": "1.0", "plugins": []}
+APPLIED = {
+    "version": 4, "epoch": 1, "digest": DIGEST, "active": True, "refused": None, "restart_needed": False,
+    "stirbar": "1.0", "host": "pi",
+}  # fmt: skip
+ABOUT = {"version": "1.0", "build_id": "b", "board": "simulated", "plugins": []}
 
 
 @pytest.mark.parametrize(
@@ -55,15 +58,33 @@ ABOUT = {"version": "1.0", "plugins": []}
     ],
 )
 def test_each_difference_is_named_with_what_to_do(applied, should, state, what, words):
-    report = {"unit": "vial1", "state": state, "describe": ABOUT, "applied": APPLIED | applied}
+    report = {"unit": "vial1", "state": state, "facts": ABOUT, "applied": APPLIED | applied}
     drift = drift_of(report, SHOULD | should, False)
     assert [one["what"] for one in drift] == what and words in describe_drift(drift)
 
 
 def test_a_unit_that_says_nothing_differs_only_where_something_is_wanted():
-    report = {"unit": "vial1", "state": "online", "describe": ABOUT, "applied": {}}
+    report = {"unit": "vial1", "state": "online", "facts": ABOUT, "applied": {}}
     assert drift_of(report, SHOULD | {"version": 0}, False) == []
     assert "does not say" in describe_drift(drift_of(report, SHOULD, False))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"version": "4"}, {"version": True}, {"epoch": None}, {"active": 1}, {"refused": []}, {"refused": {}}, {"host": 3},
+     {"refused": {"version": 1, "problems": "x"}}, {"restart_needed": "no"}, {"digest": ["x"]}],
+)  # fmt: skip
+def test_what_is_no_report_is_refused(change):
+    with pytest.raises(ValueError, match="report"):
+        parse_report(APPLIED | change)
+
+
+def test_of_what_a_unit_says_so_much_is_taken():
+    found = parse_report({**APPLIED, "host": "x" * 9999, "more": 1, "refused": {"version": 1, "problems": [{}] * 9999}})
+    assert len(found["host"]) == 500 and len(found["refused"]["problems"]) == 100 and "more" not in found
+    about = {"version": 7, "plugins": "all", "board": ["x"]}
+    assert facts_of(about) == {"version": None, "build_id": None, "board": None, "plugins": None}
+    assert facts_of({"plugins": [1, "a==1"]})["plugins"] == ["1", "a==1"]
 
 
 # --- the leader's look -----------------------------------------------------------------------------------------------
@@ -82,7 +103,7 @@ class Heard:
         return lambda: None
 
     def reports(self):
-        about = {"unit": "vial1", "unit_id": "01" * 16, "state": "online", "describe": ABOUT, "epoch": 1}
+        about = {"unit": "vial1", "unit_id": "01" * 16, "state": "online", "facts": ABOUT, "epoch": 1}
         return [{**about, "applied": self.applied}]
 
     def set_desired(self, unit_id, what):

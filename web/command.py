@@ -28,7 +28,7 @@ from stirbar.bridge.ingest import Ingest
 from stirbar.bridge.places import DATABASE, backup_directory, database_path, database_url, leader_directory
 from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.bridge.upkeep import Settings, Upkeep
-from stirbar.core import identity, paths
+from stirbar.core import desired, identity, paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 from stirbar.core.version import VERSION
 from stirbar.web import access_command
@@ -354,7 +354,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     action = {"run": run, "password": set_password, "link": print_link}[arguments.action]
     try:
-        return action(config_from_arguments(arguments))
+        # a text that does not fit this machine must not keep anybody from correcting it
+        return action(config_from_arguments(arguments, wanted=desired.NOTHING))
     except (ConfigError, LeaderError, StoreError, BrokerError, CredentialError, CertificateError, OSError) as error:
         say(str(error))
         return 1
