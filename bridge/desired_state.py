@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 STATE_FILE, ORDERS_FILE = "state.json", "orders.json"
 GATHER_S = 0.1  # what happens within it is looked at together,
 QUIET_TIMES = 10  # and for so many times as long as a look took there is no other
-GRACE_S = 5.0  # a difference that lasts as long is one; a unit that was just told is still at it
+GRACE_S = 3.0  # a difference that lasts as long is one; a unit that was just told is still at it
 RESTART_LIMIT_S = 5.0
 ORDERS_KEPT = 20
 ASKED_PER_TEXT = 4  # versions of each text whose meaning is remembered

@@ -92,6 +92,11 @@ class Cluster:
     def drift(self) -> list[str]:
         return [entry["what"] for entry in self.state()["drift"]]
 
+    def events(self, code: str) -> list[str]:
+        status, found, _ = self.api("GET", "/api/events?unit=vial1&limit=1000")
+        assert status == 200
+        return [one["message"] for one in found if one["code"] == code]
+
     def kept(self) -> desired.Desired:
         return desired.read(str(self.unit.data / "cluster" / "desired.json"))
 
@@ -156,10 +161,12 @@ def test_a_unit_refuses_what_its_own_files_do_not_allow_and_says_where(cluster):
         assert "initial_target_rpm (700 rpm) is above maximum_rpm (600 rpm)" in said
         assert cluster.kept().texts[desired.SHARED] == text(321)
         assert cluster.state()["refused"]["version"] == cluster.head()
+        wait_for(lambda: any("it refuses version" in one for one in cluster.events("drift")), 15.0, "an event")
     finally:
         file.write_text(own)
     status, said = cluster.push(text(400), "--restart")
     assert status == 0, said
+    wait_for(lambda: cluster.events("drift_over"), 15.0, "the end of it")
 
 
 def test_a_text_is_edited_and_a_bad_one_is_kept_as_a_draft(cluster, monkeypatch):
