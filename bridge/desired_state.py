@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 STATE_FILE, ORDERS_FILE = "state.json", "orders.json"
 GATHER_S = 0.1  # what happens within it is looked at together,
-QUIET_TIMES = 10  # and for so many times as long as a look took there is no other
+QUIET_TIMES, QUIET_S = 10, 5.0  # and for so many times as long as a look took, or so long, there is no other
 GRACE_S = 3.0  # a difference that lasts as long is one; a unit that was just told is still at it
 RESTART_LIMIT_S = 5.0
 ORDERS_KEPT = 20
@@ -56,7 +56,7 @@ class DesiredState:
         self._say = say
         self._interval_s = float(config.get("leader.config", "state_check_minutes")) * 60.0
         self._wake = threading.Event()
-        self._ended = False
+        self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # protects what follows, to the blank line
         self._units: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ class DesiredState:
         thread, self._thread = self._thread, None
         if thread is not None:
             self._stop_listening()
-            self._ended = True
+            self._ended.set()
             self._wake.set()
             thread.join()
 
@@ -147,13 +147,11 @@ class DesiredState:
 
     def _run(self) -> None:
         wait_s = 0.0
-        while not self._ended:
+        while True:
             woken = self._wake.wait(wait_s)
-            if self._ended:
+            if self._ended.wait(GATHER_S if woken else 0.0):
                 return
-            if woken:
-                time.sleep(GATHER_S)
-                self._wake.clear()
+            self._wake.clear()
             start = time.monotonic()
             try:
                 self.follow_orders()
@@ -164,7 +162,7 @@ class DesiredState:
             except Exception as error:  # a mistake of ours about one unit must not leave the others alone
                 self._say(f"the units' state is not known: {type(error).__name__}: {error}")
                 wait_s = self._interval_s
-            time.sleep(min(QUIET_TIMES * (time.monotonic() - start), 5.0) if woken and not self._ended else 0.0)
+            self._ended.wait(min(QUIET_TIMES * (time.monotonic() - start), QUIET_S))
 
     def _hear(self, kind: str, unit: str, value: dict[str, Any]) -> None:
         if kind in ("state", "applied", "described"):

@@ -36,6 +36,7 @@ OWN_KEYS = {
     ("unit", "name"): "a unit's name is its own: `stirbar cluster rename`",
     ("unit", "data_directory"): "where a machine keeps its files is its own",
     ("unit", "runtime_directory"): "where a machine keeps its sockets is its own",
+    ("unit", "simulate"): "whether a machine drives a board or simulates one is its own",
     ("worker.config", "address"): "worker and bridge of a machine meet there",
     ("bridge.config", "spool_directory"): "what waits there would be left behind",
 }

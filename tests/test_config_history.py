@@ -114,6 +114,7 @@ REFUSED = [
      " the highest allowed; write 60 to 2000 rpm"),
     ("[stirring.config]\ninitial_target = 3\n", "config.ini:2: [stirring.config] initial_target = 3: there is no key"),
     ("[unit]\nname = x\n", "config.ini:2: [unit] name may not be distributed: a unit's name is its own"),
+    ("[unit]\nsimulate = 1\n", "config.ini:2: [unit] simulate may not be distributed: whether a machine drives"),
     ("[mqtt]\nbroker_address = elsewhere\n", "how a machine reaches its leader is its own"),
     ("[cluster.topology]\nleader_address = elsewhere\n", "[cluster.topology] leader_address may not be distributed"),
     ("[cluster.inventory]\nvial1 = 0\n", "`stirbar cluster activate` and `deactivate`"),
