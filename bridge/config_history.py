@@ -126,6 +126,32 @@ class ConfigHistory:
             connection.execute("COMMIT")
         return Version(*saved)
 
+    def book(self) -> list[dict[str, Any]]:
+        """The newest version of every text, for a leader that is to take this one's place."""
+        return [
+            {**one.as_dict(), "unit_id": one.unit_id.hex(), "text": one.text} for _, one in sorted(self.heads().items())
+        ]
+
+    def adopt(self, book: list[dict[str, Any]]) -> None:
+        """Keep what another leader's `book` has, under the same numbers."""
+        rows = [
+            (
+                one["version"],
+                bytes.fromhex(one["unit_id"]),
+                round(one["t"] * 1e9),
+                one["who"],
+                one["text"],
+                one["digest"],
+            )
+            for one in book
+        ]
+        insert = f"INSERT INTO config_version ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (version) DO NOTHING"
+        with self._connection() as connection:
+            self._begin(connection)
+            for row in rows:
+                connection.execute(insert, row)
+            connection.execute("COMMIT")
+
     def units(self) -> dict[str, bytes]:
         """{name: unit_id} of the units that the store knows."""
         with self._connection() as connection:

@@ -30,7 +30,7 @@ from stirbar.bridge.config_history import (
     unit_ids,
 )
 from stirbar.bridge.credentials import write_private
-from stirbar.bridge.desired_state import ORDERS_FILE, read_state
+from stirbar.bridge.desired_state import ORDERS_FILE, number_above, read_state
 from stirbar.bridge.places import leader_directory
 from stirbar.bridge.store import StoreError
 from stirbar.core.config import add_config_options
@@ -79,7 +79,7 @@ class Desk:
     def save(self, unit_id: bytes, text: str, expected: int, restart: bool = False) -> int:
         """Save a text, tell the units, and say what they answer."""
         before = self.history.head(unit_id)
-        version = self.history.save(unit_id, text, self.who, expected)
+        version = self.history.save(unit_id, text, self.who, expected, number_above(self.units(None)))
         for warning in check(text, unit_id, self.history.heads())[1]:
             say(f"note: {warning}")
         if version.number == before.number:

@@ -105,10 +105,10 @@ class DesiredState:
     def overtake(self, who: str) -> None:
         """Where a unit holds a version of a history that is lost here, number the newest above it, so that it is taken.
         Raises StoreError."""
-        ahead = max((one["actual"]["version"] or 0 for one in self.state() if one["is_ahead"]), default=0)
-        if ahead:
+        number = number_above(self.state())
+        if number and self.history.heads():
             head = self.history.head(EVERY_UNIT)
-            self.history.save(EVERY_UNIT, head.text, who, head.number, ahead + 1)
+            self.history.save(EVERY_UNIT, head.text, who, head.number, number)
             self._wake.set()
 
     def look(self) -> float:
@@ -219,6 +219,11 @@ class DesiredState:
         with self._lock:
             state = {"t": time.time(), "units": self._units, "restarts": self._restarts}
         write_private(self._directory / STATE_FILE, json.dumps(state) + "\n")
+
+
+def number_above(units: list[dict[str, Any]]) -> int:
+    """The least number of a version that units take which hold a higher one than is known here; 0: any does."""
+    return max((one["actual"]["version"] + 1 for one in units if one["is_ahead"]), default=0)
 
 
 def read_state(directory: Path) -> dict[str, Any]:

@@ -81,6 +81,9 @@ def _of_config(report: dict[str, Any], should: dict[str, Any], is_ahead: bool) -
     if applied.get("digest") != should["digest"]:
         text = f"it has version {applied.get('version')} of the configuration, and {should['version']} is the newest"
         remedy = f"`stirbar cluster repair {name}` numbers ours above it" if is_ahead else _when(report)
+        if not should["version"]:
+            text = f"it has version {applied.get('version')} of a configuration that is not known here"
+            remedy = "it keeps that until something is saved here: `stirbar cluster config push FILE`"
         found.append(_entry("config", text, remedy))
     if applied.get("restart_needed"):
         text = "its worker runs by the configuration that it had before"

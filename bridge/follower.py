@@ -76,7 +76,7 @@ class Follower:
             )
         elif (found.epoch, found.version) < (kept.epoch, kept.version):
             self._log("warning", f"desired state {found.version} refused: this unit has {kept.version} already", "old")
-        elif found.as_dict() == kept.as_dict():
+        elif (found := _kept_where_nothing_is_said(found, kept)).as_dict() == kept.as_dict():
             self._refusal = None if self._own else self._refusal  # it went back to what is in force
         else:
             self._take(found)
@@ -150,6 +150,13 @@ class Follower:
         said = json.dumps(report, separators=(",", ":")).encode()
         if said != self._said and self._publish(said):
             self._said = said
+
+
+def _kept_where_nothing_is_said(found: desired.Desired, kept: desired.Desired) -> desired.Desired:
+    """A leader that has never saved a text, as one that took another's place may not have, takes none away."""
+    if found.version or not kept.version:
+        return found
+    return desired.Desired(kept.version, found.epoch, found.active, kept.texts)
 
 
 def _own_values(config: Config) -> tuple[object, ...]:

@@ -40,6 +40,7 @@ OWN_KEYS = {
     ("worker.config", "address"): "worker and bridge of a machine meet there",
     ("bridge.config", "spool_directory"): "what waits there would be left behind",
 }
+PROGRAMS = "_command"  # how a key ends whose value is run: a unit takes texts from its leader, and no program
 SECRET_WORDS = ("password", "passphrase", "secret", "token", "psk")
 
 
@@ -140,6 +141,8 @@ def objections(files: list[IniFile]) -> list[str]:
                 why = None
             elif item.value and any(word in item.key.lower() for word in SECRET_WORDS):
                 why = "secrets are never distributed"
+            elif item.key.endswith(PROGRAMS):
+                why = "which programs a machine runs is its own"
             if why:
                 found.append(f"{file.name}:{item.line}: [{item.section}] {item.key} may not be distributed: {why}")
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pathlib
 import sqlite3
 import threading
@@ -31,7 +32,7 @@ def postgres():
 def history(request, tmp_path):
     """That of a store whose leader runs and writes."""
     if request.param == "sqlite":
-        place = tmp_path / "leader.sqlite"
+        place = tmp_path / "running.sqlite"
     else:
         place = fresh(request.getfixturevalue("postgres"), f"h{next(NUMBERS)}")
     store = open_store(place)
@@ -115,6 +116,7 @@ REFUSED = [
     ("[stirring.config]\ninitial_target = 3\n", "config.ini:2: [stirring.config] initial_target = 3: there is no key"),
     ("[unit]\nname = x\n", "config.ini:2: [unit] name may not be distributed: a unit's name is its own"),
     ("[unit]\nsimulate = 1\n", "config.ini:2: [unit] simulate may not be distributed: whether a machine drives"),
+    ("[bridge.config]\nreboot_command = rm\n", "[bridge.config] reboot_command may not be distributed: which programs"),
     ("[mqtt]\nbroker_address = elsewhere\n", "how a machine reaches its leader is its own"),
     ("[cluster.topology]\nleader_address = elsewhere\n", "[cluster.topology] leader_address may not be distributed"),
     ("[cluster.inventory]\nvial1 = 0\n", "`stirbar cluster activate` and `deactivate`"),
@@ -139,6 +141,20 @@ def test_what_may_not_be_distributed_is_refused_with_its_line(sqlite_history, te
 def sqlite_history(tmp_path):
     open_store(tmp_path / "leader.sqlite").close()
     return ConfigHistory(tmp_path / "leader.sqlite")
+
+
+def test_another_leader_adopts_the_newest_texts_under_their_numbers(history, sqlite_history):
+    history.save(EVERY_UNIT, SLOW, "anna", 0)
+    history.save(UNIT, FAST, "ben", 0)
+    history.save(EVERY_UNIT, FAST, "carl", 1)
+    book = json.loads(json.dumps(history.book()))
+    for _ in range(2):
+        sqlite_history.adopt(book)
+    found = sqlite_history.heads()
+    assert {one.unit_id: (one.number, one.saved_by, one.text, one.digest) for one in found.values()} == {
+        one.unit_id: (one.number, one.saved_by, one.text, one.digest) for one in history.heads().values()
+    }
+    assert sqlite_history.save(UNIT, SLOW, "dora", 2).number == 4
 
 
 def test_a_shared_text_has_to_fit_every_units_own(sqlite_history):

@@ -212,6 +212,14 @@ def test_a_refused_version_leaves_the_one_before_and_says_where(unit):
     assert load(unit.machine).get("stirring.config", "initial_target_rpm") == 700
 
 
+def test_a_leader_that_has_saved_nothing_takes_nothing_away(unit):
+    unit.told(wanted(5, FAST))
+    report = unit.told(wanted(0, epoch=2, active=False))
+    assert (report["version"], report["epoch"], report["active"]) == (5, 2, False)
+    assert load(unit.machine).get("stirring.config", "initial_target_rpm") == 700
+    assert unit.told(wanted(6, "", epoch=2))["digest"] == ""
+
+
 def test_out_of_use_does_not_wait_for_a_good_text(unit):
     unit.told(wanted(1, SLOW))
     report = unit.told(wanted(2, "[nonsense\n", active=False))

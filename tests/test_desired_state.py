@@ -8,7 +8,7 @@ import time
 import pytest
 from stirbar.bridge import desired_state
 from stirbar.bridge.config_history import ConfigHistory
-from stirbar.bridge.desired_state import DesiredState, read_state
+from stirbar.bridge.desired_state import DesiredState, number_above, read_state
 from stirbar.bridge.drift import describe_drift, drift_of, facts_of, parse_report
 from stirbar.bridge.store import open_store
 from stirbar.core.config import load_config
@@ -40,6 +40,13 @@ ABOUT = {"version": "1.0", "build_id": "b", "board": "simulated", "plugins": []}
             "version 3 of the configuration, and 4 is the newest",
         ),
         ({"digest": "x", "version": 3}, {}, "lost", ["config"], "it is lost, and told when it is back"),
+        (
+            {"version": 9},
+            {"digest": "", "version": 0},
+            "online",
+            ["config"],
+            "version 9 of a configuration that is not known",
+        ),
         ({"digest": DIGEST, "version": 3}, {}, "lost", [], ""),  # the same but for comments
         ({"restart_needed": True}, {}, "online", ["restart"], "`stirbar cluster repair vial1 --restart`"),
         (
@@ -164,6 +171,18 @@ def test_a_version_that_only_the_unit_knows_is_numbered_over(looking):
     ingest.applied |= {"version": 50, "epoch": 9}  # another leader's word, which is not ours to overtake
     state.look()
     assert not state.state()[0]["is_ahead"]
+
+
+def test_what_is_saved_here_goes_above_what_units_hold(looking):
+    ingest = Heard()
+    state = looking(ingest)
+    ingest.applied |= {"digest": "x", "version": 41}
+    state.look()
+    head = state.history.head(b"")
+    assert number_above(state.state()) == 42
+    assert state.history.save(b"", "", "ben", head.number, number_above(state.state())).number == 42
+    state.look()
+    assert number_above(state.state()) == 0
 
 
 def test_a_restart_that_was_ordered_is_done_once_and_not_late(looking, tmp_path):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from bottle import Bottle, HTTPResponse
 from stirbar.bridge.config_history import EVERY_UNIT, Changed, Refused, Version, check, difference, unit_ids
+from stirbar.bridge.desired_state import number_above
 from stirbar.bridge.store import StoreError
 from stirbar.web.routes import TEXT, Kinds, body_fields, caller_at, guarded, number, number_of, takes, text_of
 from stirbar.web.tokens import ADMIN
@@ -114,7 +115,7 @@ def save_config(site: Site) -> HTTPResponse:
 def _saved(site: Site, name: str, text: str, expected: int) -> HTTPResponse:
     state = _desired(site)
     try:
-        version = state.history.save(_unit_id(site, name), text, caller_at(), expected)
+        version = state.history.save(_unit_id(site, name), text, caller_at(), expected, number_above(state.state()))
     except Refused as error:
         refuse(422, str(error), "text", "nothing was saved: correct it")
     except Changed as error:
