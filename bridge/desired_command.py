@@ -30,7 +30,7 @@ from stirbar.bridge.config_history import (
     unit_ids,
 )
 from stirbar.bridge.credentials import write_private
-from stirbar.bridge.desired_state import ORDERS_FILE, number_above, read_state
+from stirbar.bridge.desired_state import ORDER_FILE, number_above, read_state
 from stirbar.bridge.places import leader_directory
 from stirbar.bridge.store import StoreError
 from stirbar.core.config import add_config_options
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     Tell = Callable[[Config], bool]
 
 WAIT_S = 10.0  # for the units' answers
+ANSWER_S = 2.0  # for those of units that were told again, and may have nothing new to say
 RESTART_WAIT_S = 20.0
 LOOK_S = 0.05
 DRIFT_STATUS = 3  # 1 is a command that failed, 2 one that was not understood
@@ -88,18 +89,22 @@ class Desk:
             say(f"saved as version {version.number}")
         return self.distribute(self.chosen(self.arguments.unit), restart)
 
-    def distribute(self, units: set[str] | None, restart: bool = False, overtake: bool = False) -> int:
+    def distribute(self, units: set[str] | None, restart: bool = False, again: bool = False) -> int:
         """Let the leader tell the units, and print for each what came of it; DRIFT_STATUS where one is not there yet.
 
-        None stands for all units.
+        None stands for all units. `again`: also what has not changed, numbered above what a unit holds if need be.
         """
         asked_at = time.time()
         if not self.tell():
             say("no leader runs here: the units are told when it does")
             return 0
-        if overtake:
-            self._order([], overtake=True)
-        found = self.settled(asked_at, units, overtaking=overtake)
+        if again:
+            known = self.units(units)
+            overtake = any(
+                one["is_ahead"] and any(entry["what"] == "config" for entry in one["drift"]) for one in known
+            )
+            self._order(tell=[one["unit_id"] for one in known], overtake=overtake)
+        found = self.settled(asked_at, units, again=again)
         ids = [one["unit_id"] for one in found if one["restart_needed"] and one["state"] == "online"]
         if restart and ids:
             for unit, result in self._restarted(ids).items():
@@ -121,44 +126,49 @@ class Desk:
         return [one for one in read_state(self.directory)["units"] if names is None or one["unit_id"] in names]
 
     def settled(
-        self, since: float, units: set[str] | None, restarting: bool = False, overtaking: bool = False
+        self, since: float, units: set[str] | None, restarting: bool = False, again: bool = False
     ) -> list[dict[str, Any]]:
         """The units when those that are online have answered, or when it takes too long."""
-        end = time.monotonic() + (RESTART_WAIT_S if restarting else WAIT_S)
+        start = time.monotonic()
         while True:
             is_new = read_state(self.directory)["t"] > since
             found = self.units(units)
-            waiting = [one for one in found if one["state"] == "online" and _is_under_way(one, restarting, overtaking)]
-            if (is_new and not waiting) or time.monotonic() > end:
+            took_s = time.monotonic() - start
+            online = [one for one in found if one["state"] == "online"]
+            waiting = any(_is_under_way(one, restarting, again and took_s < ANSWER_S) for one in online)
+            if (is_new and not waiting) or took_s > (RESTART_WAIT_S if restarting else WAIT_S):
                 return found
             time.sleep(LOOK_S)
 
     def _restarted(self, ids: list[str]) -> dict[str, str]:
         """Have workers begin anew; {unit_id: what came of it}."""
-        order = self._order(ids)
+        return self._order(restart=ids) or dict.fromkeys(ids, "the leader did not answer in time")
+
+    def _order(self, **what: Any) -> dict[str, str]:
+        """Have the leader do something; what came of it, empty where it does not answer."""
+        path = self.directory / ORDER_FILE.format(secrets.token_hex(8))
+        order = {"who": self.who, "expires_at": time.time() + RESTART_WAIT_S, "restart": [], **what}
+        write_private(path, json.dumps(order))
+        self.tell()
         end = time.monotonic() + RESTART_WAIT_S
         while time.monotonic() < end:
-            done: dict[str, str] | None = read_state(self.directory)["restarts"].get(order)
+            done: dict[str, str] | None = read_state(self.directory)["restarts"].get(path.stem)
             if done is not None:
                 return done
             time.sleep(LOOK_S)
-        return dict.fromkeys(ids, "the leader did not answer in time")
-
-    def _order(self, restart: list[str], overtake: bool = False) -> str:
-        order = secrets.token_hex(8)
-        what = {"id": order, "who": self.who, "expires_at": time.time() + RESTART_WAIT_S, "restart": restart}
-        write_private(self.directory / ORDERS_FILE, json.dumps({**what, "overtake": overtake}))
-        self.tell()
-        return order
+        return {}
 
 
-def _is_under_way(one: dict[str, Any], restarting: bool, overtaking: bool) -> bool:
-    """Whether an online unit has not answered what it was told last."""
+def _is_under_way(one: dict[str, Any], restarting: bool, again: bool) -> bool:
+    """Whether an online unit has not answered what it was told last; one that was told `again` may say the same."""
     should, is_, refused = one["desired"], one["actual"], one["refused"] or {}
-    if one["is_ahead"] and not overtaking:
+    if restarting and one["restart_needed"]:
+        return True
+    if again:
+        return any(entry["what"] in ("config", "active") for entry in one["drift"])
+    if one["is_ahead"]:
         return False  # it takes nothing of a lower number
-    has_answered = should["version"] in (is_["version"], refused.get("version")) and is_["active"] == should["active"]
-    return not has_answered or (restarting and one["restart_needed"])
+    return should["version"] not in (is_["version"], refused.get("version")) or is_["active"] != should["active"]
 
 
 def show(found: list[dict[str, Any]]) -> None:
@@ -203,8 +213,7 @@ def repair(desk: Desk) -> int:
             for entry in one["drift"]:
                 print(f"{one['unit']}: {entry['what']}: {_would_do(one, entry, desk.arguments.restart)}")
         return DRIFT_STATUS if any(one["drift"] for one in found) else 0
-    ahead = any(one["is_ahead"] and any(entry["what"] == "config" for entry in one["drift"]) for one in found)
-    return desk.distribute(names, desk.arguments.restart, ahead)
+    return desk.distribute(names, desk.arguments.restart, again=True)
 
 
 def _would_do(one: dict[str, Any], entry: dict[str, str], restart: bool) -> str:
@@ -272,7 +281,7 @@ def _push(desk: Desk) -> int:
         expected = desk.arguments.expected
         head = desk.history.head(unit_id).number if expected is None else expected
         return desk.save(unit_id, text, head, desk.arguments.restart)
-    return desk.distribute(desk.chosen(desk.arguments.unit), desk.arguments.restart)
+    return desk.distribute(desk.chosen(desk.arguments.unit), desk.arguments.restart, again=True)
 
 
 def _history(desk: Desk) -> int:

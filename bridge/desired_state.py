@@ -3,7 +3,7 @@ it is, and says where they differ.
 
 Each unit is told by one retained message, and looked at when it connects or reports, and on a schedule. A difference
 that lasts is an event `drift`, its end `drift_over`. What was found last is in `state.json` in the leader's directory,
-where `stirbar cluster state` reads it; what that command wants done comes by `orders.json` and a signal.
+where `stirbar cluster state` reads it; what that command wants done comes by a file beside it and a signal.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stirbar.bridge.ingest import Ingest
     from stirbar.core.config import Config
 
-STATE_FILE, ORDERS_FILE = "state.json", "orders.json"
+STATE_FILE, ORDER_FILE = "state.json", "order-{}.json"
 GATHER_S = 0.1  # what happens within it is looked at together,
 QUIET_TIMES, QUIET_S = 10, 5.0  # and for so many times as long as a look took, or so long, there is no other
 GRACE_S = 3.0  # a difference that lasts as long is one; a unit that was just told is still at it
@@ -60,6 +60,7 @@ class DesiredState:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()  # protects what follows, to the blank line
         self._units: list[dict[str, Any]] = []
+        self._again: set[str] = set()  # unit_id of those that are to be told once more
         self._restarts: dict[str, dict[str, str]] = {}  # order: {unit: what came of it}
 
         # of whoever holds the lock of a look
@@ -92,6 +93,12 @@ class DesiredState:
         with self._lock:
             return list(self._units)
 
+    def tell_again(self, unit_ids: set[str]) -> None:
+        """Tell units once more, whether something has changed or not: they look at their own files anew."""
+        with self._lock:
+            self._again |= unit_ids
+        self._wake.set()
+
     def restart(self, unit_id: bytes) -> str:
         """Have a unit's worker begin anew; returns why it does not, or nothing."""
         try:
@@ -121,11 +128,14 @@ class DesiredState:
             if len(self._asked) > len(heads) * ASKED_PER_TEXT:
                 self._asked.clear()
             members = admitted(self._directory / "credentials")
+            with self._lock:
+                again, self._again = self._again, set()
             for report in self._ingest.reports():
                 if members is not None and bytes.fromhex(report["unit_id"]) not in members.values():
                     continue  # revoked or removed: it hears of nothing
                 wanted = self._wanted(report, heads, inventory)
-                self._ingest.set_desired(bytes.fromhex(report["unit_id"]), wanted["message"])
+                unit_id = report["unit_id"]
+                self._ingest.set_desired(bytes.fromhex(unit_id), wanted["message"], unit_id in again)
                 found = {**_facts(report), **_compared(report, wanted)}
                 text = describe_drift(found["drift"])
                 known, since = self._since.get(found["unit_id"], ("", now))
@@ -169,27 +179,24 @@ class DesiredState:
             self._wake.set()
 
     def follow_orders(self) -> None:
-        """Restarts that `stirbar cluster` asked for; an order is done once and not late."""
-        path = self._directory / ORDERS_FILE
-        try:
-            text = path.read_text()
+        """What `stirbar cluster` wants done; an order is done once, and no restart is late."""
+        for path in self._directory.glob(ORDER_FILE.format("*")):
+            try:
+                order = json.loads(path.read_text())
+            except ValueError:
+                order = {}
             path.unlink()
-            orders = json.loads(text)
-        except (FileNotFoundError, ValueError):
-            return
-        if not isinstance(orders, dict):
-            return
-        who = str(orders.get("who", ""))
-        if orders.get("overtake"):
-            self.overtake(who)
-        done: dict[str, str] = {}
-        if time.time() < orders["expires_at"]:
-            for unit_id in orders["restart"]:
-                done[unit_id] = self.restart(bytes.fromhex(unit_id)) or "restarted"
-        with self._lock:
-            self._restarts[orders["id"]] = done
-            while len(self._restarts) > ORDERS_KEPT:
-                del self._restarts[next(iter(self._restarts))]
+            done: dict[str, str] = {}
+            if order.get("overtake"):
+                self.overtake(str(order["who"]))
+            self.tell_again(set(order.get("tell") or ()))
+            if time.time() < order.get("expires_at", 0.0):
+                for unit_id in order["restart"]:
+                    done[unit_id] = self.restart(bytes.fromhex(unit_id)) or "restarted"
+            with self._lock:
+                self._restarts[path.stem] = done
+                while len(self._restarts) > ORDERS_KEPT:
+                    del self._restarts[next(iter(self._restarts))]
 
     def _wanted(
         self, report: dict[str, Any], heads: dict[bytes, Version], inventory: dict[str, bool]

@@ -201,10 +201,10 @@ class Ingest:
             self._outbox.append((topics.assignment(self._topic_root, unit.name), name.encode()))
         self._poke()
 
-    def set_desired(self, unit_id: bytes, what: dict[str, Any]) -> None:
-        """What a unit should be from now on (docs/desired-state.md), retained with the broker."""
+    def set_desired(self, unit_id: bytes, what: dict[str, Any], again: bool = False) -> None:
+        """What a unit should be from now on (docs/desired-state.md), retained with the broker; said once, or again."""
         with self._lock:
-            if self._desired.get(unit_id) == what:
+            if self._desired.get(unit_id) == what and not again:
                 return
             self._desired[unit_id] = what
             self._tell_desired(unit_id)

@@ -164,6 +164,9 @@ def test_a_unit_refuses_what_its_own_files_do_not_allow_and_says_where(cluster):
         wait_for(lambda: any("it refuses version" in one for one in cluster.events("drift")), 15.0, "an event")
     finally:
         file.write_text(own)
+    # its files are corrected there, and it is told again what it has refused
+    status, said = cluster.run("repair", "vial1")
+    assert status == 3 and "refuses" not in said and cluster.kept().texts[desired.SHARED] == text(700)
     status, said = cluster.push(text(400), "--restart")
     assert status == 0, said
     wait_for(lambda: cluster.events("drift_over"), 15.0, "the end of it")

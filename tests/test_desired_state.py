@@ -103,6 +103,7 @@ class Heard:
     def __init__(self) -> None:
         self.applied = dict(APPLIED)
         self.wanted: dict[bytes, dict[str, object]] = {}
+        self.again: list[bool] = []
         self.events: list[tuple[str, str, str]] = []
         self.commands: list[dict[str, object]] = []
 
@@ -113,8 +114,9 @@ class Heard:
         about = {"unit": "vial1", "unit_id": "01" * 16, "state": "online", "facts": ABOUT, "epoch": 1}
         return [{**about, "applied": self.applied}]
 
-    def set_desired(self, unit_id, what):
+    def set_desired(self, unit_id, what, again):
         self.wanted[unit_id] = what
+        self.again.append(again)
 
     def make_event(self, unit_id, level, code, text):
         self.events.append((level, code, text))
@@ -185,16 +187,18 @@ def test_what_is_saved_here_goes_above_what_units_hold(looking):
     assert number_above(state.state()) == 0
 
 
-def test_a_restart_that_was_ordered_is_done_once_and_not_late(looking, tmp_path):
+def test_what_was_ordered_is_done_once_and_no_restart_is_late(looking, tmp_path):
     ingest = Heard()
     state = looking(ingest)
-    order = {"id": "one", "who": "anna", "expires_at": time.time() + 60, "restart": ["01" * 16]}
-    place = tmp_path / desired_state.ORDERS_FILE
-    for text in (json.dumps(order), json.dumps({**order, "id": "late", "expires_at": time.time() - 1}), "{", "[]"):
-        place.write_text(text)
+    order = {"who": "anna", "expires_at": time.time() + 60, "restart": ["01" * 16], "tell": ["01" * 16]}
+    late = {**order, "expires_at": time.time() - 1, "tell": []}
+    for name, text in (("one", json.dumps(order)), ("late", json.dumps(late)), ("cut", "{")):
+        (tmp_path / desired_state.ORDER_FILE.format(name)).write_text(text)
+    for _ in range(2):
         state.follow_orders()
-        assert not place.exists()
-    state.follow_orders()
-    state.look()
-    assert ingest.commands == [{"command": "restart"}]
-    assert read_state(tmp_path)["restarts"] == {"one": {"01" * 16: "a pump runs: ask again"}, "late": {}}
+        state.look()
+    assert ingest.commands == [{"command": "restart"}] and ingest.again == [True, False]
+    assert not list(tmp_path.glob("order-*"))
+    assert read_state(tmp_path)["restarts"] == {
+        "order-one": {"01" * 16: "a pump runs: ask again"}, "order-late": {}, "order-cut": {},
+    }  # fmt: skip

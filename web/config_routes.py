@@ -180,7 +180,7 @@ def repair_units(site: Site) -> HTTPResponse:
             for one in found:
                 if one["restart_needed"] and one["state"] == "online":
                     restarted[one["unit"]] = state.restart(bytes.fromhex(one["unit_id"])) or "restarted"
-        state.reload()
+        state.tell_again(ids)
         end = time.monotonic() + SETTLE_S
         while time.monotonic() < end and any(one["drift"] for one in state.state() if one["unit_id"] in ids):
             time.sleep(LOOK_S)
