@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import datetime
 import fcntl
+import functools
 import json
 import os
 import signal
 import sys
 
-from stirbar.bridge import bootstrap_command, found_command, guest_command, joining, places
+from stirbar.bridge import bootstrap_command, desired_command, found_command, guest_command, joining, places
 from stirbar.bridge.announce import AnnounceError, announce, announcement
 from stirbar.bridge.authority import CertificateError
 from stirbar.bridge.credentials import CredentialError
@@ -21,7 +22,8 @@ from stirbar.bridge.invitations import InvitationError, parse_token
 from stirbar.bridge.renewal import RENEW_DAYS
 from stirbar.bridge.ssh import SshError
 from stirbar.bridge.standing import StandingError, read_standing
-from stirbar.core import paths
+from stirbar.bridge.store import StoreError
+from stirbar.core import desired, paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 
 TYPE_CHECKING = False
@@ -29,6 +31,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from importlib.metadata import EntryPoint
+
+    Action = Callable[[Config, argparse.Namespace], int | None]
 
 NAME_FIELD = "name"
 ACTIONS_GROUP = "stirbar.cluster"  # of entry points
@@ -55,16 +59,16 @@ def leader_process(config: Config) -> int:
     return 0
 
 
-def tell_leader(config: Config) -> None:
-    """Let the leader that runs, if one does, take in what has changed."""
+def tell_leader(config: Config) -> bool:
+    """Let the leader that runs, if one does, take in what has changed; whether one does."""
     process = leader_process(config)
     if process:
         os.kill(process, signal.SIGUSR1)
+    return bool(process)
 
 
-def enrolment_of(config: Config, look: bool = False) -> Enrolment:
-    """The cluster of the leader on this machine, to be changed or only looked at. Raises JoinError on a unit of another
-    leader, and where this one does not lead."""
+def check_leader_here(config: Config, look: bool = False) -> None:
+    """Raises JoinError on a unit of a leader elsewhere and, but for who only looks, where this one does not lead."""
     about = joining.Files(config).leader
     if about.exists() and not os.path.exists(os.path.join(paths.leader_directory(config), "tls")):
         address = json.loads(about.read_text())["address"]
@@ -72,7 +76,12 @@ def enrolment_of(config: Config, look: bool = False) -> Enrolment:
     standing = read_standing(places.leader_directory(config))
     if not (standing.leads or look):
         raise joining.JoinError(f"{standing.refusal()}: {standing.remedy()}")
-    return Enrolment(config, lambda: tell_leader(config), say)
+
+
+def enrolment_of(config: Config, look: bool = False) -> Enrolment:
+    """The cluster of the leader on this machine, to be changed or only looked at; raises as `check_leader_here`."""
+    check_leader_here(config, look)
+    return Enrolment(config, functools.partial(tell_leader, config), say)
 
 
 def invite(config: Config, arguments: argparse.Namespace) -> None:
@@ -188,6 +197,12 @@ def renew(config: Config, arguments: argparse.Namespace) -> None:
     say(f"the certificate is good until {datetime.datetime.fromtimestamp(ends):%Y-%m-%d}")
 
 
+def distribute(config: Config, arguments: argparse.Namespace) -> int:
+    """What the units should be: their configuration, and in what they differ."""
+    check_leader_here(config)
+    return desired_command.run(config, arguments, tell_leader)
+
+
 def guest(config: Config, arguments: argparse.Namespace) -> None:
     """Let a client in that is no unit."""
     guest_command.guest(config, arguments, say, lambda: tell_leader(config))
@@ -205,44 +220,47 @@ def _parser() -> argparse.ArgumentParser:
     parser.epilog = "Of the leader that runs (docs/nodes.md): " + ", ".join(sorted(_higher_actions()))
     actions = parser.add_subparsers(dest="action", required=True)
 
-    def action(name: str, help: str, unit: bool = False) -> argparse.ArgumentParser:
+    def action(name: str, act: Action, help: str, unit: bool = False) -> argparse.ArgumentParser:
         one = actions.add_parser(name, help=help, description=help)
+        one.set_defaults(act=act)
         if unit:
             one.add_argument("unit")
         add_config_options(one)
         return one
 
     low, usual, high = INVITATION_MINUTES
-    made = action("invite", "on the leader: print a token by which one unit joins")
+    made = action("invite", invite, "on the leader: print a token by which one unit joins")
     made.add_argument("--name", default="", help="the name that the unit gets, whatever it calls itself")
-    joined = action("join", "on a unit: join by the token that the leader printed")
+    joined = action("join", join, "on a unit: join by the token that the leader printed")
     joined.add_argument("token", nargs="?", help="left out: it is read from standard input")
     joined.add_argument("--name", default="", help="the unit's name (default: that of the configuration)")
     found_command.add_ask_options(joined)
-    action("list", "on the leader: the units").add_argument("--json", action="store_true")
-    action("remove", "on the leader: take a unit out of the cluster", unit=True)
-    renamed = action("rename", "on the leader: print a token by which a unit takes another name", unit=True)
+    action("list", show, "on the leader: the units").add_argument("--json", action="store_true")
+    action("remove", remove, "on the leader: take a unit out of the cluster", unit=True)
+    renamed = action("rename", rename, "on the leader: print a token by which a unit takes another name", unit=True)
     renamed.add_argument("new")
     for one in (made, renamed):
         one.add_argument(
             "--minutes", type=float, default=usual, help=f"how long it is good ({low:g} to {high:g}, else {usual:g})"
         )
-    action("revoke", "on the leader: take a unit's account and certificate away", unit=True)
-    action("activate", "mark a unit in use, in this machine's config.ini", unit=True)
-    action("deactivate", "mark a unit out of use: its worker and bridge run nothing", unit=True)
+    action("revoke", revoke, "on the leader: take a unit's account and certificate away", unit=True)
+    action("activate", set_active, "mark a unit in use, in this machine's config.ini", unit=True)
+    action("deactivate", set_active, "mark a unit out of use: its worker runs nothing", unit=True)
     guest_command.add_options(
-        action("guest", "on the leader: let a client that is no unit into the broker, or list them")
+        action("guest", guest, "on the leader: let a client that is no unit into the broker, or list them")
     )
-    action("renew", "on a unit: renew its certificate if it ends soon").add_argument(
+    action("renew", renew, "on a unit: renew its certificate if it ends soon").add_argument(
         "--now", action="store_true", help="renew it in any case"
     )
-    fresh = action("bootstrap", "on the leader: make units of fresh machines, over SSH; docs/bootstrap.md")
+    fresh = action("bootstrap", provision, "on the leader: make units of fresh machines, over SSH; docs/bootstrap.md")
     bootstrap_command.add_arguments(fresh)
-    found_command.add_discover_options(action("discover", "on the leader: units found on the network and not added"))
-    asked = action("approve", "on the leader: let a unit in that asks (`join --ask`)", unit=True)
+    looked = action("discover", discover, "on the leader: units found on the network and not added")
+    found_command.add_discover_options(looked)
+    asked = action("approve", approve, "on the leader: let a unit in that asks (`join --ask`)", unit=True)
     asked.add_argument("--code", default="", help="the code that the unit shows")
-    said = action("announce", "let the system's avahi tell the network of this unit, or leader")
+    said = action("announce", tell_network, "let the system's avahi tell the network of this unit, or leader")
     said.add_argument("--print", action="store_true", help="print what it would write")
+    desired_command.add_parsers(actions, distribute)
     return parser
 
 
@@ -253,18 +271,16 @@ def main(argv: list[str]) -> int:
         run: Callable[[list[str]], int] = found.load()
         return run(argv)
     arguments = _parser().parse_args(argv)
-    act = {
-        "invite": invite, "join": join, "list": show, "remove": remove, "rename": rename, "revoke": revoke,
-        "activate": set_active, "deactivate": set_active, "renew": renew,
-        "bootstrap": provision, "discover": discover, "approve": approve, "announce": tell_network, "guest": guest,
-    }[arguments.action]  # fmt: skip
+    act: Action = arguments.act
     try:
-        return act(config_from_arguments(arguments), arguments) or 0
+        config = config_from_arguments(arguments, wanted=desired.NOTHING)  # so that a bad text can be corrected
+        return act(config, arguments) or 0
     except (EnrolmentError, InvitationError, AnnounceError, SshError, DiscoveryError) as error:
         say(f"{error}: {error.remedy}")
         return 1
     except (
-        ConfigError, CertificateError, CredentialError, joining.JoinError, StandingError, ValueError, OSError,
-    ) as error:  # fmt: skip
+        *(ConfigError, CertificateError, CredentialError, joining.JoinError, StandingError, StoreError),
+        *(ValueError, OSError),
+    ) as error:
         say(str(error))
         return 1

@@ -9,19 +9,22 @@ from stirbar.bridge.log import Log
 from stirbar.bridge.machine import ANSWERED_HERE
 from stirbar.bridge.relay import Settings, serve
 from stirbar.bridge.session import Broker
-from stirbar.core import identity, paths, sockets
+from stirbar.core import desired, identity, paths, sockets
 from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from stirbar.bridge.follower import Load
     from stirbar.core.config import Config
 
 
-def settings_from_config(config: Config, renewal_command: list[str] | None = None) -> Settings:
-    """`renewal_command` has the unit's certificate renewed if it is time. Raises OSError and ValueError, saying what
-    cannot be read or made."""
+def settings_from_config(
+    config: Config, renewal_command: list[str] | None = None, load: Load | None = None
+) -> Settings:
+    """`renewal_command` has the unit's certificate renewed if it is time; `load` checks what the leader distributes.
+    Raises OSError and ValueError, saying what cannot be read or made."""
     unit = paths.unit_name(config)
     directory = paths.data_directory(config)
     unit_id = identity.unit_id(directory)
@@ -57,6 +60,8 @@ def settings_from_config(config: Config, renewal_command: list[str] | None = Non
         cluster_file=paths.cluster_file(config),
         renewal_command=renewal_command,
         machine_commands=machine_commands(config),
+        desired_file=paths.desired_file(config),
+        load=load,
     )
 
 
@@ -78,6 +83,15 @@ def account(config: Config, unit: str) -> tuple[str, str]:
         return username, file.readline().rstrip("\n")
 
 
+def load(options: Namespace | PlainOptions) -> Config:
+    """The configuration. What the leader has distributed may not fit this machine any more: then the bridge alone does
+    without, so that it can be told something better. Raises ConfigError where the machine's own files are wrong."""
+    try:
+        return config_from_arguments(options)
+    except ConfigError:
+        return config_from_arguments(options, wanted=desired.NOTHING)
+
+
 def main(argv: list[str]) -> int:
     """`stirbar bridge`: runs until SIGTERM or SIGINT; 1 when it cannot start, 78 when the unit is out of use."""
     options: Namespace | PlainOptions | None = read_options(argv)
@@ -88,15 +102,17 @@ def main(argv: list[str]) -> int:
         add_config_options(parser)
         options = parser.parse_args(argv)
     try:
-        config = config_from_arguments(options)
+        config = load(options)
         unused = paths.out_of_use(config)
         if unused:
             print(f"stirbar bridge: {unused}", file=sys.stderr)
             return paths.OUT_OF_USE_STATUS
-        settings = settings_from_config(config, [sys.executable, "-m", "stirbar.core.cli", "cluster", "renew", *argv])
+        renewal = [sys.executable, "-m", "stirbar.core.cli", "cluster", "renew", *argv]
+        settings = settings_from_config(config, renewal, lambda wanted: config_from_arguments(options, wanted=wanted))
         log = Log(f"bridge[{settings.unit}]")
         log("info", f"worker at {settings.worker_address}, broker at {settings.broker.host}:{settings.broker.port}")
-        serve(settings, log)
+        if serve(settings, log):
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except (ConfigError, ValueError, OSError) as error:
         print(f"stirbar bridge: {error}", file=sys.stderr)
         return 1

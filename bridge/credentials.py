@@ -108,6 +108,20 @@ def _heir(directory: pathlib.Path) -> tuple[int, int] | None:
     return place.st_uid, place.st_gid
 
 
+def admitted(directory: pathlib.Path) -> dict[str, bytes] | None:
+    """{unit's name: unit_id} of those let in; None where a leader keeps no accounts, because its broker is another's.
+    Only looks: nothing is made. Raises CredentialError."""
+    try:
+        users = json.loads((directory / "users.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise CredentialError(
+            f"{directory / 'users.json'} is damaged: remove it; every unit then joins again"
+        ) from None
+    return {name: bytes.fromhex(user["unit_id"]) for name, user in users.items() if name != LEADER}
+
+
 class Credentials:
     """The users of one broker, kept in `<directory>/users.json` and `<directory>/leader.password`.
 

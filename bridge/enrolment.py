@@ -46,7 +46,7 @@ class Enrolment:
     Raises CertificateError where there is no authority. Synchronization: any thread, any process.
     """
 
-    def __init__(self, config: Config, changed: Callable[[], None], say: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, changed: Callable[[], object], say: Callable[[str], None]) -> None:
         self.directory = pathlib.Path(paths.leader_directory(config))
         self.authority = Authority(self.directory / "tls")
         self.own_unit = paths.unit_name(config)

@@ -19,6 +19,7 @@ from paho.mqtt.properties import Properties
 from stirbar.bridge import topics
 from stirbar.bridge.calls import Calls, CommandNotSent, CommandTimeout
 from stirbar.bridge.clocks import Clocks
+from stirbar.bridge.drift import facts_of, parse_report
 from stirbar.bridge.foreign import House, Strangers
 from stirbar.bridge.leadership import Leadership
 from stirbar.bridge.live import (
@@ -62,6 +63,7 @@ RECONNECT_MAXIMUM_S = 5.0  # the broker is near, and everything waits for it
 CLOSE_LIMIT_S = 2.0
 RECOVER_S = 0.5
 MESSAGES_A_ROUND = 64  # before commands, commits and the keep-alive are looked after again
+REPORT_BYTES = 64 << 10
 TOPICS_MAXIMUM = 50_000  # that are remembered parsed
 DROPPED_TOPIC = "$SYS/broker/publish/messages/dropped"
 EVENT, RAW, STATUS = STREAM_IDS["event"], STREAM_IDS["raw"], STREAM_IDS["status"]
@@ -133,6 +135,7 @@ class Ingest:
         self._lock = threading.RLock()  # protects what follows, to the blank line
         self._units: dict[bytes, LiveUnit] = {}
         self._assignments: dict[bytes, str] = store.assignments()
+        self._desired: dict[bytes, dict[str, Any]] = {}  # what every unit should be, without the epoch
         self._outbox: deque[tuple[str, bytes]] = deque()  # retained messages of other threads
         self._listeners: tuple[Listener, ...] = ()
         self._leaders: list[list[object]] = []
@@ -219,6 +222,34 @@ class Ingest:
         with self._lock:
             self._leaders, self._leaders_due = leaders, True
         self._poke()
+
+    def set_desired(self, unit_id: bytes, what: dict[str, Any], again: bool = False) -> None:
+        """What a unit should be from now on (docs/desired-state.md), retained with the broker; said once, or again."""
+        with self._lock:
+            if self._desired.get(unit_id) == what and not again:
+                return
+            self._desired[unit_id] = what
+            self._tell_desired(unit_id)
+        self._poke()
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What each unit says that it is: unit, unit_id, state, facts, applied; and the epoch that is ours."""
+        with self._lock:
+            return [
+                {
+                    "unit": unit.name,
+                    "unit_id": unit.unit_id.hex(),
+                    "state": unit.state,
+                    "facts": facts_of(unit.describe),
+                    "applied": unit.applied,
+                    "epoch": self._stored.epoch,
+                }
+                for unit in self._units.values()
+            ]
+
+    def make_event(self, unit_id: bytes, level: str, code: str, text: str) -> None:
+        """An event of the leader's own about a unit, stored and told."""
+        self._make_event(self._known(unit_id), level, code, text)
 
     def raw(self, unit_id: bytes, seconds: float) -> list[tuple[Header, bytes]]:
         """The unit's last seconds of trace as it came live: blocks of kind 2 (items) or 5 (chunks), oldest first."""
@@ -328,6 +359,8 @@ class Ingest:
                 unit.assigned = None
             for unit in self._units.values():
                 self._tell_assignment(unit)
+            for unit_id in self._desired:
+                self._tell_desired(unit_id)
         self._calls.open()
         if not self._leadership.refusal:
             self._session.publish(self._state_topic, self._leadership.said(), 1, True)
@@ -343,6 +376,10 @@ class Ingest:
         if experiment is not None and unit.assigned != experiment:
             unit.assigned = experiment
             self._outbox.append((topics.assignment(self._topic_root, unit.name), experiment.encode()))
+
+    def _tell_desired(self, unit_id: bytes) -> None:
+        payload = json.dumps({**self._desired[unit_id], "epoch": self._stored.epoch}).encode()
+        self._outbox.append((self._known(unit_id).topics.desired, payload))
 
     def _commit(self, now: float) -> None:
         self._next_commit = now + COMMIT_INTERVAL_S
@@ -500,6 +537,7 @@ class Ingest:
                 unit.describe, unit.name, unit.describe_due = describe, name, True
             self._by_name[topics.level(name)] = unit
             self._tell_assignment(unit)
+        self._tell("described", name, {})
         self._look_for_namesakes(unit)
         if message.retain:  # we are new here, the unit is not: it does not know that we were away
             run = str(describe.get("run_id"))
@@ -517,6 +555,14 @@ class Ingest:
 
     def _tell_state(self, unit: LiveUnit) -> None:
         self._tell("state", unit.name, {"state": unit.state})
+
+    def _on_applied(self, unit: LiveUnit, _: topics.UnitTopic, message: Any) -> None:
+        if len(message.payload) > REPORT_BYTES:
+            raise ValueError(f"report of {len(message.payload)} bytes, at most {REPORT_BYTES}")
+        applied = parse_report(parse_object(message.payload))
+        with self._lock:
+            unit.applied = applied
+        self._tell("applied", unit.name, applied)
 
     def _look_for_namesakes(self, unit: LiveUnit) -> None:
         """Two units with one name cannot be told apart in the dialect: say it, once for each pair."""
@@ -609,6 +655,8 @@ _HANDLERS: dict[str, Callable[[Ingest, LiveUnit, topics.UnitTopic, Any], None]] 
     topics.STORE: Ingest._on_store,
     topics.ASK: Ingest._on_ask,
     topics.REPLY: Ingest._on_reply,
+    topics.APPLIED: Ingest._on_applied,
     topics.ACK: Ingest._ignore,
+    topics.DESIRED: Ingest._ignore,
     topics.COMMAND: Ingest._ignore,
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from stirbar.core.config import CONFIG_NAME, EXAMPLE, USER_DIRECTORY, load_config
+from stirbar.core.desired import NOTHING
 from stirbar.core.ini import IniFile, write_atomically
 
 TYPE_CHECKING = False
@@ -26,7 +27,7 @@ def read_inventory(config: Config) -> dict[str, bool]:
     path = config_file(config)
     if not os.path.exists(path):
         return {}
-    return {name: bool(value) for name, value in load_config(path, os.devnull).section(SECTION).items()}
+    return {name: bool(value) for name, value in load_config(path, os.devnull, wanted=NOTHING).section(SECTION).items()}
 
 
 def write_inventory(config: Config, changes: dict[str, bool | None]) -> str:

@@ -22,7 +22,7 @@ from stirbar.bridge.credentials import write_private
 from stirbar.bridge.invitations import Token
 from stirbar.bridge.leaders import FILE, MARK, parse_leaders
 from stirbar.bridge.renewal import RENEW_DAYS
-from stirbar.core import identity, paths
+from stirbar.core import desired, identity, paths
 from stirbar.core.config import EXAMPLE, UNIT_NAME, USER_DIRECTORY, Config, build_config, read_file
 from stirbar.core.ini import IniFile, write_atomically
 from stirbar.core.version import VERSION
@@ -105,6 +105,7 @@ def accept(
     (files.directory / FILE).unlink(missing_ok=True)  # of the leader before
     about = {"address": address, "port": port, "unit": answer["unit"], "ends": answer["ends"]}
     files.write(files.leader, json.dumps(about) + "\n")
+    desired.forget(paths.desired_file(config))  # what a leader before this one wanted; this one says it again
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         write_atomically(path, text)

@@ -88,6 +88,7 @@ class LiveUnit:
     """One unit as it is now. Synchronization: under the lock of the ingest."""
 
     __slots__ = (
+        "applied",
         "assigned",
         "clock",
         "clock_wrong",
@@ -128,6 +129,7 @@ class LiveUnit:
         self.events_seen: dict[bytes, int] = {}  # run: one past the last event that listeners heard of
         self.clock: tuple[int, int] | None = None  # leader's time of its monotonic zero, error of its wall clock, ns
         self.clock_wrong = False  # and a person was told
+        self.applied: dict[str, Any] = {}  # what the unit has made of what it should be
         self.assigned: str | None = None  # what the broker was told in this connection
 
     @property

@@ -19,6 +19,7 @@ import zmq
 from stirbar.bridge import remote, topics
 from stirbar.bridge.dialect import Dialect
 from stirbar.bridge.dialect_payloads import LOST, MONITOR
+from stirbar.bridge.follower import Follower
 from stirbar.bridge.intake import Intake
 from stirbar.bridge.leaders import FILE, Leaders
 from stirbar.bridge.machine import Machine
@@ -34,6 +35,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from stirbar.bridge.follower import Load
     from stirbar.bridge.log import Log
 
 STALE_S = 3.5  # three heartbeats and a little: the worker is taken for gone
@@ -55,8 +57,10 @@ class Settings:
         "broker",
         "cluster_file",
         "data_root",
+        "desired_file",
         "dialect_readings_per_second",
         "end_to_end",
+        "load",
         "machine_commands",
         "reconnect_maximum_s",
         "renewal_command",
@@ -90,6 +94,8 @@ class Settings:
         cluster_file: str = "",
         renewal_command: list[str] | None = None,
         machine_commands: dict[str, list[str]] | None = None,
+        desired_file: str = "",
+        load: Load | None = None,
     ) -> None:
         self.unit = unit
         self.unit_id = unit_id
@@ -108,6 +114,8 @@ class Settings:
         self.cluster_file = cluster_file
         self.renewal_command = renewal_command or []
         self.machine_commands = machine_commands or {}
+        self.desired_file = desired_file
+        self.load = load
 
 
 class Relay:
@@ -173,6 +181,11 @@ class Relay:
         )
         self._offline_sign = OfflineSign(self._link)
         self._renewal = Renewal(settings.cluster_file, settings.renewal_command, log) if settings.cluster_file else None
+        self.follower: Follower | None = None  # where somebody else's leader is, nobody wants anything of this unit
+        if settings.load is not None and settings.end_to_end:
+            self.follower = Follower(
+                settings.desired_file, settings.load, self._spool, self._link, self._publish_applied, log
+            )
         self._describe = b""
         self._state_said = b""
         self._dead_runs: list[bytes] = []
@@ -238,6 +251,10 @@ class Relay:
         self._machine.step(now)
         self._watch_worker(now)
         self._offline_sign.step(self.session.online, now)
+        if self.follower is not None:
+            self.follower.step(self.remote.worker_present, now)
+            if self.follower.restart_asked:
+                self.stop()
         if self._renewal is not None:
             self._renewal.step(now)
         self.intake.step(now)
@@ -282,6 +299,8 @@ class Relay:
             self._described = False
             self._log("warning", f"no heartbeat of the worker for {STALE_S:g} s", "worker")
             self._dialect.states(LOST)
+            if self.follower is not None:
+                self.follower.worker_says(None)
         if not self._described and now >= self._describe_at:
             self._describe_at = now + DESCRIBE_RETRY_S
             if self._link.ask({"command": "describe"}, self._on_describe, now):
@@ -302,6 +321,8 @@ class Relay:
         self._describe = json.dumps(result, separators=(",", ":")).encode()
         self.session.publish(self._own.describe, self._describe, 1, True)
         self._meet(run_id)
+        if self.follower is not None:
+            self.follower.worker_says(result)
         self._follow_experiment(result.get("experiment"))
         self.remote.assign(time.monotonic())
 
@@ -398,6 +419,9 @@ class Relay:
         self._say_state()
         if self._describe:
             self.session.publish(self._own.describe, self._describe, 1, True)
+        if self.follower is not None:
+            self.follower.forget()
+            self.follower.say()
         self._dialect.say_again()
         self.remote.connected_at = time.monotonic()
         self.sender.online(self.remote.connected_at)
@@ -415,8 +439,21 @@ class Relay:
         now = time.monotonic()
         if message.topic == self._own.ack:
             self.sender.on_ack(message.payload, now)
+        elif message.topic == self._own.desired:
+            self._hear_desired(message.payload)
         else:
             self.remote.handle(message, now)
+
+    def _hear_desired(self, payload: bytes) -> None:
+        try:
+            if self.follower is not None:
+                self.follower.handle(payload)
+        except ValueError as error:
+            self.malformed += 1
+            self._log("warning", f"message on {self._own.desired} dropped: {error}", "malformed desired")
+
+    def _publish_applied(self, payload: bytes) -> object:
+        return self.session.publish(self._own.applied, payload, 1, True)
 
     def _publish_retained(self, topic: str, payload: bytes, qos: int, retain: bool) -> object:
         return self.session.publish(topic, payload, qos, retain)
@@ -473,9 +510,10 @@ def _json_object(body: bytes) -> dict[str, object]:
     return document
 
 
-def serve(settings: Settings, log: Log) -> None:
-    """Run a bridge until SIGTERM or SIGINT."""
+def serve(settings: Settings, log: Log) -> bool:
+    """Run a bridge until SIGTERM or SIGINT; True when it has to begin anew with another configuration."""
     relay = Relay(settings, log)
     signal.signal(signal.SIGTERM, relay.stop)
     signal.signal(signal.SIGINT, relay.stop)
     relay.run()
+    return relay.follower is not None and relay.follower.restart_asked

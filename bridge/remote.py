@@ -192,6 +192,7 @@ def subscriptions(root: str, unit: str, own: UnitTopics) -> list[tuple[str, bool
     return [
         (own.ack, False),
         (own.command, False),
+        (own.desired, True),
         (topics.assignment(root, unit), True),
         *((pattern, False) for pattern in topics.set_filters(root, unit)),
     ]

@@ -29,7 +29,9 @@ ASK: Final = "ask"
 ACK: Final = "ack"
 COMMAND: Final = "command"
 REPLY: Final = "reply"
-_PLAIN_LEAVES = (DESCRIBE, STATE, ASK, ACK, COMMAND, REPLY)
+DESIRED: Final = "desired"  # what the leader wants of the unit,
+APPLIED: Final = "applied"  # and what the unit has made of it
+_PLAIN_LEAVES = (DESCRIBE, STATE, ASK, ACK, COMMAND, REPLY, DESIRED, APPLIED)
 
 STATE_ONLINE: Final = b'{"state":"online"}'
 STATE_OFFLINE: Final = b'{"state":"offline"}'  # the bridge was stopped on purpose
@@ -49,7 +51,7 @@ class UnitTopics:
     Synchronization: immutable after construction.
     """
 
-    __slots__ = ("ack", "ask", "base", "command", "describe", "live", "reply", "state", "store")
+    __slots__ = ("ack", "applied", "ask", "base", "command", "describe", "desired", "live", "reply", "state", "store")
 
     def __init__(self, data_root: str, unit_id: str) -> None:
         self.base = f"{data_root}/{unit_id}"
@@ -59,6 +61,8 @@ class UnitTopics:
         self.ack = f"{self.base}/{ACK}"
         self.command = f"{self.base}/{COMMAND}"
         self.reply = f"{self.base}/{REPLY}"
+        self.desired = f"{self.base}/{DESIRED}"
+        self.applied = f"{self.base}/{APPLIED}"
         self.live: dict[int, str] = {number: f"{self.base}/{LIVE}/{name}" for number, name in STREAMS.items()}
         self.store: dict[int, str] = {number: f"{self.base}/{STORE}/{name}" for number, name in STREAMS.items()}
 
@@ -105,6 +109,7 @@ def leader_subscriptions(data_root: str) -> list[tuple[str, int]]:
         (f"{data_root}/+/{STORE}/+", 1),
         (f"{data_root}/+/{ASK}", 1),
         (f"{data_root}/+/{REPLY}", 1),
+        (f"{data_root}/+/{APPLIED}", 1),
     ]
 
 

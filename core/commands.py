@@ -351,6 +351,17 @@ class Commands:
         else:
             raise CommandError(f"no step {step!r} of a self-test", "step", ["begin", "renew", "result", "end"])
 
+    def do_restart(self, request: Request, reply: Reply) -> None:
+        """The process ends in good order and begins anew, with the configuration as its files are then."""
+        host = self.host
+        if host.bioreactor.current is not None or host.bioreactor.queue:
+            raise CommandError("a pump runs or is about to", "command", remedy="ask again when the dose is over")
+        if host.loan.before:
+            raise CommandError("a self-test has the jobs now", "command", remedy="ask again when it is over")
+        host.event("notice", "monitor", "the worker begins anew, as it was asked to", code="restart")
+        host.restart_asked = True
+        reply(_success(request, {}), [])
+
     def do_simulate(self, request: Request, reply: Reply) -> None:
         if not self.host.loop.simulated():
             raise CommandError("this unit is not simulated", "command")

@@ -1,4 +1,5 @@
-"""The configuration: defaults < config.ini < unit_config.ini < `--set section.key=value`, checked against the schema.
+"""The configuration: defaults < config.ini < unit_config.ini < what the leader distributes < `--set section.key=value`,
+checked against the schema.
 
     config = load_config()
     config.get("stirring.config", "initial_target_rpm")  # 500.0
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import os
 
-from stirbar.core import schema, schema_keys
+from stirbar.core import desired, paths, schema, schema_keys
+from stirbar.core.config_values import nearest, parse_value
 from stirbar.core.ini import IniFile
 from stirbar.core.schema_rules import FOREIGN, RULES
 
@@ -30,27 +32,6 @@ UNIT_NAME = "unit_config.ini"
 EXAMPLE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "config.example.ini")
 COMMAND_LINE = "--set"
 
-TRUE = ("1", "true", "yes", "on")
-FALSE = ("0", "false", "no", "off")
-# unit: (what it measures, how many base units it is)
-SCALES: dict[str, tuple[str, float]] = {
-    "us": ("time", 1e-6),
-    "µs": ("time", 1e-6),
-    "ms": ("time", 1e-3),
-    "s": ("time", 1.0),
-    "min": ("time", 60.0),
-    "h": ("time", 3600.0),
-    "mHz": ("frequency", 1e-3),
-    "Hz": ("frequency", 1.0),
-    "kHz": ("frequency", 1e3),
-    "uV": ("voltage", 1e-6),
-    "mV": ("voltage", 1e-3),
-    "V": ("voltage", 1.0),
-    "kB": ("size", 1e3),
-    "MB": ("size", 1e6),
-    "GB": ("size", 1e9),
-}
-
 
 class ConfigError(Exception):
     """The configuration cannot be used; `problems` holds one sentence each, the message all of them."""
@@ -61,116 +42,21 @@ class ConfigError(Exception):
         super().__init__("\n".join([*head, *problems]))
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the name most alike, or nothing."""
-    import difflib
-
-    folded = {name.lower(): name for name in known}
-    match = difflib.get_close_matches(word.lower(), folded, 1, 0.5)
-    return f"; did you mean '{folded[match[0]]}'?" if match else ""
-
-
-def _parse_bool(key: schema_keys.Key, text: str) -> bool:
-    if text.lower() in TRUE:
-        return True
-    if text.lower() in FALSE:
-        return False
-    raise ValueError("is neither on nor off; write 1 or 0 (or true/false, yes/no, on/off)")
-
-
-def _parse_choice(key: schema_keys.Key, text: str) -> str:
-    value = _to_float(text)  # 50.0 is 50
-    if value is not None and schema_keys.number(value) in key.choices:
-        return schema_keys.number(value)
-    raise ValueError(f"is not known; write {key.allowed()}{nearest(text, key.choices)}")
-
-
-def _to_float(text: str) -> float | None:
-    if "_" in text:
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _split_unit(text: str) -> tuple[str, str]:
-    """`500 rpm` -> ("500", "rpm")."""
-    for end in range(len(text), 0, -1):
-        if _to_float(text[:end]) is not None:
-            return text[:end].strip(), text[end:].strip()
-    return "", text
-
-
-def _wrong_unit(key: schema_keys.Key, value: float, unit: str) -> str:
-    """What to say, and if possible the value to write, when a number came in another unit."""
-    if not key.unit:
-        return f"has the unit '{unit}', and this key has none; write the number alone"
-    kind, scale = SCALES.get(unit, ("", 1.0))
-    own_kind, own_scale = SCALES.get(key.unit, ("none", 1.0))
-    remedy = f"write {key.allowed()}"
-    if kind == own_kind:
-        remedy = f"write {schema_keys.number(value * scale / own_scale)} {key.unit}"
-    return f"is in '{unit}', and this key is in {key.unit}; {remedy}"
-
-
-def _parse_number(key: schema_keys.Key, text: str) -> int | float:
-    value, unit = _to_float(text), ""
-    if value is None and key.unit and text.endswith(key.unit):
-        value = _to_float(text.removesuffix(key.unit))
-    if value is None:
-        digits, unit = _split_unit(text)
-        value = _to_float(digits)
-    if value is None or value - value != 0.0:  # no number, an infinity or NaN
-        raise ValueError(f"is not a number; write {key.allowed()}")
-    if unit:
-        raise ValueError(_wrong_unit(key, value, unit))
-    if key.type == "int" and value != int(value):
-        raise ValueError(f"is not a whole number; write {key.allowed()}")
-    if value < key.low:
-        raise ValueError(f"is below the lowest allowed; write {key.allowed()}")
-    if value > key.high:
-        raise ValueError(f"is above the highest allowed; write {key.allowed()}")
-    if key.choices and schema_keys.number(value) not in key.choices:
-        raise ValueError(f"is not one that the hardware has; write {key.allowed()}")
-    return int(value) if key.type == "int" else value
-
-
-def parse_value(key: schema_keys.Key, text: str) -> schema_keys.Value:
-    """The typed value of a text. An empty text means the default, except where empty is a choice.
-
-    Raises ValueError with what is wrong and what to write, to be put behind `key = text`.
-    """
-    if key.type == "choice" and text in key.choices:
-        return text
-    if not text:
-        return key.default
-    if key.type == "choice":
-        return _parse_choice(key, text)
-    if key.type == "bool":
-        return _parse_bool(key, text)
-    if key.type in ("int", "float"):
-        return _parse_number(key, text)
-    allowed, is_allowed = schema_keys.TEXT_RULES[key.type]
-    if not is_allowed(text):
-        raise ValueError(f"is not allowed; write {allowed}")
-    return text
-
-
 class Config:
     """The values in force. Made by `load_config`; not changed afterwards.
 
-    `path` and `unit_path` are the files read (`unit_path` may be None), `warnings` what deserves attention, `ignored`
-    Pioreactor's keys that were found and are not used, with the reason.
+    `path` and `unit_path` are the files read (`unit_path` may be None), `desired` what the leader distributes,
+    `warnings` what deserves attention, `ignored` Pioreactor's keys that were found and are not used, with the reason.
 
     Synchronization: read only after load, any thread.
     """
 
-    __slots__ = ("_sources", "_values", "ignored", "path", "unit_path", "warnings")
+    __slots__ = ("_sources", "_values", "desired", "ignored", "path", "unit_path", "warnings")
 
     def __init__(self, path: str = "", unit_path: str | None = None) -> None:
         self.path = path
         self.unit_path = unit_path
+        self.desired = desired.NOTHING
         self.warnings: list[str] = []
         self.ignored: list[str] = []
         self._values: dict[Name, schema_keys.Value] = {(key.section, key.name): key.default for key in schema.KEYS}
@@ -212,11 +98,9 @@ class Config:
 
     def digest(self) -> str:
         """16 hex digits that change with any effective value (64-bit FNV-1a); recordings carry it."""
-        text = "\n".join(sorted(f"{section}.{key}={value!r}" for section, key, value in self.items()))
-        state = 0xCBF29CE484222325
-        for byte in text.encode():
-            state = (state ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
-        return f"{state:016x}"
+        return desired.fingerprint(
+            "\n".join(sorted(f"{section}.{key}={value!r}" for section, key, value in self.items()))
+        )
 
 
 class _Builder:
@@ -271,7 +155,7 @@ class _Builder:
         text = self._translate(key, text, where)
         if section in schema.FREE and not schema_keys.TEXT_RULES["unit"][1](name):
             return (
-                f"{entry} '{name}' cannot name a {schema.FREE[section][0]}; write {schema_keys.TEXT_RULES['label'][0]}"
+                f"{entry} '{name}' cannot name a {schema.FREE[section][0]}; write {schema_keys.TEXT_RULES['unit'][0]}"
             )
         try:
             self.config._values[section, name] = parse_value(key, text)
@@ -378,13 +262,20 @@ def read_file(path: str) -> IniFile:
         raise ConfigError(f"{path!r}: is not the name of a file: {error}") from None
 
 
-def load_config(path: str | None = None, unit_path: str | None = None, overrides: Iterable[Override] = ()) -> Config:
+def load_config(
+    path: str | None = None,
+    unit_path: str | None = None,
+    overrides: Iterable[Override] = (),
+    wanted: desired.Desired | None = None,
+) -> Config:
     """Read and check the configuration.
 
     `path` is config.ini, by default $STIRBAR_CONFIG, else ~/.stirbar/config.ini or /etc/stirbar/config.ini if present,
     else the shipped example. `unit_path` is by default the unit_config.ini beside it, if present. `overrides` are
-    (section, key, text), from `parse_overrides`. Raises ConfigError with every problem found.
+    (section, key, text), from `parse_overrides`. `wanted` stands in for what the leader distributed last.
+    Raises ConfigError with every problem found.
     """
+    overrides = list(overrides)
     chosen, unit = find_files(path, unit_path)
     files: list[IniFile] = []
     problems: list[str] = []
@@ -396,7 +287,17 @@ def load_config(path: str | None = None, unit_path: str | None = None, overrides
                 problems += error.problems
     if problems:
         raise ConfigError(*problems)
-    return build_config(files, overrides, chosen, unit)
+    config = build_config(files, overrides, chosen, unit)
+    if wanted is None:
+        wanted = desired.read(paths.desired_file(config))
+    layers = wanted.files()
+    if layers:
+        problems = desired.objections(layers)
+        if problems:
+            raise ConfigError(*problems)
+        config = build_config([*files, *layers], overrides, chosen, unit)
+    config.desired = wanted
+    return config
 
 
 def parse_override(text: str) -> Override:
@@ -488,6 +389,8 @@ def read_options(argv: Sequence[str], switches: Sequence[str] = ()) -> PlainOpti
     return options
 
 
-def config_from_arguments(arguments: Namespace | PlainOptions, extra: Sequence[Override] = ()) -> Config:
+def config_from_arguments(
+    arguments: Namespace | PlainOptions, extra: Sequence[Override] = (), wanted: desired.Desired | None = None
+) -> Config:
     """The configuration that the options of `add_config_options` ask for; `extra` overrides go below `--set`."""
-    return load_config(arguments.config, arguments.unit_config, [*extra, *parse_overrides(arguments.set)])
+    return load_config(arguments.config, arguments.unit_config, [*extra, *parse_overrides(arguments.set)], wanted)

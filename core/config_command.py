@@ -7,7 +7,7 @@ import json
 import os
 import sys
 
-from stirbar.core import schema, schema_keys
+from stirbar.core import desired, paths, schema, schema_keys
 from stirbar.core.config import (
     CONFIG_NAME,
     EXAMPLE,
@@ -19,11 +19,11 @@ from stirbar.core.config import (
     build_config,
     config_from_arguments,
     find_files,
-    nearest,
     parse_overrides,
     read_file,
     split_name,
 )
+from stirbar.core.config_values import nearest
 from stirbar.core.ini import IniFile, write_atomically
 
 TYPE_CHECKING = False
@@ -40,6 +40,8 @@ def check(arguments: Namespace) -> int:
     config = config_from_arguments(arguments)
     print(f"config.ini: {config.path}{' (shipped with stirbar)' if config.path == EXAMPLE else ''}")
     print(f"unit_config.ini: {config.unit_path or 'none'}")
+    if config.desired.files():
+        print(f"leader's: version {config.desired.version}")
     for note in config.ignored:
         print(f"ignored: {note}")
     for warning in config.warnings:
@@ -156,6 +158,8 @@ def set_value(arguments: Namespace) -> int:
         )
         if not arguments.unit and unit_path and files[unit_path].get(section, key):
             print(f"note: {unit_path} has this key too, and its value is in force")
+        if any(file.get(section, key) for file in desired.read(paths.desired_file(config)).files()):
+            print("note: the leader distributes this key, and its value is in force: `stirbar cluster config` there")
     print("processes that run read it at their next start")
     return 0
 

@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 
-from stirbar.core import events, records
+from stirbar.core import events, plugins, records
 from stirbar.core.blanks import Blanks, BlankTaking
 from stirbar.core.calibrations import FUSION_SLOT, ActiveCalibrations
 from stirbar.core.history import History
@@ -87,6 +87,8 @@ class Host:
         self.journal = journal
         self.panel: Panel | None = None  # button and LED, where the board has them
         self.protection: dict[str, object] | None = None  # core/protection.py; a simulated vial needs none
+        self.board = ""  # the hardware profile's name
+        self.restart_asked = False
         self.vitals: Vitals | None = None  # of the computer; a twin looks at none
         # error code: until when, ns; what others know and the board's LED shows
         self.reported_faults: dict[int, int] = {}
@@ -444,6 +446,9 @@ class Host:
             "version": self.version,
             "build_id": self.loop.build_id(),
             "config_digest": self.config.digest(),
+            "desired_digest": self.config.desired.digest(),
+            "plugins": plugins.installed(),
+            "board": self.board,
             "simulated": self.loop.simulated(),
             "experiment": self.experiment,
             "channels": [

@@ -21,7 +21,7 @@ OUT_OF_USE_STATUS = 78
 
 
 def out_of_use(config: Config) -> str:
-    """Why this unit runs nothing, in one sentence; empty when it is in use or not in the inventory."""
+    """Why this unit runs nothing by its own files, in one sentence; empty when it is in use or they do not name it."""
     name = unit_name(config)
     if config.section("cluster.inventory").get(name, True):
         return ""
@@ -34,10 +34,19 @@ def out_of_use(config: Config) -> str:
 
 def data_directory(config: Config) -> str:
     """Directory of what must survive a restart; created with mode 0700."""
-    configured = str(config.get("unit", "data_directory") or os.environ.get("STIRBAR_DATA", ""))
-    path = os.path.expanduser(configured or "~/.stirbar")
+    path = _data_path(config)
     os.makedirs(path, mode=0o700, exist_ok=True)
     return path
+
+
+def _data_path(config: Config) -> str:
+    configured = str(config.get("unit", "data_directory") or os.environ.get("STIRBAR_DATA", ""))
+    return os.path.expanduser(configured or "~/.stirbar")
+
+
+def desired_file(config: Config) -> str:
+    """What the leader wants of this unit (core/desired.py); neither it nor its directory is made here."""
+    return os.path.join(_data_path(config), "cluster", "desired.json")
 
 
 def runtime_directory(config: Config) -> str:

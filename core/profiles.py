@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 
-from stirbar.core.config import ConfigError, nearest, parse_value
+from stirbar.core.config import ConfigError
+from stirbar.core.config_values import nearest, parse_value
 from stirbar.core.ini import IniFile
 from stirbar.core.schema_keys import Key
 

@@ -344,6 +344,22 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "Older readings are kept as roll-ups of 10 s, 60 s and 900 s only; 0 keeps all for ever.",
             ),
             real_key("keep_raw_days", 0.0, "d", 0.0, 36500.0, "Older raw conversions are removed; 0 keeps all."),
+            real_key(
+                "state_check_minutes",
+                10.0,
+                "min",
+                0.1,
+                1440.0,
+                "Time between looks whether the units are as they should be; each is looked at when it connects, too.",
+            ),
+        ),
+    ),
+    (
+        "desired",
+        "What the leader asks of the units: meant for the configuration that it distributes (docs/desired-state.md).",
+        (
+            text_key("stirbar_version", "version", "", "Version of stirbar that they should run; empty asks nothing."),
+            text_key("plugins", "plugins", "", "Plug-ins that they should have installed; empty asks nothing."),
         ),
     ),
     (

@@ -39,6 +39,7 @@ Generated from `core/schema.py`; `config.example.ini` holds the same keys as a f
 | defaults | the tables below |
 | `config.ini`, shared by all units | the first of: `--config`, `$STIRBAR_CONFIG`, those below, the shipped example |
 | `unit_config.ini`, of one unit | `--unit-config`, else the file of that name beside `config.ini` |
+| what the leader distributes ([desired-state.md](desired-state.md)) | `cluster/desired.json` in the data directory |
 | `--set section.key=value`, of one run | command line, may be repeated |
 
 Without `--config` and `$STIRBAR_CONFIG`, `config.ini` is looked for in `~/.stirbar` and in `/etc/stirbar`.

@@ -120,6 +120,11 @@ def _is_channels(text: str) -> bool:
     return all(part.strip() in ("A", "B", "C", "D") for part in text.split(","))
 
 
+def _is_plugins(text: str) -> bool:
+    pairs = [part.strip().partition("==") for part in text.split(",")]
+    return text == "none" or all(_is_label(name) and _is_label(version) for name, _, version in pairs)
+
+
 # type: (what is permitted, in words; the test of a text that is not empty)
 TEXT_RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "text": ("text", _any_text),
@@ -130,6 +135,8 @@ TEXT_RULES: dict[str, tuple[str, Callable[[str], bool]]] = {
     "address": ("ipc:///path of at most 97 characters, or tcp://host:port", _is_address),
     "numbers": ("numbers as in 0.2, 0.01", _is_numbers),
     "channels": ("LED channels as in B, C", _is_channels),
+    "version": ("a version as in 1.2.3", _is_label),
+    "plugins": ("plug-ins as in growth==1.2, turbidostat==0.3, or none", _is_plugins),
     "cpus": ("CPU numbers as in 3 or 0,2-3", _is_cpu_list),
 }
 

@@ -13,7 +13,7 @@ import signal
 import sys
 
 import zmq
-from stirbar.core import identity, paths, profiles, sockets
+from stirbar.core import desired, identity, paths, profiles, sockets
 from stirbar.core.commands import Commands
 from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options
 from stirbar.core.host import Host
@@ -35,6 +35,7 @@ STEP_OFFSET_NS = 12_000_000
 REQUEST_BYTES = 1 << 20
 WAITING_STEP_NS = 3_000_000
 REQUESTS_PER_STEP = 64
+OUT_OF_USE_LOOK_S = 1.0
 DETERMINISM_PAGE = "docs/determinism.md"
 
 
@@ -120,7 +121,8 @@ def open_loop(config: Config) -> tuple[Loop, Guard | None, str]:
 
 
 class WorkerProcess:
-    """Owns loop, outputs, host and sockets; `run()` returns when `stop()` was called (a signal handler may)."""
+    """Owns loop, outputs, host and sockets; `run()` returns when `stop()` was called (a signal handler may), or when a
+    client asked for a restart."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -156,11 +158,13 @@ class WorkerProcess:
     def _open_panel(self, config: Config, directory: str) -> None:
         """What a board has beside the loop: button and LED, and what protects the vial."""
         if self.loop.simulated():
+            self.host.board = profiles.SIMULATED
             return
         from stirbar.core.front_panel import open_panel
         from stirbar.core.protection import protection_of
 
         profile = profiles.choose(config, remembered=True)
+        self.host.board = profile.name
         self.host.panel, without = open_panel(profile)
         protection, wrong = protection_of(profile, directory)
         self.host.protection = protection.as_dict()
@@ -186,7 +190,7 @@ class WorkerProcess:
             poller.register(self.gate.socket, zmq.POLLIN)
         next_ns = self.loop.now_ns()
         try:
-            while self.running:
+            while self.running and not self.host.restart_asked:
                 now_ns = self.loop.now_ns()
                 if now_ns < next_ns and poller.poll(-(-(next_ns - now_ns) // 1_000_000)):
                     self._answer_requests()
@@ -265,6 +269,31 @@ def parse_options(argv: list[str]) -> tuple[Namespace | PlainOptions, str]:
     return options, client
 
 
+def wait_for_use(config: Config) -> bool:
+    """Run nothing until the leader wants the unit in use; False when the process is asked to end before."""
+    name, path = paths.unit_name(config), paths.desired_file(config)
+    print(
+        f"stirbar worker: unit '{name}' is out of use by its leader's inventory, so nothing runs; "
+        f"`stirbar cluster activate {name}` on the leader, and it goes on by itself",
+        file=sys.stderr,
+        flush=True,
+    )
+    ends = {signal.SIGTERM, signal.SIGINT}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ends)
+    try:
+        while not desired.read(path).active:
+            if signal.sigtimedwait(ends, OUT_OF_USE_LOOK_S) is not None:
+                return False
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return True
+
+
+def begin_anew() -> None:
+    """Become a new process by the same command line; for systemd it is the same one. Open files close by themselves."""
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main(argv: list[str]) -> int:
     """`stirbar worker`"""
     options, client = parse_options(argv)
@@ -280,6 +309,8 @@ def main(argv: list[str]) -> int:
         if unused:
             print(f"stirbar worker: {unused}", file=sys.stderr)
             return paths.OUT_OF_USE_STATUS
+        if not config.desired.active:
+            return main(argv) if wait_for_use(config) else 0
         process = WorkerProcess(config)
     except (ConfigError, WorkerError, HardwareError, ValueError, OSError) as error:
         print(f"stirbar worker: {error}", file=sys.stderr)
@@ -288,4 +319,6 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, process.stop)
     print(f"stirbar worker: unit '{process.unit}' at {process.address}", file=sys.stderr)
     process.run()
+    if process.running:
+        begin_anew()
     return 0

@@ -296,6 +296,13 @@ def test_addresses(text):
     assert load_text("", f"worker.config.address={text}").get("worker.config", "address") == text
 
 
+def test_a_unit_that_cannot_be_named_so_is_refused():
+    (said,) = problems("[cluster.inventory]\nmy vial = 1\n")
+    assert said.startswith(
+        "config.ini:2: [cluster.inventory] my vial = 1: 'my vial' cannot name a unit; write at most 63"
+    )
+
+
 # --- what is refused
 
 
@@ -737,7 +744,19 @@ def test_what_the_worker_loads(tmp_path):
     ours = {name for name in report["modules"] if name.startswith("stirbar")}
     assert ours == {"stirbar", "stirbar.core"} | {
         f"stirbar.core.{name}"
-        for name in ("config", "ini", "schema", "schema_keys", "schema_rules", "schema_vial", "simulation", "vials")
+        for name in (
+            "config",
+            "config_values",
+            "desired",
+            "ini",
+            "paths",
+            "schema",
+            "schema_keys",
+            "schema_rules",
+            "schema_vial",
+            "simulation",
+            "vials",
+        )
     }
     forbidden = {"argparse", "asyncio", "configparser", "dataclasses", "difflib", "hashlib", "json", "logging", "numpy"}
     forbidden |= {"pathlib", "pydantic", "re", "typing"}

@@ -97,7 +97,7 @@ FIELDS = st.sampled_from(
 )  # fmt: skip
 REQUESTS = st.builds(
     lambda command, fields: {"command": command, **fields},
-    st.sampled_from(COMMANDS) | ODD,
+    st.sampled_from([name for name in COMMANDS if name != "restart"]) | ODD,  # whose answer is another process
     st.dictionaries(FIELDS, ODD | JSON, max_size=6),
 )
 FRAMES = st.lists(

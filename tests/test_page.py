@@ -480,6 +480,31 @@ def test_a_node_is_tagged_labelled_and_asked(page: Page) -> None:
     _until("its computer's past is drawn", lambda: len(page.all("#computer .chart canvas")) >= 3)
 
 
+def test_a_configuration_is_checked_saved_compared_and_restored(page: Page) -> None:
+    page.open("/config")
+    _until("the units are listed", lambda: len(page.all("#units tr")) == 3)
+    _until("the text is there", lambda: page.one("#text").get_attribute("aria-busy") == "false")
+    page.type("#text", "[stirring.config]\ninitial_target_rpm = 99999\n")
+    page.click("#save")
+    _until("what is wrong is said", lambda: "config.ini:2: [stirring.config]" in page.text("#problems"))
+    assert page.all("#history tr") == []
+    for version, rpm in ((1, 321), (2, 345)):
+        page.type("#text", f"[stirring.config]\ninitial_target_rpm = {rpm}\n")
+        page.click("#save")
+        _until("it is saved", lambda version=version: f"saved as version {version}" in page.text("#config-answer"))
+    _until("both are in the history", lambda: len(page.all("#history tr")) == 2)
+    page.click("#history tr[data-version='2'] button")
+    _until("the difference is shown", lambda: "-initial_target_rpm = 321" in page.text("#diff"))
+    _until("a unit needs a restart", lambda: page.all("#units [data-what=restart]"))
+    if where := os.environ.get("STIRBAR_SCREENSHOT_CONFIG"):
+        page.driver.save_screenshot(where)
+    page.click("#history tr[data-version='1'] button:last-child")
+    _until("it is in force again", lambda: "321" in str(page.one("#text").get_attribute("value")))
+    assert len(page.all("#history tr")) == 3
+    page.one("#scope").send_keys(page.all("#units tr")[0].get_attribute("data-unit"))
+    _until("the unit's own text is shown", lambda: "nothing is distributed yet" in page.text("#version"))
+
+
 def test_events_are_listed(page: Page) -> None:
     page.open("/events")
     _until("events are listed", lambda: page.all("#events tr"))

@@ -11,12 +11,15 @@ from urllib.parse import quote, urlsplit
 
 from bottle import Bottle, HTTPError, HTTPResponse, request, response, static_file, template
 from stirbar.bridge.books import Books
+from stirbar.bridge.desired_state import DesiredState
 from stirbar.bridge.enrolment import Enrolment
 from stirbar.bridge.standing import Standing
+from stirbar.core.config import Config
 from stirbar.web import (
     alerts,
     api,
     audit_routes,
+    config_routes,
     enrolment,
     found_routes,
     nodes_routes,
@@ -42,6 +45,7 @@ PAGES = {
     "/": ("overview", "Units"),
     "/nodes": ("nodes", "Nodes"),
     "/experiments": ("experiments", "Experiments"),
+    "/config": ("config", "Configuration"),
     "/events": ("events", "Events"),
     "/audit": ("audit", "Audit"),
 }
@@ -61,6 +65,7 @@ class Site:
     `store`, `ingest` and `broker` are the leader's (`broker` is None when it is somebody else's); secrets are kept in
     `directory`. `enrolment` lets units of other machines in, `books` a standby; None: nobody is. `standing` says
     whether this machine leads; where it does not, its pages and the API change nothing.
+    `desired` tells the units what they are to be, and `config` is the leader's own.
 
     Synchronization: the members are each safe from any thread; but for `standing`, which is replaced as a whole, the
     site itself does not change after it is made.
@@ -84,6 +89,8 @@ class Site:
         self.books: Books | None = None
         self.standing = Standing()
         self.standing_changed: Callable[[], object] = lambda: None
+        self.desired: DesiredState | None = None
+        self.config: Config | None = None
         self.version = version
         self.password = Password(directory)
         self.links = Links(directory)
@@ -134,6 +141,7 @@ def make_routes(site: Site) -> Bottle:
     enrolment.add_routes(app, site)
     found_routes.add_routes(app, site)
     standby_routes.add_routes(app, site)
+    config_routes.add_routes(app, site)
     return app
 
 

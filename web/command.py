@@ -22,7 +22,9 @@ from typing import Any
 from stirbar.bridge.authority import machine_names
 from stirbar.bridge.books import PASSWORD_FILE, Books
 from stirbar.bridge.broker import Bridge, Broker, BrokerError, Network
+from stirbar.bridge.config_history import history_of
 from stirbar.bridge.credentials import CredentialError
+from stirbar.bridge.desired_state import DesiredState
 from stirbar.bridge.enrolment import Enrolment
 from stirbar.bridge.ingest import Ingest
 from stirbar.bridge.places import DATABASE, backup_directory, database_path, database_url, leader_directory
@@ -30,7 +32,7 @@ from stirbar.bridge.standdown import StandDown
 from stirbar.bridge.standing import STANDBY, Standing, StandingError, read_standing
 from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.bridge.upkeep import Settings, Upkeep
-from stirbar.core import identity, paths
+from stirbar.core import desired, identity, paths
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 from stirbar.core.version import VERSION
 from stirbar.web import access_command, standing_command
@@ -98,6 +100,7 @@ class Leader:
         self.upkeep: Upkeep | None = None
         self.ingest: Ingest | None = None
         self.standdown: StandDown | None = None
+        self.desired: DesiredState | None = None
         self.live: Live | None = None
         self.server: Server | None = None
         self.site: Site | None = None
@@ -144,8 +147,7 @@ class Leader:
             self.ingest.listen(self.live.publish)
             self.ingest.start()
             if self.standing.leads:
-                self.standdown = StandDown(self.store, self.ingest)
-                self.standdown.start()
+                self._lead(self.store, self.ingest)
             self._start_page(self._site(sessions))
             self.upkeep = self._upkeep(self.store, None if url else path)
             self.upkeep.start()
@@ -154,11 +156,19 @@ class Leader:
             self.stop()
             raise
 
+    def _lead(self, store: Store, ingest: Ingest) -> None:
+        """What a leader asks of units, and a standby does not."""
+        self.standdown = StandDown(store, ingest)
+        self.standdown.start()
+        self.desired = DesiredState(self.config, history_of(self.config), ingest, self.directory, say)
+        self.desired.start()
+
     def _site(self, sessions: Sessions) -> Site:
         """What the page works with; one that leads an open cluster lets units and a standby in."""
         assert self.store is not None and self.live is not None
         site = Site(self.directory, self.store, self.ingest, self.live, self.broker, VERSION, sessions=sessions)
         site.standing, site.standing_changed = self.standing, self.take_standing
+        site.desired, site.config = self.desired, self.config
         closed = is_loopback(self.config.get("leader.config", "broker_bind"))
         if self.broker is not None and self.standing.leads and not closed:
             site.enrolment = Enrolment(self.config, self.broker.reload, say)
@@ -259,6 +269,8 @@ class Leader:
                 self.broker.reload()
             except (CredentialError, OSError) as error:
                 say(f"the broker goes on with the accounts it had: {error}")
+        if self.desired is not None:
+            self.desired.reload()
 
     def renew(self) -> None:
         """Make certificates anew that are near their end; open connections stay."""
@@ -315,22 +327,15 @@ class Leader:
     def stop(self) -> None:
         """End everything in reverse order; what is not running is left out."""
         self._tending.stop()
-        if self.upkeep is not None:
-            self.upkeep.stop()
-        if self.server is not None:
-            self.server.stop()
-        if self.live is not None:
-            self.live.stop()
-        if self.standdown is not None:
-            self.standdown.stop()
-        if self.ingest is not None:
-            self.ingest.stop()
+        for part in (self.upkeep, self.server, self.live, self.standdown, self.desired, self.ingest):
+            if part is not None:
+                part.stop()
         if self.store is not None:
             self.store.close()
         if self.broker is not None:
             self.broker.stop()
-        self.upkeep = self.server = self.live = self.standdown = self.ingest = self.store = self.broker = None
-        self.site = None
+        self.upkeep = self.server = self.live = self.standdown = self.desired = self.ingest = None
+        self.store = self.broker = self.site = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -444,7 +449,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     action = {"run": run, "password": set_password, "link": print_link}[arguments.action]
     try:
-        return action(config_from_arguments(arguments))
+        # a text that does not fit this machine must not keep anybody from correcting it
+        return action(config_from_arguments(arguments, wanted=desired.NOTHING))
     except (
         ConfigError, LeaderError, StoreError, BrokerError, CredentialError, CertificateError, StandingError, OSError,
     ) as error:  # fmt: skip

@@ -122,7 +122,7 @@ class Live:
             self._thread = None
 
     def publish(self, kind: str, unit: str, value: dict[str, Any]) -> None:
-        """Something happened to a unit: `kind` is reading, status, state, event, setting or acknowledged."""
+        """Something happened to a unit: `kind` is one of those of docs/http-api.md."""
         now = time.monotonic()
         with self._lock:
             self._counts["events_published"] += 1

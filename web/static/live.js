@@ -3,7 +3,7 @@
 
 import { get } from "./api.js";
 
-const KINDS = ["reading", "status", "state", "event", "setting", "acknowledged"];
+const KINDS = ["reading", "status", "state", "event", "setting", "acknowledged", "applied", "described"];
 const FIRST_RETRY_MS = 500;
 const LAST_RETRY_MS = 8_000;
 const HIDDEN_MS = 20_000;

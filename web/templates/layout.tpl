@@ -22,7 +22,7 @@
     <a class="brand" href="/"><svg viewBox="0 0 24 24" aria-hidden="true"><path d="M7 3h10M8 3v15a4 4 0 0 0 8 0V3"/><path d="M8.2 11h7.6"/><rect x="9.8" y="16.2" width="4.4" height="1.9" rx=".95"/></svg>stirbar</a>
 % if page != "login":
     <nav aria-label="Pages">
-% for name, address, label in (("overview", "/", "Overview"), ("nodes", "/nodes", "Nodes"), ("experiments", "/experiments", "Experiments"), ("events", "/events", "Events"), ("audit", "/audit", "Audit")):
+% for name, address, label in (("overview", "/", "Overview"), ("nodes", "/nodes", "Nodes"), ("experiments", "/experiments", "Experiments"), ("config", "/config", "Configuration"), ("events", "/events", "Events"), ("audit", "/audit", "Audit")):
       <a href="{{address}}"{{!' aria-current="page"' if page == name else ""}}>{{label}}</a>
 % end
     </nav>
