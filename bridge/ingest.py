@@ -178,11 +178,19 @@ class Ingest:
         """
         return self._calls.ask(unit_id, request, timeout_s)
 
-    def units(self) -> list[dict[str, Any]]:
-        """All units now, in order of name: see `LiveUnit.snapshot`."""
+    def units(self, brief: bool = False) -> list[dict[str, Any]]:
+        """All units now, in order of name: see `LiveUnit.snapshot` and `LiveUnit.brief`."""
+        look = LiveUnit.brief if brief else LiveUnit.snapshot
         with self._lock:
-            found = [unit.snapshot(self._assignments.get(unit.unit_id)) for unit in self._units.values()]
+            found = [look(unit, self._assignments.get(unit.unit_id)) for unit in self._units.values()]
         return sorted(found, key=lambda unit: (unit["unit"], unit["unit_id"]))
+
+    def find(self, name: str) -> list[dict[str, Any]]:
+        """The units of this name, or the one of this id in hexadecimal digits, as in `units`."""
+        with self._lock:
+            unit = self._units.get(bytes.fromhex(name)) if topics.is_unit_id(name) else None
+            found = [unit] if unit is not None else [one for one in self._units.values() if one.name == name]
+            return [one.snapshot(self._assignments.get(one.unit_id)) for one in found]
 
     def assign(self, unit_id: bytes, experiment: str | None) -> None:
         """Assign a unit to an experiment from now on, in the store and with the broker. Raises StoreError."""

@@ -3,6 +3,7 @@
   <h1>Units</h1>
   <p id="summary" class="hint"></p>
 </div>
+<div id="pages" class="row pages" hidden></div>
 <div id="cards" class="cards" aria-busy="true"></div>
 <section id="charts" aria-label="Charts">
   <div class="heading">
