@@ -39,6 +39,7 @@ COMMANDS = {
         "page",
         "week",
         "leader",
+        "overview",
     ),
     True: (
         "instructions --seconds 2",
@@ -55,6 +56,7 @@ COMMANDS = {
         "page --seconds 10",
         "week --units 10 --rounds 3",
         "leader --units 50 --seconds 5",
+        "overview --units 50 --seconds 5",
     ),
 }
 # `python -m benchmarks.<name>`: optical density against physics and against the field's method; the run that gives the

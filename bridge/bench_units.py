@@ -36,7 +36,24 @@ DRAIN_S = 60.0  # after the last reading, for the acknowledgement of everything
 STALL_S = 10.0  # as a bridge: nothing acknowledged for so long, and the leader is asked
 DIALECT_EVERY = 5  # seconds
 CONNACK, PUBLISH, PUBACK, SUBACK = 2, 3, 4, 9
-TAIL = (0.5, 1e-4, 2e-4, 1.0, 0.7, 0.3, 0.5, 0.1, 0.0, 380, 3, 0, 0, OD2, 90, 8, RECORD_VERSION)  # of a reading
+TAIL = (
+    1e-4,
+    2e-4,
+    1.0,
+    0.7,
+    0.3,
+    0.5,
+    0.1,
+    0.0,
+    380,
+    3,
+    0,
+    0,
+    OD2,
+    90,
+    8,
+    RECORD_VERSION,
+)  # of a reading, behind its value
 
 
 # --- MQTT 5, as little of it as is needed ----------------------------------------------------------------------------
@@ -189,7 +206,8 @@ class Unit:
     def tick(self, last: bool) -> None:
         """One reading at once; every second, and at the last of all, what a bridge does once a second."""
         wall, mono = time.time_ns(), time.monotonic_ns()
-        record = READING.pack(self.sequence, mono, wall, *TAIL)
+        value = 0.5 + 0.01 * (self.sequence * 7919 % 101) / 101.0
+        record = READING.pack(self.sequence, mono, wall, value, *TAIL)
         self.going += publish_packet(self.live, self._header(1, self.sequence, wall, mono) + record)
         self.records.append(record)
         self.sequence += 1

@@ -91,7 +91,9 @@ def _split(text: str) -> tuple[str, ...]:
     return tuple(one.strip() for one in text.split(",") if one.strip())
 
 
-def guest(config: Config, arguments: argparse.Namespace, say: Callable[[str], None], tell: Callable[[], object]) -> None:
+def guest(
+    config: Config, arguments: argparse.Namespace, say: Callable[[str], None], tell: Callable[[], object]
+) -> None:
     """Make, list or remove; `say` has the sentences, `tell` lets the leader know."""
     guests = Guests(config)
     name = arguments.guest

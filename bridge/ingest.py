@@ -197,10 +197,11 @@ class Ingest:
             raise CommandNotSent(self._leadership.refusal)
         return self._calls.ask(unit_id, request, timeout_s)
 
-    def units(self) -> list[dict[str, Any]]:
-        """All units now, in order of name: see `LiveUnit.snapshot`."""
+    def units(self, brief: bool = False) -> list[dict[str, Any]]:
+        """All units now, in order of name: see `LiveUnit.snapshot` and `LiveUnit.brief`."""
+        look = LiveUnit.brief if brief else LiveUnit.snapshot
         with self._lock:
-            found = [unit.snapshot(self._assignments.get(unit.unit_id)) for unit in self._units.values()]
+            found = [look(unit, self._assignments.get(unit.unit_id)) for unit in self._units.values()]
         return sorted(found, key=lambda unit: (unit["unit"], unit["unit_id"]))
 
     def assign(self, unit_id: bytes, experiment: str | None) -> None:

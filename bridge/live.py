@@ -187,8 +187,8 @@ class LiveUnit:
         told = self.status.get("jobs")
         return found | told if isinstance(told, dict) else found
 
-    def snapshot(self, experiment: str | None) -> dict[str, Any]:
-        """A copy for other threads; `experiment` is the assignment that the store has."""
+    def brief(self, experiment: str | None) -> dict[str, Any]:
+        """Who and how it is, for other threads; `experiment` is the assignment that the store has."""
         return {
             "unit": self.name,
             "unit_id": self.unit_id.hex(),
@@ -201,6 +201,12 @@ class LiveUnit:
             "version": self.describe.get("version"),
             "channels": self.describe.get("channels") or [],
             "describe": self.describe,
+        }
+
+    def snapshot(self, experiment: str | None) -> dict[str, Any]:
+        """The same with what it measures."""
+        return {
+            **self.brief(experiment),
             "jobs": self.jobs(),
             "status": self.status,
             "settings": [

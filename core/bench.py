@@ -37,6 +37,7 @@ UPPER_BENCHMARKS: dict[str, str] = {
     "latency": "from the last conversion of a reading to the broker's subscriber",
     "page": "from the last conversion of a reading to its point in the browser",
     "week": "charts of a week of a hundred units",
+    "overview": "the overview of a thousand units in a browser",
     "leader": "a thousand units' readings into one leader: stored, lost, lag, CPU and memory",
 }
 

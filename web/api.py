@@ -25,13 +25,14 @@ from stirbar.web.routes import (
     takes,
     text_of,
 )
-from stirbar.web.wire import answer, lines_to_json, refuse
+from stirbar.web.wire import answer, json_answer, lines_to_json, refuse
 from stirbar.web.worker_commands import COMMANDS, FIELDS, only_looks, with_source
 
 if TYPE_CHECKING:
     from stirbar.web.app import Site
 
 MAXIMUM_POINTS = 2000
+MAXIMUM_NAMES = 200  # of units, in one request
 DEFAULT_POINTS = 600
 MAXIMUM_EVENTS = 1000
 LAST_TIME_S = 9.2e9  # Unix time, the year 2261: what the store can count in nanoseconds
@@ -98,26 +99,40 @@ def _stream(required: bool) -> int | None:
     return number
 
 
-def units_now(site: Site) -> list[dict[str, Any]]:
-    """All units: what the store knows of them, and over it what ingest heard of them since the start."""
+def units_now(site: Site, brief: bool = False) -> list[dict[str, Any]]:
+    """All units: what the store knows of them, and over it what ingest heard of them since the start; in brief without
+    their readings."""
     found: dict[str, dict[str, Any]] = {}
     for stored in site.store.units():
         found[stored["unit_id"].hex()] = {**stored, "last_seen": None, "state": "lost"}
-    for heard in site.ingest.units():
+    for heard in site.ingest.units(brief=brief):
         entry = found.setdefault(heard["unit_id"], {})
         entry.update({key: value for key, value in heard.items() if value or key not in entry})
-    now = time.time()
     for unit_id, entry in found.items():
         entry["unit_id"] = unit_id
-        seen = entry.get("last_seen")
-        if entry.get("state") == "online" and (seen is None or now - seen > UNSEEN_S):
-            entry["state"] = "lost"
-    return sorted(found.values(), key=lambda entry: (str(entry.get("unit")), entry["unit_id"]))
+    return sorted(map(_with_state, found.values()), key=lambda entry: (str(entry.get("unit")), entry["unit_id"]))
+
+
+def _with_state(entry: dict[str, Any]) -> dict[str, Any]:
+    """A unit that is said to be online is lost when it has been silent for too long."""
+    seen = entry.get("last_seen")
+    if entry.get("state") == "online" and (seen is None or time.time() - seen > UNSEEN_S):
+        entry["state"] = "lost"
+    return entry
 
 
 def find_unit(site: Site, name: str) -> dict[str, Any]:
     """The unit of this name (or of this unit_id, for two that share a name)."""
+    return find_units(site, [name])[0]
+
+
+def find_units(site: Site, names: list[str]) -> list[dict[str, Any]]:
+    """The units of these names, or of these unit_ids."""
     entries = units_now(site)
+    return [_one_of(entries, name) for name in names]
+
+
+def _one_of(entries: list[dict[str, Any]], name: str) -> dict[str, Any]:
     found = [entry for entry in entries if entry["unit_id"] == name] or [
         entry for entry in entries if entry.get("unit") == name
     ]
@@ -148,7 +163,7 @@ def _settings(entry: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _summary(entry: dict[str, Any]) -> dict[str, Any]:
+def _brief(entry: dict[str, Any]) -> dict[str, Any]:
     about = entry.get("describe") or {}
     return {
         "unit": entry.get("unit"),
@@ -163,15 +178,34 @@ def _summary(entry: dict[str, Any]) -> dict[str, Any]:
         "foreign": bool(about.get("foreign")),
         "version": about.get("version"),
         "channels": about.get("channels") or [],
+    }
+
+
+def _summary(entry: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **_brief(entry),
         "jobs": entry.get("jobs") or {},
         "settings": _settings(entry),
         "latest": entry.get("latest") or {},
     }
 
 
+def _names_of(text: str) -> list[str]:
+    """Names with commas between; refuses too many."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if len(names) > MAXIMUM_NAMES:
+        refuse(400, f"{len(names)} units are named", "units", f"name at most {MAXIMUM_NAMES}, or none for all")
+    return names
+
+
+@takes(query={"units": TEXT, "brief": number(0, 1, 0)})
 def units(site: Site) -> HTTPResponse:
-    """Every unit, with its latest readings."""
-    return answer([_summary(entry) for entry in units_now(site)])
+    """Every unit, or those named, with its latest readings; in brief without them."""
+    names = _names_of(text_of("units"))
+    brief = bool(number_of("brief", 0, 0, 1))
+    entries = units_now(site, brief)
+    chosen = [_one_of(entries, name) for name in names] or entries
+    return answer([_brief(entry) if brief else _summary(entry) for entry in chosen])
 
 
 def unit_details(site: Site, unit: str) -> HTTPResponse:
@@ -292,6 +326,7 @@ def raw(site: Site, unit: str) -> HTTPResponse:
 @takes(
     query={
         "unit": TEXT,
+        "units": TEXT,
         "experiment": TEXT,
         "stream": TEXT,
         **dict.fromkeys(("from", "to"), number(0.0, LAST_TIME_S)),
@@ -308,13 +343,13 @@ def readings(site: Site) -> HTTPResponse:
     points = int(number_of("points", DEFAULT_POINTS, 1, MAXIMUM_POINTS))
     if start >= end:
         refuse(400, f"'from' ({start:g}) is not before 'to' ({end:g})", "from", "give Unix seconds, the earlier first")
-    unit, experiment = text_of("unit"), text_of("experiment")
-    if bool(unit) == bool(experiment):
-        refuse(400, "give either 'unit' or 'experiment'", "unit", "one of the two says whose readings are asked for")
-    ids = None
-    if unit:
-        ids = [bytes.fromhex(find_unit(site, unit)["unit_id"])]
-    else:
+    unit, several, experiment = text_of("unit"), _names_of(text_of("units")), text_of("experiment")
+    if (unit and (several or experiment)) or not (unit or several or experiment):
+        text = "give either 'unit' or 'experiment', or 'units', which go with an experiment too"
+        refuse(400, text, "unit", "they say whose readings are asked for")
+    names = several or [unit] if several or unit else None
+    ids = None if names is None else [bytes.fromhex(one["unit_id"]) for one in find_units(site, names)]
+    if experiment:
         find_experiment(site, experiment)
     lines = site.store.series(stream, start, end, points, unit_ids=ids, experiment=experiment or None)
     shown = [
@@ -326,7 +361,7 @@ def readings(site: Site) -> HTTPResponse:
         }
         for line in lines
     ]
-    return HTTPResponse(body=f'{{"series":{lines_to_json(shown)}}}', **{"Content-Type": "application/json"})
+    return json_answer(f'{{"series":{lines_to_json(shown)}}}')
 
 
 def find_experiment(site: Site, name: str) -> dict[str, Any]:
@@ -422,7 +457,7 @@ def events(site: Site) -> HTTPResponse:
     return answer([{**event, "unit_id": event["unit_id"].hex() if event["unit_id"] else None} for event in found])
 
 
-@takes(query={"units": TEXT}, answer="text/event-stream")
+@takes(query={"units": TEXT, "states": {"type": "string", "enum": ["all"]}}, answer="text/event-stream")
 def live(site: Site) -> str:
     """Hand the connection over to the hub of live events."""
     hand_over = request.environ.get("stirbar.hand_over")
@@ -430,11 +465,14 @@ def live(site: Site) -> str:
         refuse(501, "this server cannot hold a live connection", remedy="run it by `stirbar leader`")
     wanted = text_of("units")
     names = frozenset(name.strip() for name in wanted.split(",") if name.strip()) or None
+    states = text_of("states")
+    if states not in ("", "all"):
+        refuse(400, f"'states' is '{states[:50]}'", "states", "leave it out, or give 'all'")
     key = request.environ["stirbar.caller"].key
     response.content_type = "text/event-stream; charset=UTF-8"
     response.set_header("Cache-Control", "no-store")
     response.set_header("X-Accel-Buffering", "no")
-    hand_over.receiver = lambda sock: site.live.add(sock, names, key)
+    hand_over.receiver = lambda sock: site.live.add(sock, names, key, states == "all")
     return ""
 
 

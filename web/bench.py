@@ -40,7 +40,7 @@ CHROMIUM = (
 )  # fmt: skip
 
 
-def _browser(directory: str) -> Any:
+def open_browser(directory: str) -> Any:
     """A headless Chromium with a profile of its own; raises BenchError where there is none."""
     try:
         from selenium import webdriver
@@ -82,7 +82,7 @@ def measure(units: int, seconds: float) -> tuple[list[float], dict[str, Any]]:
     try:
         link = _link(demo)
         with tempfile.TemporaryDirectory(prefix="stirbar-bench-", ignore_cleanup_errors=True) as directory:
-            browser = _browser(directory)
+            browser = open_browser(directory)
             try:
                 browser.get(link)
                 end = time.monotonic() + 20.0

@@ -26,6 +26,7 @@ UNSEEN_S = 5.0  # a unit that was not heard of for this long is lost
 STALLED_S = 60.0  # a page that took nothing for this long is closed
 QUEUE_LIMIT_BYTES = 512 * 1024
 PENDING_LIMIT = 20_000  # events between two rounds of the hub
+OF_ALL = ("state", "event", "acknowledged")  # what a page may hear of every unit, whichever ones it shows
 SEND_BUFFER_BYTES = 128 * 1024  # of the kernel: what waits there can not be dropped any more
 
 Filter = frozenset[str] | None
@@ -35,11 +36,24 @@ Handler = tuple[str, str, dict[str, Any]]
 class _Page:
     """One open page: its connection, its filter, and what it has not taken yet."""
 
-    __slots__ = ("dropped", "offset", "progress", "queue", "session", "size", "sock", "told", "units", "writing")
+    __slots__ = (
+        "dropped",
+        "offset",
+        "progress",
+        "queue",
+        "session",
+        "size",
+        "sock",
+        "states",
+        "told",
+        "units",
+        "writing",
+    )
 
-    def __init__(self, sock: socket.socket, units: Filter, session: str, now: float) -> None:
+    def __init__(self, sock: socket.socket, units: Filter, session: str, states: bool, now: float) -> None:
         self.sock = sock
         self.units = units
+        self.states = states
         self.session = session
         self.queue: deque[tuple[bytes, int]] = deque()  # text, number of events in it
         self.size = 0
@@ -140,13 +154,14 @@ class Live:
             self._append(kind, unit, value)
         self._wake()
 
-    def add(self, sock: socket.socket, units: Filter = None, session: str = "") -> None:
-        """Take over a connection whose headers were sent. `units` are the names it wants to hear of (None: all)."""
+    def add(self, sock: socket.socket, units: Filter = None, session: str = "", states: bool = False) -> None:
+        """Take over a connection whose headers were sent. `units` are the names it wants to hear of (None: all);
+        `states` adds what is in OF_ALL of every other unit."""
         sock.settimeout(0)
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         with self._lock:
-            self._new.append(_Page(sock, units, session, time.monotonic()))
+            self._new.append(_Page(sock, units, session, states, time.monotonic()))
         self._wake()
 
     def close_session(self, session: str) -> None:
@@ -249,16 +264,21 @@ class Live:
         self._flushed = now
         if not pending or not self._pages:
             return
+        everything = any(page.units is None for page in self._pages)
+        wanted = frozenset().union(*(page.units or () for page in self._pages))
         texts = [
-            (unit, f"event: {kind}\ndata: {to_json({'unit': unit, **value})}\n\n".encode())
+            (unit, kind in OF_ALL, f"event: {kind}\ndata: {to_json({'unit': unit, **value})}\n\n".encode())
             for kind, unit, value in pending
+            if everything or unit in wanted or kind in OF_ALL
         ]
-        joined: dict[Filter, tuple[bytes, int]] = {}
+        joined: dict[tuple[Filter, bool], tuple[bytes, int]] = {}
         for page in list(self._pages):
-            if page.units not in joined:
-                chosen = [text for unit, text in texts if page.units is None or unit in page.units]
-                joined[page.units] = (b"".join(chosen), len(chosen))
-            text, count = joined[page.units]
+            key = (page.units, page.states)
+            if key not in joined:
+                names, states = key
+                chosen = [text for unit, of_all, text in texts if names is None or unit in names or (states and of_all)]
+                joined[key] = (b"".join(chosen), len(chosen))
+            text, count = joined[key]
             if count:
                 self._queue(page, text, count)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from typing import Any, NoReturn
 
-from bottle import HTTPResponse
+from bottle import HTTPResponse, request
 
+COMPRESSED_FROM = 16 * 1024  # characters
 CURVES = ("low", "high", "mean")  # of a line of `Store.series`; `t` needs all its digits
 
 
@@ -42,9 +44,18 @@ def lines_to_json(lines: list[dict[str, Any]]) -> str:
     return f"[{','.join(texts)}]"
 
 
+def json_answer(text: str, status: int = 200) -> HTTPResponse:
+    """An answer of JSON that is serialised already, compressed where it is long and the caller takes that."""
+    headers = {"Content-Type": "application/json"}
+    if len(text) < COMPRESSED_FROM or "gzip" not in request.headers.get("Accept-Encoding", ""):
+        return HTTPResponse(body=text, status=status, **headers)
+    body = gzip.compress(text.encode(), 1, mtime=0)
+    return HTTPResponse(body=body, status=status, **headers, **{"Content-Encoding": "gzip", "Vary": "Accept-Encoding"})
+
+
 def answer(value: Any, status: int = 200) -> HTTPResponse:
     """A JSON answer."""
-    return HTTPResponse(body=to_json(value), status=status, **{"Content-Type": "application/json"})
+    return json_answer(to_json(value), status)
 
 
 def refuse(status: int, error: str, field: str | None = None, remedy: str | None = None, **headers: str) -> NoReturn:

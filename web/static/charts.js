@@ -6,8 +6,8 @@ import { Chart } from "./chart.js";
 import { answer, h, reason, remember } from "./dom.js";
 import { clock, day } from "./format.js";
 import { on, onReturn } from "./live.js";
-import { indexOf, onTheme } from "./palette.js";
-import { odChannels, streamName, units } from "./units.js";
+import { onTheme } from "./palette.js";
+import { idsOf, namesInOrder, odChannels, placeOf, streamName, units } from "./units.js";
 
 const RANGES = [
   ["1 min", 60],
@@ -19,6 +19,9 @@ const RANGES = [
 ];
 const SHOWN_BINS = 300;
 const FETCHED_POINTS = 900; // more than the bins shown, so that no bin is empty for want of alignment
+const FEW_POINTS = 400; // when there are many lines
+const MANY_LINES = 12;
+const MOST_LINES = 100; // more are no chart
 
 const OTHERS = ["rpm", "temperature", "liquid"]; // streams beside optical density that have a chart
 
@@ -26,6 +29,8 @@ export class ChartPanel {
   constructor(root) {
     this.root = root;
     this.scope = null; // {unit} or {experiment} or {units: [...]}
+    this.members = []; // names of the units in it, at most MOST_LINES
+    this.left = 0; // units that are too many
     this.span = Number(remember("range")) || 600;
     if (!RANGES.some(([, seconds]) => seconds === this.span)) this.span = 600;
     this.zoomed = null;
@@ -66,11 +71,11 @@ export class ChartPanel {
     return this.reload();
   }
 
-  #members() {
+  #choose() {
     const { unit, units: names, experiment } = this.scope;
-    if (unit) return [unit];
-    if (names) return names;
-    return [...units.values()].filter((one) => one.experiment === experiment).map((one) => one.unit);
+    const every = unit ? [unit] : (names ?? namesInOrder().filter((one) => units.get(one).experiment === experiment));
+    this.members = every.slice(0, MOST_LINES);
+    this.left = every.length - this.members.length;
   }
 
   #zoom(range) {
@@ -93,7 +98,7 @@ export class ChartPanel {
   #streams() {
     const found = new Set(OTHERS);
     // an experiment of the past may have no member now: its readings can be of any unit's channels
-    const names = this.scope.experiment ? [...units.keys()] : this.#members();
+    const names = this.scope.experiment ? [...units.keys()] : this.members;
     for (const name of names) {
       for (const channel of units.has(name) ? odChannels(units.get(name)) : []) found.add(channel.stream);
     }
@@ -130,12 +135,12 @@ export class ChartPanel {
   }
 
   async #fetch(from, to) {
-    const scopes = this.scope.experiment
-      ? [{ experiment: this.scope.experiment }]
-      : this.#members().map((unit) => ({ unit }));
-    const wanted = scopes.flatMap((scope) =>
-      this.#streams().map((stream) => readings(scope, stream, from, to, FETCHED_POINTS)),
-    );
+    const { experiment } = this.scope;
+    const scope = experiment ? { experiment } : {};
+    if (!experiment || this.left) scope.units = idsOf(this.members);
+    if (!experiment && !this.members.length) return { series: [] };
+    const points = this.members.length > MANY_LINES ? FEW_POINTS : FETCHED_POINTS;
+    const wanted = this.#streams().map((stream) => readings(scope, stream, from, to, points));
     const settled = await Promise.allSettled(wanted);
     const failed = settled.find((one) => one.status === "rejected");
     return { series: settled.flatMap((one) => one.value ?? []), failed: failed?.reason };
@@ -145,6 +150,7 @@ export class ChartPanel {
   async reload() {
     if (!this.scope) return;
     const generation = ++this.generation;
+    this.#choose();
     const [from, to] = this.#window();
     const width = this.#binWidth();
     this.pending = [];
@@ -152,12 +158,11 @@ export class ChartPanel {
     const { series, failed } = await this.#fetch(from, to);
     if (generation !== this.generation) return; // a newer choice has been made
     for (const chart of this.charts.values()) chart.reset(width, Math.ceil((to - from) / width) + 3);
-    const names = [...units.keys()];
     for (const one of series) {
       if (!one.t.length) continue;
       const stream = streamName(one.stream);
       const chart = this.#chart(stream, this.#angle(one.unit, stream, one.angle));
-      chart.addAll(one.unit, indexOf(one.unit, names), one);
+      chart.addAll(one.unit, placeOf(one.unit), one);
     }
     const pending = this.pending;
     this.pending = null;
@@ -169,6 +174,7 @@ export class ChartPanel {
 
   #summary(from, to) {
     if (!this.charts.size) return "no readings in this range yet";
+    if (this.left) return `the first ${MOST_LINES} of ${MOST_LINES + this.left} units`;
     if (!this.zoomed) return "";
     return `${day(from)} ${clock(from)} to ${clock(to)}`;
   }
@@ -181,13 +187,13 @@ export class ChartPanel {
     }
     const stream = streamName(message.stream);
     const channel = units.get(message.unit)?.channels.find((one) => one.stream === stream);
-    if (!this.#members().includes(message.unit)) return;
+    if (!this.members.includes(message.unit)) return;
     // slower rates, several angles fused and the stir bar's modulation have no chart
     const measures = /^od\d$/.test(stream) && Number(channel?.angle ?? message.angle) > 0;
     if (!measures && !OTHERS.includes(stream)) return;
     const t = message.t ?? message.wall_ns / 1e9;
     const chart = this.#chart(stream, this.#angle(message.unit, stream, message.angle || undefined));
-    if (t > chart.lastOf(message.unit)) chart.add(message.unit, indexOf(message.unit, units.keys()), t, message);
+    if (t > chart.lastOf(message.unit)) chart.add(message.unit, placeOf(message.unit), t, message);
   }
 
   /** Let the window follow the clock; a chart of days does not move every second. */

@@ -12,6 +12,7 @@ const WORDS = { connecting: "connecting", live: "live", reconnecting: "reconnect
 const listeners = new Map(KINDS.map((kind) => [kind, []]));
 const openers = [];
 let address = "/api/live";
+let followed = null; // names of the units whose readings are heard; null: of all
 let source = null;
 let retry_ms = FIRST_RETRY_MS;
 let timer = 0;
@@ -83,6 +84,20 @@ export const on = (kind, listener) => listeners.get(kind).push(listener);
 
 /** Call `reload()` whenever the connection is back after a loss: what was missed must be fetched. */
 export const onReturn = (reload) => openers.push(reload);
+
+/** Whether the readings of a unit are heard. */
+export const follows = (unit) => followed === null || followed.has(unit);
+
+/** Hear the readings of these units alone (null: of all), and of the others only how they are and their events. */
+export function follow(names) {
+  followed = names && new Set(names);
+  const list = names?.map(encodeURIComponent).join(",");
+  const next = names ? `/api/live?states=all&units=${list}` : "/api/live";
+  if (next === address) return;
+  address = next;
+  opened = false; // nothing was missed: who follows others fetches them
+  if (source) connect();
+}
 
 /** Open the connection; `unit` limits it to one unit. */
 export function start(unit) {

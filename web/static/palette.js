@@ -12,11 +12,5 @@ export function line(index) {
   return { colour: css(`--line-${(index % COLOURS) + 1}`), dash };
 }
 
-/** Index of a unit among all units known, in order of names. */
-export function indexOf(name, names) {
-  const at = [...names].sort((a, b) => a.localeCompare(b, undefined, { numeric: true })).indexOf(name);
-  return Math.max(0, at);
-}
-
 /** Call `listener` when the theme changes. */
 export const onTheme = (listener) => document.addEventListener("themechange", listener);

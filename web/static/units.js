@@ -1,7 +1,7 @@
 // Purpose: what the page knows about the units: one entry each, in one shape, kept current by the live events.
 
 import { get, path, serverNow } from "./api.js";
-import { connected, on } from "./live.js";
+import { connected, follows, on } from "./live.js";
 
 export const LOST_AFTER_S = 5;
 const STREAMS = { 1: "od1", 2: "od2", 3: "od3", 4: "od4", 5: "od_fused", 8: "rpm", 9: "temperature", 10: "liquid" };
@@ -11,6 +11,17 @@ for (let i = 0; i < 4; i++) STREAMS[44 + i] = `modulation${i + 1}`;
 /** name -> {unit, last_seen, experiment, simulated, channels, jobs, settings, latest, status, lost} */
 export const units = new Map();
 const listeners = [];
+const { compare } = new Intl.Collator(undefined, { numeric: true });
+let places = null; // name -> index, in order of names
+
+/** All names in order. */
+export const namesInOrder = () => [...units.keys()].sort(compare);
+
+/** The place of a unit among all names, from which it has its colour. */
+export function placeOf(name) {
+  if (places?.size !== units.size) places = new Map(namesInOrder().map((one, place) => [one, place]));
+  return places.get(name) ?? 0;
+}
 
 /** Call `listener(unit, kind)` after each change of a unit; kind as in the live events, or "load". */
 export const onChange = (listener) => listeners.push(listener);
@@ -49,6 +60,7 @@ function adopt(raw) {
     latest: { ...known?.latest, ...normalLatest(raw.latest) },
     tags: raw.tags ?? known?.tags ?? [],
     lost: raw.state === "lost",
+    silent: raw.state !== "online",
     status: raw.status ?? known?.status ?? raw,
   };
   for (const [job, state] of Object.entries(unit.jobs)) unit.jobs[job] = unit.settings[`${job}/$state`]?.value ?? state;
@@ -56,12 +68,22 @@ function adopt(raw) {
   return unit;
 }
 
-/** Fetch all units, or one; the map is then complete for what was asked. */
+/** Fetch one unit with all that is known of it, or of all units who and how they are; the map is then complete. */
 export async function load(name) {
-  const list = name ? [await get(path`/api/units/${name}`)] : await get("/api/units");
+  const list = name ? [await get(path`/api/units/${name}`)] : await get("/api/units?brief=1");
   if (!name) for (const known of [...units.keys()]) if (!list.some((one) => one.unit === known)) units.delete(known);
   for (const raw of list) changed(adopt(raw), "load");
   return units;
+}
+
+/** Ids with commas between, as the API takes several units: two may share a name. */
+export const idsOf = (names) => names.map((name) => units.get(name)?.unit_id ?? name).join(",");
+
+/** Fetch what these units measure. */
+export async function loadNamed(names) {
+  if (!names.length) return;
+  const list = await get(`/api/units?units=${encodeURIComponent(idsOf(names))}`);
+  for (const raw of list) changed(adopt(raw), "load");
 }
 
 /**
@@ -70,6 +92,7 @@ export async function load(name) {
  */
 export function stateOf(unit) {
   if (!Number.isFinite(unit.last_seen)) return "unknown";
+  if (!follows(unit.unit)) return !connected() ? "stale" : unit.silent ? "lost" : "live";
   if (!unit.lost && serverNow() - unit.last_seen <= LOST_AFTER_S) return "live";
   return connected() ? "lost" : "stale";
 }
@@ -121,6 +144,7 @@ on("state", (message) => {
   if (!unit) return;
   for (const key of ["experiment", "simulated", "last_seen", "version"]) if (key in message) unit[key] = message[key];
   if (message.jobs) unit.jobs = { ...unit.jobs, ...normalJobs(message.jobs) };
+  if (message.state) unit.silent = message.state !== "online";
   if (message.state === "lost") unit.lost = true;
   else if (message.state) touch(unit, message.last_seen);
   changed(unit, "state");

@@ -4,6 +4,7 @@
   <p id="summary" class="hint"></p>
 </div>
 <section id="found" class="panel found" aria-label="Units found" hidden></section>
+<div id="pages" class="row pages" hidden></div>
 <div id="cards" class="cards" aria-busy="true"></div>
 <section id="charts" aria-label="Charts">
   <div class="heading">
