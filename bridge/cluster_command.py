@@ -51,12 +51,17 @@ def tell_leader(config: Config) -> None:
         os.kill(process, signal.SIGUSR1)
 
 
-def enrolment_of(config: Config) -> Enrolment:
-    """The cluster of the leader on this machine. Raises JoinError on a unit of another leader."""
+def _check_leader(config: Config) -> None:
+    """Raises JoinError on a unit of another leader."""
     about = joining.Files(config).leader
     if about.exists() and not os.path.exists(os.path.join(paths.leader_directory(config), "tls")):
         address = json.loads(about.read_text())["address"]
         raise joining.JoinError(f"this machine is a unit of the leader at {address}: run the command there")
+
+
+def enrolment_of(config: Config) -> Enrolment:
+    """The cluster of the leader on this machine. Raises JoinError on a unit of another leader."""
+    _check_leader(config)
     return Enrolment(config, lambda: tell_leader(config), say)
 
 
@@ -145,6 +150,7 @@ def renew(config: Config, arguments: argparse.Namespace) -> None:
 
 def guest(config: Config, arguments: argparse.Namespace) -> None:
     """Let a client in that is no unit."""
+    _check_leader(config)
     guest_command.guest(config, arguments, say, lambda: tell_leader(config))
 
 
