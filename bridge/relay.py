@@ -374,8 +374,8 @@ class Relay:
         if self._describe:
             self.session.publish(self._own.describe, self._describe, 1, True)
         self._dialect.say_again()
-        self.remote.connected_at = time.monotonic()
-        self.sender.online(self.remote.connected_at)
+        now = self.remote.connected_at = self._statistics_at = time.monotonic()  # our address may be another
+        self.sender.online(now)
 
     def _on_offline(self) -> None:
         self.sender.offline()
