@@ -140,7 +140,13 @@ def set_active(config: Config, arguments: argparse.Namespace) -> None:
             raise joining.JoinError(wrong)
     else:
         enrolment_of(config).activate(arguments.unit, active)
-    say(f"'{arguments.unit}' is {'in' if active else 'out of'} use; its worker and bridge read it at their next start")
+    elsewhere = arguments.unit != paths.unit_name(config)
+    told = tell_leader(config)
+    goes = "goes on" if active else "stops"
+    when = f"its worker {goes} within seconds, or when it is back" if told else "it is told when the leader runs"
+    if not (told or elsewhere):
+        when = "its worker and bridge read it at their next start"
+    say(f"'{arguments.unit}' is {'in' if active else 'out of'} use; {when}")
 
 
 def join(config: Config, arguments: argparse.Namespace) -> None:
@@ -205,6 +211,7 @@ def distribute(config: Config, arguments: argparse.Namespace) -> int:
 
 def guest(config: Config, arguments: argparse.Namespace) -> None:
     """Let a client in that is no unit."""
+    check_leader_here(config)
     guest_command.guest(config, arguments, say, lambda: tell_leader(config))
 
 

@@ -423,8 +423,8 @@ class Relay:
             self.follower.forget()
             self.follower.say()
         self._dialect.say_again()
-        self.remote.connected_at = time.monotonic()
-        self.sender.online(self.remote.connected_at)
+        now = self.remote.connected_at = self._statistics_at = time.monotonic()  # our address may be another
+        self.sender.online(now)
 
     def _on_offline(self) -> None:
         self.sender.offline()

@@ -105,6 +105,8 @@ def test_the_will_is_where_a_foreign_dashboard_looks(place, broker, keeper):
     bridge = Bridge(place, broker.port, as_process=True, end_to_end=False)
     monitor = f"pioreactor/vial1/{topics.UNIVERSAL_EXPERIMENT}/monitor/$state"
     wait_for(lambda: keeper.retained.get(monitor) == b"ready", 15, "the monitor's state")
+    address = monitor.replace("$state", "ipv4")
+    wait_for(lambda: keeper.retained.get(address) == b"127.0.0.1", 5, "the address that it comes from")
     assert bridge.process is not None
     bridge.process.send_signal(signal.SIGKILL)
     bridge.process.wait(10)
