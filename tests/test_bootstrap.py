@@ -15,6 +15,7 @@ import socket
 import ssl
 import stat
 import subprocess
+import sys
 import tempfile
 import termios
 import threading
@@ -76,8 +77,11 @@ def bare(fresh):
 
 def run(leader: LeaderMachine, host: FreshHost, *words: str, password: str = PASSWORD, user: str = "pi"):
     """`stirbar cluster bootstrap`: its status, and what became of the host."""
-    command = ["cluster", "bootstrap", f"{user}@127.0.0.1:{host.port}", "--json", "--password-file", "-", *words]
-    done = leader.command(*command, text=password + "\n")
+    command = [*CLI, "cluster", "bootstrap", f"{user}@127.0.0.1:{host.port}", "--json", "--password-file", "-", *words]
+    done = subprocess.run(
+        [*command, "--config", str(leader.config)],
+        input=password + "\n", capture_output=True, text=True, env=stirbar_environment(), timeout=600,
+    )  # fmt: skip
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)[0]
 
@@ -233,6 +237,25 @@ def test_a_host_without_a_network_gets_all_that_the_leader_runs(leader, fresh):
     assert host.text("opt/stirbar/parcel.sha256") == digest
     version = next((host.root / "opt/stirbar/lib").glob("python*/site-packages/stirbar/core/version.py"))
     assert "by hand" not in version.read_text()
+
+
+@pytest.mark.soak
+def test_a_host_of_another_kind_compiles_the_sources(leader, fresh, place):
+    host = fresh(password=PASSWORD)
+    forget(leader)
+    source, wheels = place / "source", wheels_of_needs(place / "to-build")
+    kept = ("*.so", "build", ".venv", ".git", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(pathlib.Path(__file__).parents[1], source, ignore=shutil.ignore_patterns(*kept))
+    code = f"from setuptools import build_meta as b; print(b.build_sdist({str(place)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True)
+    for name in ("setuptools", "Cython"):
+        wheel_of(name, wheels)
+    package = place / done.stdout.split()[-1]
+    command = ("--yes", "--name", "built", "--package", str(package), "--wheels", str(wheels))
+    status, result = run(leader, host, *command)
+    assert status == 0, result
+    assert {"gcc", "python3-dev"} <= set(host.text("var/log/apt-get").split())
+    assert list((host.root / "opt/stirbar/lib").glob("python*/site-packages/stirbar/rt/loop.*.so"))
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
