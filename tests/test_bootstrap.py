@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import json
 import os
 import pathlib
-import pty
 import shutil
 import signal
 import socket
@@ -17,7 +15,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import termios
 import threading
 import time
 import zipfile
@@ -33,6 +30,7 @@ from stirbar.bridge.host_scan import check_network, scan
 from stirbar.bridge.parcel import ParcelError, Parcels, needed_by, wheel_of
 from stirbar.bridge.ssh import HostKey, KnownHosts, Target, parse_target
 from stirbar.core import identity
+from terminal import Terminal
 
 pytest.importorskip("cryptography", reason="the leader's certificates")
 
@@ -302,20 +300,12 @@ def test_a_password_that_sudo_needs_is_not_taken_away(leader, bare):
 def test_the_operator_is_asked_at_the_terminal(leader, bare):
     forget(leader)
     (bare.root / "home/pi/.ssh/authorized_keys").unlink(missing_ok=True)
-    ours, theirs = pty.openpty()
-    command = [*CLI, "cluster", "bootstrap", f"127.0.0.1:{bare.port}", "--config", str(leader.config)]
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=stirbar_environment(), start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
-    os.close(theirs)
-    said = ""
-    for question, answer in (("[y/N] ", "y\n"), ("password of pi@", "raspberry\n"), ("failed", "")):
-        while question not in said:
-            said += os.read(ours, 4096).decode()
-        os.write(ours, answer.encode())
-    assert process.wait(30) == 1
-    os.close(ours)
+    terminal = Terminal([*CLI, "cluster", "bootstrap", f"127.0.0.1:{bare.port}", "--config", str(leader.config)])
+    for question, answer in (("[y/N] ", "y"), ("password of pi@", "raspberry")):
+        terminal.until(question)
+        terminal.answer(answer)
+    said = terminal.until("failed")
+    assert terminal.end() == 1
     assert bare.fingerprint in said and "is a default" in said and "raspberry\r" not in said
 
 
