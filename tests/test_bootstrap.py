@@ -25,7 +25,7 @@ from fresh_host import FreshHost
 from mosquitto import find_mosquitto, free_port
 from running import stirbar_environment, wait_for
 from stirbar.bridge.bootstrap_host import Host, Refusal, board_name, choose_name
-from stirbar.bridge.bootstrap_system import INTERFACES, check_machine, lacking
+from stirbar.bridge.bootstrap_system import FILES, INTERFACES, SYSUSERS, check_machine, deployed, lacking
 from stirbar.bridge.host_scan import check_network, scan
 from stirbar.bridge.parcel import ParcelError, Parcels, needed_by, wheel_of
 from stirbar.bridge.ssh import HostKey, KnownHosts, Target, parse_target
@@ -440,6 +440,11 @@ def test_the_leader_s_own_machine_is_left_alone(leader, bare):
     step, said = refusal(leader, bare, "--yes", "--replace-default-password", password="raspberry")
     shutil.rmtree(bare.root / "var/lib/stirbar")
     assert step == "name" and "own machine" in said
+
+
+def test_files_go_where_they_say():
+    for name, path in {**FILES, "stirbar-sysusers.conf": SYSUSERS}.items():
+        assert deployed(name).decode().startswith(f"# {path}: "), name
 
 
 def test_what_config_txt_lacks():

@@ -39,6 +39,7 @@ from terminal import Terminal
 
 pytest.importorskip("cryptography", reason="the leader's certificates")
 
+LISTEN_S = 2.0  # what was said within the last second is not said again
 UNIT_ID, NONCE = bytes(range(16)), bytes(16)
 
 
@@ -364,18 +365,19 @@ def test_what_is_announced_is_found_and_not_what_is_in_the_cluster(avahi, enrolm
     said = announcement(config_of(tmp_path / "leader"))
     assert f"<type>{LEADER_TYPE}</type>" in said and enrolment.authority.fingerprint().hex() in said
     avahi(said)
-    heard = discovery.units(1.5, ["127.0.0.1"])
+    heard = discovery.units(LISTEN_S, ["127.0.0.1"])
     assert {one["unit"]: one["state"] for one in heard} == {"fresh": "new", "member": "new"}
     assert heard[0]["board"] == "A <board> & more"
     member_id = next(one["unit_id"] for one in heard if one["unit"] == "member")
     _, csr = joining.make_request(joining.Files(member))
     enrolment.admit("member", bytes.fromhex(member_id), csr)
     assert [one["unit"] for one in Pairing(enrolment).found(heard)] == ["fresh"]
-    [one] = discovery.leaders(1.5, ["127.0.0.1"])
+    [one] = discovery.leaders(LISTEN_S, ["127.0.0.1"])
     assert (one.port, one.records["fingerprint"]) == (4280, enrolment.authority.fingerprint().hex())
 
 
-def test_one_leader_is_found_and_of_two_none_is_taken(avahi, enrolment, tmp_path):
+def test_one_leader_is_found_and_of_two_none_is_taken(avahi, enrolment, tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "leaders", lambda: discovery.leaders(LISTEN_S))
     said = announcement(config_of(tmp_path / "leader"))
     avahi(said)
     assert asking.find_leader("", 1) == ("127.0.0.1", 4280)
@@ -397,7 +399,7 @@ def test_what_strangers_say_is_bounded_and_printable(avahi):
     say = f"<g><name>x</name><service><type>{UNIT_TYPE}</type><port>9</port>{{}}</service></g>"
     records = {"unit": "u\u202e\u0085" + "x" * 200, "unit_id": "ab" * 16, "board": "\u200b<b>"}
     avahi(say.format("".join(f"<txt-record>{k}={v.replace('<', '&lt;')}</txt-record>" for k, v in records.items())))
-    [one] = discovery.units(1.5, ["127.0.0.1"])
+    [one] = discovery.units(LISTEN_S, ["127.0.0.1"])
     assert one["unit"].isprintable() and len(one["unit"]) == discovery.LONGEST_TEXT and one["board"] == "<b>"
 
 
