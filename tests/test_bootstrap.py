@@ -163,7 +163,8 @@ def interrupt(leader: LeaderMachine, host: FreshHost) -> None:
     command = [*CLI, "cluster", "bootstrap", f"127.0.0.1:{host.port}", "--password-file", "-", "--yes"]
     process = subprocess.Popen(
         [*command, "--config", str(leader.config)],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=stirbar_environment(),
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**stirbar_environment(), "TMPDIR": str(leader.directory.parent)},  # what it leaves goes with the test's
     )  # fmt: skip
     assert process.stdin is not None
     process.stdin.write(PASSWORD.encode() + b"\n")
