@@ -27,7 +27,7 @@ FILES = {
 }
 UPLOAD = "/var/cache/stirbar-bootstrap"
 # A connection that broke leaves its pip running there: it ends before another begins.
-ALONE = "exec 9>/run/stirbar-bootstrap.lock; flock -w 800 9 || exit 1"
+ALONE = "exec 9>/run/stirbar-bootstrap.lock; flock -w 3500 9 || exit 1"
 DIGEST = f"{OPT}/parcel.sha256"  # written last: what was interrupted is done again
 I2C_MODULE = "/etc/modules-load.d/stirbar.conf"
 # What config.txt has to say, and what counts as having been said (docs/hardware.md: a software bus is a choice).

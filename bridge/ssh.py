@@ -21,7 +21,7 @@ from stirbar.bridge.credentials import write_private
 CONNECT_LIMIT_S = 8
 LOGIN_LIMIT_S = 60.0
 LOOK_INTERVAL_S = 0.02
-COMMAND_LIMIT_S = 900.0  # the longest is pip on a Pi Zero
+COMMAND_LIMIT_S = 3600.0  # the longest is a Pi Zero that compiles
 ALIVE_INTERVAL_S = 15
 KEY_TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa")  # the first that a host has is shown and pinned
 ASKPASS = '#!/bin/sh\nIFS= read -r line <"${0%/*}/answer" && printf \'%s\\n\' "$line"\n'

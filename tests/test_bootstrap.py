@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import hashlib
 import json
 import os
 import pathlib
-import pty
 import shutil
 import signal
 import socket
 import ssl
 import stat
 import subprocess
+import sys
 import tempfile
-import termios
 import threading
 import time
 import zipfile
@@ -27,11 +25,12 @@ from fresh_host import FreshHost
 from mosquitto import find_mosquitto, free_port
 from running import stirbar_environment, wait_for
 from stirbar.bridge.bootstrap_host import Host, Refusal, board_name, choose_name
-from stirbar.bridge.bootstrap_system import INTERFACES, check_machine, lacking
+from stirbar.bridge.bootstrap_system import FILES, INTERFACES, SYSUSERS, check_machine, deployed, lacking
 from stirbar.bridge.host_scan import check_network, scan
 from stirbar.bridge.parcel import ParcelError, Parcels, needed_by, wheel_of
 from stirbar.bridge.ssh import HostKey, KnownHosts, Target, parse_target
 from stirbar.core import identity
+from terminal import Terminal
 
 pytest.importorskip("cryptography", reason="the leader's certificates")
 
@@ -76,8 +75,11 @@ def bare(fresh):
 
 def run(leader: LeaderMachine, host: FreshHost, *words: str, password: str = PASSWORD, user: str = "pi"):
     """`stirbar cluster bootstrap`: its status, and what became of the host."""
-    command = ["cluster", "bootstrap", f"{user}@127.0.0.1:{host.port}", "--json", "--password-file", "-", *words]
-    done = leader.command(*command, text=password + "\n")
+    command = [*CLI, "cluster", "bootstrap", f"{user}@127.0.0.1:{host.port}", "--json", "--password-file", "-", *words]
+    done = subprocess.run(
+        [*command, "--config", str(leader.config)],
+        input=password + "\n", capture_output=True, text=True, env=stirbar_environment(), timeout=600,
+    )  # fmt: skip
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)[0]
 
@@ -161,7 +163,8 @@ def interrupt(leader: LeaderMachine, host: FreshHost) -> None:
     command = [*CLI, "cluster", "bootstrap", f"127.0.0.1:{host.port}", "--password-file", "-", "--yes"]
     process = subprocess.Popen(
         [*command, "--config", str(leader.config)],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=stirbar_environment(),
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env={**stirbar_environment(), "TMPDIR": str(leader.directory.parent)},  # what it leaves goes with the test's
     )  # fmt: skip
     assert process.stdin is not None
     process.stdin.write(PASSWORD.encode() + b"\n")
@@ -235,6 +238,25 @@ def test_a_host_without_a_network_gets_all_that_the_leader_runs(leader, fresh):
     assert "by hand" not in version.read_text()
 
 
+@pytest.mark.soak
+def test_a_host_of_another_kind_compiles_the_sources(leader, fresh, place):
+    host = fresh(password=PASSWORD)
+    forget(leader)
+    source, wheels = place / "source", wheels_of_needs(place / "to-build")
+    kept = ("*.so", "build", ".venv", ".git", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(pathlib.Path(__file__).parents[1], source, ignore=shutil.ignore_patterns(*kept))
+    code = f"from setuptools import build_meta as b; print(b.build_sdist({str(place)!r}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True, check=True)
+    for name in ("setuptools", "Cython"):
+        wheel_of(name, wheels)
+    package = place / done.stdout.split()[-1]
+    command = ("--yes", "--name", "built", "--package", str(package), "--wheels", str(wheels))
+    status, result = run(leader, host, *command)
+    assert status == 0, result
+    assert {"gcc", "python3-dev"} <= set(host.text("var/log/apt-get").split())
+    assert list((host.root / "opt/stirbar/lib").glob("python*/site-packages/stirbar/rt/loop.*.so"))
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -279,20 +301,12 @@ def test_a_password_that_sudo_needs_is_not_taken_away(leader, bare):
 def test_the_operator_is_asked_at_the_terminal(leader, bare):
     forget(leader)
     (bare.root / "home/pi/.ssh/authorized_keys").unlink(missing_ok=True)
-    ours, theirs = pty.openpty()
-    command = [*CLI, "cluster", "bootstrap", f"127.0.0.1:{bare.port}", "--config", str(leader.config)]
-    process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=stirbar_environment(), start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
-    os.close(theirs)
-    said = ""
-    for question, answer in (("[y/N] ", "y\n"), ("password of pi@", "raspberry\n"), ("failed", "")):
-        while question not in said:
-            said += os.read(ours, 4096).decode()
-        os.write(ours, answer.encode())
-    assert process.wait(30) == 1
-    os.close(ours)
+    terminal = Terminal([*CLI, "cluster", "bootstrap", f"127.0.0.1:{bare.port}", "--config", str(leader.config)])
+    for question, answer in (("[y/N] ", "y"), ("password of pi@", "raspberry")):
+        terminal.until(question)
+        terminal.answer(answer)
+    said = terminal.until("failed")
+    assert terminal.end() == 1
     assert bare.fingerprint in said and "is a default" in said and "raspberry\r" not in said
 
 
@@ -427,6 +441,11 @@ def test_the_leader_s_own_machine_is_left_alone(leader, bare):
     step, said = refusal(leader, bare, "--yes", "--replace-default-password", password="raspberry")
     shutil.rmtree(bare.root / "var/lib/stirbar")
     assert step == "name" and "own machine" in said
+
+
+def test_files_go_where_they_say():
+    for name, path in {**FILES, "stirbar-sysusers.conf": SYSUSERS}.items():
+        assert deployed(name).decode().startswith(f"# {path}: "), name
 
 
 def test_what_config_txt_lacks():

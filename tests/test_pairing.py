@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -20,6 +21,7 @@ from running import stirbar_environment, wait_for
 from stirbar.bridge import asking, discovery, joining
 from stirbar.bridge.announce import LEADER_TYPE, UNIT_TYPE, announcement
 from stirbar.bridge.enrolment import Enrolment, EnrolmentError
+from stirbar.bridge.host_scan import scan
 from stirbar.bridge.pairing import (
     APPROVED,
     LIFETIME_S,
@@ -33,9 +35,11 @@ from stirbar.core.config import load_config
 from stirbar.core.leader_client import Leader, LeaderRefused
 from stirbar.web.certificate import server_context
 from stirbar.web.server import Server
+from terminal import Terminal
 
 pytest.importorskip("cryptography", reason="the leader's certificates")
 
+LISTEN_S = 2.0  # what was said within the last second is not said again
 UNIT_ID, NONCE = bytes(range(16)), bytes(16)
 
 
@@ -217,6 +221,21 @@ def test_a_unit_asks_and_is_approved_on_the_leader(leader, unit):
     assert "use_tls = 1" in (vial.directory / "unit_config.ini").read_text()
 
 
+def test_two_people_compare_the_code_at_their_terminals(leader, unit):
+    vial = unit("vial6")
+    where = f"127.0.0.1:{leader.page_port}"
+    there = Terminal([*CLI, "cluster", "join", "--ask", where, "--config", str(vial.config)])
+    there.until("does the leader show the same code? [y/N] ")
+    here = Terminal([*CLI, "cluster", "approve", "vial6", "--config", str(leader.config)])
+    question = here.until("? [y/N] ")
+    code = waiting(leader, "vial6")["code"]
+    assert f"does it show the code {code}?" in question and f"this unit's code is {code}:" in there.said
+    here.answer("y")
+    there.answer("y")
+    assert (here.end(), there.end()) == (0, 0)
+    assert leader.units()["vial6"]["state"] == "joined"
+
+
 def test_nobody_joins_a_leader_that_nobody_has_looked_at(leader, unit):
     vial = unit("vial2")
     where = f"127.0.0.1:{leader.page_port}"
@@ -322,12 +341,12 @@ def avahi():
     zeroconf = pytest.importorskip("zeroconf", reason="mDNS: pip install stirbar[discovery]")
     with zeroconf.Zeroconf(interfaces=["127.0.0.1"]) as responder:
 
-        def say(text: str) -> None:
+        def say(text: str, address: str = "127.0.0.1") -> None:
             group = xml.etree.ElementTree.fromstring(text)
             kind, port = group.findtext("service/type"), group.findtext("service/port")
             records = dict(one.text.split("=", 1) for one in group.findall("service/txt-record"))
             name = f"{group.findtext('name')}.{kind}.local."
-            addresses = [bytes([127, 0, 0, 1])]
+            addresses = [socket.inet_aton(address)]
             info = zeroconf.ServiceInfo(
                 f"{kind}.local.", name, port=int(port), properties=records, addresses=addresses, server="box.local."
             )
@@ -346,22 +365,41 @@ def test_what_is_announced_is_found_and_not_what_is_in_the_cluster(avahi, enrolm
     said = announcement(config_of(tmp_path / "leader"))
     assert f"<type>{LEADER_TYPE}</type>" in said and enrolment.authority.fingerprint().hex() in said
     avahi(said)
-    heard = discovery.units(1.5, ["127.0.0.1"])
+    heard = discovery.units(LISTEN_S, ["127.0.0.1"])
     assert {one["unit"]: one["state"] for one in heard} == {"fresh": "new", "member": "new"}
     assert heard[0]["board"] == "A <board> & more"
     member_id = next(one["unit_id"] for one in heard if one["unit"] == "member")
     _, csr = joining.make_request(joining.Files(member))
     enrolment.admit("member", bytes.fromhex(member_id), csr)
     assert [one["unit"] for one in Pairing(enrolment).found(heard)] == ["fresh"]
-    [one] = discovery.leaders(1.5, ["127.0.0.1"])
+    [one] = discovery.leaders(LISTEN_S, ["127.0.0.1"])
     assert (one.port, one.records["fingerprint"]) == (4280, enrolment.authority.fingerprint().hex())
+
+
+def test_one_leader_is_found_and_of_two_none_is_taken(avahi, enrolment, tmp_path, monkeypatch):
+    monkeypatch.setattr(asking, "leaders", lambda: discovery.leaders(LISTEN_S))
+    said = announcement(config_of(tmp_path / "leader"))
+    avahi(said)
+    assert asking.find_leader("", 1) == ("127.0.0.1", 4280)
+    avahi(said.replace("stirbar leader", "another leader"))
+    with pytest.raises(joining.JoinError, match="there are 2"):
+        asking.find_leader("", 1)
+    assert asking.find_leader("box:4281", 1) == ("box", 4281) and asking.find_leader("fe80::1", 2) == ("fe80::1", 2)
+
+
+def test_hosts_are_found_by_mdns_and_known_by_their_card(avahi, tmp_path, monkeypatch):
+    avahi("<g><name>box</name><service><type>_workstation._tcp</type><port>9</port></service></g>", "127.0.0.9")
+    cards = "IP address HW type Flags HW address Mask Device\n127.0.0.9 0x1 0x2 D8:3A:DD:01:02:03 * eth0\n"
+    (tmp_path / "arp").write_text(cards)
+    monkeypatch.setattr("stirbar.bridge.host_scan.ARP", str(tmp_path / "arp"))
+    assert [one for one in scan("mdns", 22) if one.name == "box.local"] == [("127.0.0.9", "box.local", "Raspberry Pi")]
 
 
 def test_what_strangers_say_is_bounded_and_printable(avahi):
     say = f"<g><name>x</name><service><type>{UNIT_TYPE}</type><port>9</port>{{}}</service></g>"
     records = {"unit": "u\u202e\u0085" + "x" * 200, "unit_id": "ab" * 16, "board": "\u200b<b>"}
     avahi(say.format("".join(f"<txt-record>{k}={v.replace('<', '&lt;')}</txt-record>" for k, v in records.items())))
-    [one] = discovery.units(1.5, ["127.0.0.1"])
+    [one] = discovery.units(LISTEN_S, ["127.0.0.1"])
     assert one["unit"].isprintable() and len(one["unit"]) == discovery.LONGEST_TEXT and one["board"] == "<b>"
 
 

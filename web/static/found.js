@@ -33,7 +33,7 @@ function line(unit) {
     asks
       ? h("span", {}, "shows the code ", h("strong", { class: "code" }, unit.code), "? ", decide(unit, "approve", "Approve"),
           " ", decide(unit, "refuse", "Refuse", true))
-      : h("span", { class: "hint" }, "does not ask yet: on it, `sudo stirbar cluster join --ask`"),
+      : h("span", { class: "hint" }, "does not ask yet: `stirbar cluster join --ask` on it"),
   );
 }
 
