@@ -123,35 +123,38 @@ class DesiredState:
         with self._looking:
             heads = self.history.heads()
             inventory = read_inventory(self._config)
-            now, again_s = time.monotonic(), self._interval_s
-            units = []
+            members = admitted(self._directory / "credentials")
             if len(self._asked) > len(heads) * ASKED_PER_TEXT:
                 self._asked.clear()
-            members = admitted(self._directory / "credentials")
             with self._lock:
                 again, self._again = self._again, set()
+            units, again_s = [], self._interval_s
             for report in self._ingest.reports():
-                if members is not None and bytes.fromhex(report["unit_id"]) not in members.values():
+                unit_id = bytes.fromhex(report["unit_id"])
+                if members is not None and unit_id not in members.values():
                     continue  # revoked or removed: it hears of nothing
                 wanted = self._wanted(report, heads, inventory)
-                unit_id = report["unit_id"]
-                self._ingest.set_desired(bytes.fromhex(unit_id), wanted["message"], unit_id in again)
+                self._ingest.set_desired(unit_id, wanted["message"], report["unit_id"] in again)
                 found = {**_facts(report), **_compared(report, wanted)}
-                text = describe_drift(found["drift"])
-                known, since = self._since.get(found["unit_id"], ("", now))
-                if text != known:
-                    since = now
-                    self._since[found["unit_id"]] = text, now
-                if now - since >= GRACE_S or not text:
-                    self._tell(found["unit_id"], text)
-                else:
-                    again_s = min(again_s, since + GRACE_S - now)
-                units.append({**found, "told": self._told.get(found["unit_id"], "")})
+                again_s = min(again_s, self._judge(report["unit_id"], describe_drift(found["drift"])))
+                units.append({**found, "told": self._told.get(report["unit_id"], "")})
             units.sort(key=lambda one: (one["unit"], one["unit_id"]))
             with self._lock:
                 self._units = units
             self._write()
         return again_s
+
+    def _judge(self, unit_id: str, text: str) -> float:
+        """Tell of a difference that has lasted, and of the end of one; returns when the next is due, in seconds."""
+        now = time.monotonic()
+        known, since = self._since.get(unit_id, (None, now))
+        if text != known:
+            self._since[unit_id] = text, now
+            since = now
+        if text and now - since < GRACE_S:
+            return since + GRACE_S - now
+        self._tell(unit_id, text)
+        return float("inf")
 
     # The thread
 
@@ -169,7 +172,7 @@ class DesiredState:
             except (StoreError, ConfigError, CredentialError, OSError) as error:
                 self._say(f"the units' state is not known: {error}")
                 wait_s = self._interval_s
-            except Exception as error:  # a mistake of ours about one unit must not leave the others alone
+            except Exception as error:  # a mistake of ours must not end the thread
                 self._say(f"the units' state is not known: {type(error).__name__}: {error}")
                 wait_s = self._interval_s
             self._ended.wait(min(QUIET_TIMES * (time.monotonic() - start), QUIET_S))

@@ -498,6 +498,9 @@ def test_a_configuration_is_checked_saved_compared_and_restored(page: Page) -> N
     _until("a unit needs a restart", lambda: page.all("#units [data-what=restart]"))
     if where := os.environ.get("STIRBAR_SCREENSHOT_CONFIG"):
         page.driver.save_screenshot(where)
+    row = page.all("#units tr")[0].get_attribute("data-unit")
+    page.click(f"#units tr[data-unit={row}] button:nth-of-type(2)")
+    _until("its worker began anew", lambda: "as it should be" in page.text(f"#units tr[data-unit={row}]"))
     page.click("#history tr[data-version='1'] button:last-child")
     _until("it is in force again", lambda: "321" in str(page.one("#text").get_attribute("value")))
     assert len(page.all("#history tr")) == 3
