@@ -79,6 +79,9 @@ def test_the_standing_is_said_with_a_status(tmp_path: Path, capsys: pytest.Captu
     assert run(leader_main, "standing")[:2] == (0, "this machine leads; no standby\n")
     change_standing(directory, lambda old: Standing("standby", 1, HERE, THERE))
     assert run(leader_main, "standing")[:2] == (3, "this is the standby of the leader at 10.0.0.2\n")
+    for words in (["password"], ["token", "create", "x"], ["token", "revoke", "x"]):
+        status, printed, said = run(leader_main, *words)
+        assert (status, printed) == (1, "") and "lets in whom that one lets in" in said
     for main, word in ((leader_main, "standby-token"), (cluster_main, "invite"), (leader_main, "standby-forget")):
         status, printed, said = run(main, word)
         assert (status, printed) == (1, "") and ("the leader at 10.0.0.2" in said or "does not lead" in said)
@@ -390,7 +393,7 @@ def test_the_leadership_goes_there_and_back_over_a_cut_cable(place: Path) -> Non
         cluster.settle(leader, 60)
         assert cluster.rows(leader, "SELECT count(*) FROM gap") == [(0,)]
     except AssertionError as error:
-        raise AssertionError(f"{error}\n{cluster.logs()}") from None
+        raise AssertionError(f"{error}\n{cluster.logs()}") from error
     finally:
         cluster.close()
 

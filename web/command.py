@@ -26,7 +26,7 @@ from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.enrolment import Enrolment
 from stirbar.bridge.ingest import Ingest
 from stirbar.bridge.places import DATABASE, backup_directory, database_path, database_url, leader_directory
-from stirbar.bridge.standing import STANDBY, Standing, StandingError, read_standing
+from stirbar.bridge.standing import STANDBY, Standing, StandingError, check_own_access, read_standing
 from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.bridge.upkeep import Settings, Upkeep
 from stirbar.core import identity, paths
@@ -378,6 +378,7 @@ def run(config: Config) -> int:
 
 def set_password(config: Config) -> int:
     """Ask for the password of the page, twice at a terminal, once from a pipe, and keep its hash."""
+    check_own_access(leader_directory(config))
     if sys.stdin.isatty():
         password = getpass.getpass("New password of the page: ")
         if getpass.getpass("Once more: ") != password:
