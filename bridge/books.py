@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import socket
@@ -16,6 +17,7 @@ from stirbar.bridge.authority import Authority
 from stirbar.bridge.credentials import Credentials, write_private
 from stirbar.bridge.inventory import read_inventory, write_inventory
 from stirbar.bridge.standing import DEPOSED, LEADER, STANDBY, Place, Standing, change_standing, read_standing
+from stirbar.core import paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,6 +110,17 @@ def become_standby(config: Config, directory: pathlib.Path, leader: Place, answe
     take_files(config, directory, answer["book"])
     epoch = int(answer["book"]["epoch"])
     change_standing(directory, lambda old: Standing(STANDBY, max(epoch, old.epoch), own, there))
+    _hand_over(directory, pathlib.Path(paths.data_directory(config)))
+
+
+def _hand_over(directory: pathlib.Path, data: pathlib.Path) -> None:
+    """What root has made in a leader's directory belongs to whom the data directory belongs: the service's user."""
+    if os.geteuid() != 0:
+        return
+    place = data.stat()
+    ours = [directory, directory / "tls", directory / "credentials"]
+    for one in (*ours, *(file for folder in ours for file in folder.iterdir() if file.is_file())):
+        os.chown(one, place.st_uid, place.st_gid, follow_symlinks=False)
 
 
 def check_free(config: Config, directory: pathlib.Path, authority: str) -> None:

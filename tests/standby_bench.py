@@ -232,6 +232,9 @@ def lose_the_leader(cluster: Cluster) -> Account:
     leader, standby, (first, second) = cluster.leader, cluster.standby, cluster.units
     leader.run()
     cluster.join(first)
+    # the standby's machine is a unit too: its [mqtt] is about the leader's broker
+    standby.cluster("join", leader.cluster("invite"), "--name", "s")
+    standby.local_port = 1883
     cluster.take_on_standby(leader, standby)
     standby.run()
     cluster.join(second)

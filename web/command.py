@@ -29,7 +29,7 @@ from stirbar.bridge.places import DATABASE, backup_directory, database_path, dat
 from stirbar.bridge.standing import STANDBY, Standing, StandingError, check_own_access, read_standing
 from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.bridge.upkeep import Settings, Upkeep
-from stirbar.core import identity, paths
+from stirbar.core import identity, paths, schema
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 from stirbar.core.version import VERSION
 from stirbar.web import access_command, standing_command
@@ -66,6 +66,15 @@ def names_of(config: Config, standing: Standing) -> list[str]:
         names = []  # this machine is a unit as well: they are another's
     own = [standing.own.host] if standing.own is not None else []
     return [name for name in [*own, *names] if name and name != "localhost"]
+
+
+def local_port(config: Config) -> int:
+    """Of our own broker on loopback. On a machine that is another leader's unit as well, [mqtt] is about that one."""
+    if os.path.exists(paths.cluster_file(config)):
+        key = schema.find("mqtt", "broker_port")
+        assert key is not None
+        return int(key.default)
+    return int(config.get("mqtt", "broker_port"))
 
 
 def take_lock(directory: Path) -> int:
@@ -188,7 +197,7 @@ class Leader:
         if get("leader.config", "broker") == "own":
             self.broker = Broker(
                 self.directory,
-                port=get("mqtt", "broker_port"),
+                port=local_port(self.config),
                 network=self._network(),
                 bridge=self._bridge(),
                 topic_root=get("mqtt", "topic_root"),
