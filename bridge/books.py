@@ -13,9 +13,11 @@ import pathlib
 import shutil
 import socket
 
+from stirbar.bridge import credentials
 from stirbar.bridge.authority import Authority
 from stirbar.bridge.credentials import Credentials, write_private
 from stirbar.bridge.inventory import read_inventory, write_inventory
+from stirbar.bridge.invitations import Invitations
 from stirbar.bridge.standing import DEPOSED, LEADER, STANDBY, Place, Standing, change_standing, read_standing
 from stirbar.core import paths
 
@@ -179,9 +181,10 @@ def step_down(directory: pathlib.Path, epoch: int) -> Standing:
 
 
 def forget_standby(directory: pathlib.Path) -> None:
-    """Let no standby in any more, and tell units of none. Raises StandbyError."""
+    """Let no standby in any more, nor by a token that is still open, and tell units of none. Raises StandbyError."""
     if not read_standing(directory).leads:
         raise StandbyError("this machine does not lead: do it on the one that does")
+    Invitations(directory).withdraw(credentials.STANDBY)
     Credentials(directory / "credentials").dismiss_standby()
     change_standing(directory, lambda old: old.but(peer=None))
 

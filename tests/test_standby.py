@@ -189,6 +189,11 @@ def test_tokens_of_units_and_of_standbys_are_not_good_for_each_other(tmp_path: P
     asked = {"secret": standby.secret.hex(), "unit_id": identity(1).hex(), "name": "u1", "request": ""}
     with pytest.raises(EnrolmentError, match="stirbar-standby"):
         enrolment.join(asked)
+    unused = enrolment.invite_standby(30)
+    books.forget_standby(enrolment.directory)
+    with pytest.raises(EnrolmentError, match="knows no such"):
+        enrolment.admit_standby(unused.secret.hex())
+    standby = enrolment.invite_standby(30)
     assert enrolment.admit_standby(standby.secret.hex())
     with pytest.raises(EnrolmentError, match="was used"):
         enrolment.admit_standby(standby.secret.hex())
