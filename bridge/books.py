@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import socket
 
+from stirbar.bridge import credentials
 from stirbar.bridge.authority import Authority
 from stirbar.bridge.credentials import Credentials, write_private
 from stirbar.bridge.inventory import read_inventory, write_inventory
+from stirbar.bridge.invitations import Invitations
 from stirbar.bridge.standing import DEPOSED, LEADER, STANDBY, Place, Standing, change_standing, read_standing
+from stirbar.core import paths
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,6 +112,17 @@ def become_standby(config: Config, directory: pathlib.Path, leader: Place, answe
     take_files(config, directory, answer["book"])
     epoch = int(answer["book"]["epoch"])
     change_standing(directory, lambda old: Standing(STANDBY, max(epoch, old.epoch), own, there))
+    _hand_over(directory, pathlib.Path(paths.data_directory(config)))
+
+
+def _hand_over(directory: pathlib.Path, data: pathlib.Path) -> None:
+    """What root has made in a leader's directory belongs to whom the data directory belongs: the service's user."""
+    if os.geteuid() != 0:
+        return
+    place = data.stat()
+    ours = [directory, directory / "tls", directory / "credentials"]
+    for one in (*ours, *(file for folder in ours for file in folder.iterdir() if file.is_file())):
+        os.chown(one, place.st_uid, place.st_gid, follow_symlinks=False)
 
 
 def check_free(config: Config, directory: pathlib.Path, authority: str) -> None:
@@ -166,9 +181,10 @@ def step_down(directory: pathlib.Path, epoch: int) -> Standing:
 
 
 def forget_standby(directory: pathlib.Path) -> None:
-    """Let no standby in any more, and tell units of none. Raises StandbyError."""
+    """Let no standby in any more, nor by a token that is still open, and tell units of none. Raises StandbyError."""
     if not read_standing(directory).leads:
         raise StandbyError("this machine does not lead: do it on the one that does")
+    Invitations(directory).withdraw(credentials.STANDBY)
     Credentials(directory / "credentials").dismiss_standby()
     change_standing(directory, lambda old: old.but(peer=None))
 

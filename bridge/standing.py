@@ -110,6 +110,13 @@ def read_standing(directory: pathlib.Path) -> Standing:
         ) from None
 
 
+def check_own_access(directory: pathlib.Path) -> None:
+    """Raises StandingError on a standby, whose password and tokens are the leader's: others would not last."""
+    standing = read_standing(directory)
+    if standing.role == STANDBY:
+        raise StandingError(f"{standing.refusal()}, and lets in whom that one lets in: {standing.remedy()}")
+
+
 def change_standing(directory: pathlib.Path, change: Callable[[Standing], Standing]) -> Standing:
     """Change what is kept, from what is kept now. Raises StandingError."""
     with locked(directory / "standing.lock"):

@@ -115,6 +115,7 @@ class Cluster:
         self.standby = LeaderMachine(place / "s", address=self.switch.addresses["s"])
         self.units = [new_unit(place, name) for name in names]
         self.tally = Tally()
+        self._token = ""
         for name, machine in zip(["l", "s", *names], [self.leader, self.standby, *self.units], strict=True):
             machine.inside = self.switch.inside(name)
 
@@ -182,12 +183,14 @@ class Cluster:
         return (unit.data / "unit_id").read_text().strip().replace("-", "")
 
     def http(self, machine: LeaderMachine, method: str, path: str, body: dict[str, object]) -> list[Any]:
-        """[status, answer] of a machine's API, asked on that machine."""
-        directory = machine.data / "leader"
-        done = machine.command("leader", "token", "create", f"t{os.urandom(4).hex()}", "--scope", "admin")
-        assert done.returncode == 0, done.stderr
+        """[status, answer] of a machine's API, asked on that machine; the token was made at the first leader."""
+        if not self._token:
+            done = self.leader.command("leader", "token", "create", "test", "--scope", "admin")
+            assert done.returncode == 0, done.stderr
+            self._token = done.stdout.strip()
         address = f"https://127.0.0.1:{machine.page_port}"
-        words = [address, done.stdout.strip(), str(directory / "tls" / "ca.pem"), method, path, json.dumps(body)]
+        authority = str(machine.data / "leader" / "tls" / "ca.pem")
+        words = [address, self._token, authority, method, path, json.dumps(body)]
         return list(json.loads(self._python(machine, HTTP, *words)))
 
     def command(self, machine: LeaderMachine, unit: Machine, **body: object) -> dict[str, Any]:
@@ -229,6 +232,9 @@ def lose_the_leader(cluster: Cluster) -> Account:
     leader, standby, (first, second) = cluster.leader, cluster.standby, cluster.units
     leader.run()
     cluster.join(first)
+    # the standby's machine is a unit too: its [mqtt] is about the leader's broker
+    standby.cluster("join", leader.cluster("invite"), "--name", "s")
+    standby.local_port = 1883
     cluster.take_on_standby(leader, standby)
     standby.run()
     cluster.join(second)
@@ -260,7 +266,8 @@ def lose_the_leader(cluster: Cluster) -> Account:
     assert standing.returncode == 4 and "of epoch 2" in standing.stdout
     status, said = cluster.http(leader, "POST", "/api/experiments", {"name": "another", "description": ""})
     assert status == 409 and "no longer the leader" in said
-    assert cluster.rows(leader, "SELECT level FROM event WHERE code = 'deposed'") == [("error",)]
+    deposed = "SELECT level FROM event WHERE code = 'deposed'"
+    wait_for(lambda: cluster.rows(leader, deposed) == [("error",)], 10, "the alert of the old leader")
     # whoever commands by the old epoch is refused by the unit itself
     old = cluster.command(standby, first, id="by the old leader", command="status", epoch=1)
     assert not old["ok"] and old["error"]["message"] == "this unit follows a newer leader (epoch 2)"

@@ -369,7 +369,7 @@ def test_leader_lost_standby_promoted(place: Path) -> None:
     try:
         account = lose_the_leader(cluster)
     except AssertionError as error:
-        raise AssertionError(f"{error}\n{cluster.logs()}") from None
+        raise AssertionError(f"{error}\n{cluster.logs()}") from error
     finally:
         cluster.close()
     keep_row("leader_lost_standby_promoted", account)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import ssl
 import stat
@@ -41,6 +42,7 @@ from units import Unit, block, identity, wait_until
 
 pytest.importorskip("cryptography", reason="the leader's certificates")
 
+NOBODY = 65534
 HERE, THERE = Place("10.0.0.1", 4280, 8883), Place("10.0.0.2", 4281, 8884)
 
 
@@ -79,6 +81,9 @@ def test_the_standing_is_said_with_a_status(tmp_path: Path, capsys: pytest.Captu
     assert run(leader_main, "standing")[:2] == (0, "this machine leads; no standby\n")
     change_standing(directory, lambda old: Standing("standby", 1, HERE, THERE))
     assert run(leader_main, "standing")[:2] == (3, "this is the standby of the leader at 10.0.0.2\n")
+    for words in (["password"], ["token", "create", "x"], ["token", "revoke", "x"]):
+        status, printed, said = run(leader_main, *words)
+        assert (status, printed) == (1, "") and "lets in whom that one lets in" in said
     for main, word in ((leader_main, "standby-token"), (cluster_main, "invite"), (leader_main, "standby-forget")):
         status, printed, said = run(main, word)
         assert (status, printed) == (1, "") and ("the leader at 10.0.0.2" in said or "does not lead" in said)
@@ -184,6 +189,11 @@ def test_tokens_of_units_and_of_standbys_are_not_good_for_each_other(tmp_path: P
     asked = {"secret": standby.secret.hex(), "unit_id": identity(1).hex(), "name": "u1", "request": ""}
     with pytest.raises(EnrolmentError, match="stirbar-standby"):
         enrolment.join(asked)
+    unused = enrolment.invite_standby(30)
+    books.forget_standby(enrolment.directory)
+    with pytest.raises(EnrolmentError, match="knows no such"):
+        enrolment.admit_standby(unused.secret.hex())
+    standby = enrolment.invite_standby(30)
     assert enrolment.admit_standby(standby.secret.hex())
     with pytest.raises(EnrolmentError, match="was used"):
         enrolment.admit_standby(standby.secret.hex())
@@ -251,6 +261,21 @@ def test_what_people_entered_is_taken_over_when_the_unit_is_known(tmp_path: Path
 
 
 # --- who is believed -------------------------------------------------------------------------------------------------
+
+
+def test_the_thread_wakes_the_leader_when_it_has_to_step_down(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tending, "TEND_S", 0.02)
+    word = Word(monkeypatch, tmp_path)
+    woken: list[int] = []
+    word.tending.start(lambda: word.standing, word.store, lambda: None, lambda: woken.append(1))
+    word.answers = ("standby", 1)
+    time.sleep(0.1)
+    assert not woken
+    word.answers = ("leader", 2)
+    wait_until(lambda: woken, "the leader is woken")
+    word.tending.stop()
+    assert read_standing(tmp_path).role == DEPOSED
+    word.store.close()
 
 
 class Word:
@@ -344,6 +369,34 @@ def test_a_machine_that_leads_others_becomes_no_standby(tmp_path: Path) -> None:
         books.check_free(config, directory, "another one")
 
 
+def test_what_root_sets_up_belongs_to_the_services_user(tmp_path: Path) -> None:
+    """A leader's books and a standby's, without processes: admitted, set up, and set up for whom."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    leader, standby = LeaderMachine(tmp_path / "l"), LeaderMachine(tmp_path / "s")
+    config = load_config(str(leader.config))
+    store = open_store(tmp_path / "store.sqlite")
+    store.set_epoch(3)
+    enrolment = Enrolment(config, lambda: None, lambda line: None)
+    admitted = books.Books(config, store, enrolment).admit(enrolment.invite_standby(30).secret.hex(), "10.0.0.1", THERE)
+    assert read_standing(enrolment.directory).leaders()[1][0] == "10.0.0.2"
+    theirs = load_config(str(standby.config))
+    directory = leader_directory(theirs)
+    os.chown(standby.data, NOBODY, NOBODY)
+    wrong = {**admitted, "data_root": "another"}
+    with pytest.raises(books.StandbyError, match="data_root is 'another'"):
+        books.become_standby(theirs, directory, HERE, wrong)
+    assert read_standing(directory).leads and not (directory / "tls").exists()
+    books.become_standby(theirs, directory, HERE, admitted)
+    kept = read_standing(directory)
+    assert (kept.role, kept.epoch) == ("standby", 3) and str(kept.peer) == "10.0.0.1" and str(kept.own) == "10.0.0.2"
+    made = [directory, *directory.rglob("*")]
+    assert {one.stat().st_uid for one in made} == {NOBODY}
+    assert all(stat.S_IMODE(one.stat().st_mode) & 0o77 == 0 for one in made)
+    assert (directory / "tls" / "ca.key").read_text() == (enrolment.directory / "tls" / "ca.key").read_text()
+    store.close()
+
+
 # --- long ------------------------------------------------------------------------------------------------------------
 
 
@@ -390,7 +443,7 @@ def test_the_leadership_goes_there_and_back_over_a_cut_cable(place: Path) -> Non
         cluster.settle(leader, 60)
         assert cluster.rows(leader, "SELECT count(*) FROM gap") == [(0,)]
     except AssertionError as error:
-        raise AssertionError(f"{error}\n{cluster.logs()}") from None
+        raise AssertionError(f"{error}\n{cluster.logs()}") from error
     finally:
         cluster.close()
 

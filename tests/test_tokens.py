@@ -103,6 +103,7 @@ def test_every_route_but_the_public_ones_needs_a_scope_and_changes_need_more_tha
         ("POST", "/api/login"), ("GET", "/api/health"), ("GET", "/api/cluster/authority"),
         ("POST", "/api/cluster/join"), ("POST", "/api/cluster/renew"),
         ("POST", "/api/cluster/ask"), ("POST", "/api/cluster/answer"),
+        ("GET", "/api/cluster/leadership"), ("POST", "/api/cluster/standby"), ("GET", "/api/cluster/book"),
     }  # fmt: skip
     reading = {key for key, scope in scopes.items() if key[0] != "GET" and scope == "read"}
     assert reading == {("POST", "/api/logout")}

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from stirbar.bridge.standing import StandingError, check_own_access
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 from stirbar.web.audit import Audit, summary
 from stirbar.web.tokens import READ, SCOPES, TokenError, Tokens
@@ -28,7 +29,7 @@ def main(argv: list[str], directory_of: Callable[[Config], Path], say: Callable[
         return action(arguments, directory, say)
     except TokenError as error:
         say(f"{error}: {error.remedy}")
-    except (ConfigError, OSError) as error:
+    except (ConfigError, StandingError, OSError) as error:
         say(str(error))
     return 1
 
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _create(arguments: argparse.Namespace, directory: Path, say: Callable[[str], None]) -> int:
+    check_own_access(directory)
     secret = Tokens(directory).create(arguments.name, arguments.scope, arguments.days)
     note(directory, "token create", name=arguments.name, scope=arguments.scope)
     say(f"the token '{arguments.name}' may {arguments.scope}; it is shown this once:")
@@ -78,6 +80,7 @@ def _list(arguments: argparse.Namespace, directory: Path, say: Callable[[str], N
 
 
 def _revoke(arguments: argparse.Namespace, directory: Path, say: Callable[[str], None]) -> int:
+    check_own_access(directory)
     Tokens(directory).revoke(arguments.name)
     note(directory, "token revoke", name=arguments.name)
     say(f"the token '{arguments.name}' is revoked")

@@ -29,10 +29,10 @@ from stirbar.bridge.enrolment import Enrolment
 from stirbar.bridge.ingest import Ingest
 from stirbar.bridge.places import DATABASE, backup_directory, database_path, database_url, leader_directory
 from stirbar.bridge.standdown import StandDown
-from stirbar.bridge.standing import STANDBY, Standing, StandingError, read_standing
+from stirbar.bridge.standing import STANDBY, Standing, StandingError, check_own_access, read_standing
 from stirbar.bridge.store import Store, StoreError, open_store
 from stirbar.bridge.upkeep import Settings, Upkeep
-from stirbar.core import desired, identity, paths
+from stirbar.core import desired, identity, paths, schema
 from stirbar.core.config import Config, ConfigError, add_config_options, config_from_arguments
 from stirbar.core.version import VERSION
 from stirbar.web import access_command, standing_command
@@ -69,6 +69,15 @@ def names_of(config: Config, standing: Standing) -> list[str]:
         names = []  # this machine is a unit as well: they are another's
     own = [standing.own.host] if standing.own is not None else []
     return [name for name in [*own, *names] if name and name != "localhost"]
+
+
+def local_port(config: Config) -> int:
+    """Of our own broker on loopback. On a machine that is another leader's unit as well, [mqtt] is about that one."""
+    if os.path.exists(paths.cluster_file(config)):
+        key = schema.find("mqtt", "broker_port")
+        assert key is not None
+        return int(key.default)
+    return int(config.get("mqtt", "broker_port"))
 
 
 def take_lock(directory: Path) -> int:
@@ -203,7 +212,7 @@ class Leader:
         if get("leader.config", "broker") == "own":
             self.broker = Broker(
                 self.directory,
-                port=get("mqtt", "broker_port"),
+                port=local_port(self.config),
                 network=self._network(),
                 legacy=self._legacy(),
                 bridge=self._bridge(),
@@ -400,6 +409,7 @@ def run(config: Config) -> int:
 
 def set_password(config: Config) -> int:
     """Ask for the password of the page, twice at a terminal, once from a pipe, and keep its hash."""
+    check_own_access(leader_directory(config))
     if sys.stdin.isatty():
         password = getpass.getpass("New password of the page: ")
         if getpass.getpass("Once more: ") != password:

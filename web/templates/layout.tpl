@@ -34,7 +34,7 @@
 % end
   </header>
 % if get("refusal", ""):
-  <p id="standing" class="alert" role="alert">{{refusal}}: {{remedy}}</p>
+  <p id="standing" class="alert" role="alert">{{refusal[0].upper()}}{{refusal[1:]}}: {{remedy}}</p>
 % end
   <p id="notice" class="alert" role="alert" hidden></p>
 % if page in ("overview", "unit"):
