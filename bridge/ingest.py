@@ -103,13 +103,10 @@ class Ingest:
         self._clocks = Clocks(store, self._make_event)
         self._leadership = Leadership(self._stored.epoch)
         self._state_topic = f"{data_root}/leader/state"
-        # our own tree first: its retained descriptions name the units that the dialect's settings are about
-        subscriptions = [(pattern, True) for pattern, _ in topics.leader_subscriptions(data_root)]
-        subscriptions += [(f"{topic_root}/+/+/+/+", True), (DROPPED_TOPIC, True)]
         self._session = Session(
             Broker(host, port, f"leader-{secrets.token_hex(4)}", username, password, tls is not None, tls or ""),
-            (self._state_topic, topics.STATE_LOST),
-            subscriptions,
+            self._will(),
+            self._subscriptions(),
             RECONNECT_MAXIMUM_S,
             self._log,
             self._online,
@@ -141,6 +138,17 @@ class Ingest:
             unit = self._known(known["unit_id"])
             unit.name, unit.describe = known["unit"], known["describe"]
             self._by_name[topics.level(unit.name)] = unit
+
+    def _will(self) -> tuple[str, bytes] | None:
+        return self._state_topic, topics.STATE_LOST
+
+    def _subscriptions(self) -> list[tuple[str, bool]]:
+        """(pattern, whether retained messages are asked for); blocks of a shared store are for `stirbar ingest`."""
+        # our own tree first: its retained descriptions name the units that the dialect's settings are about
+        own = [pattern for pattern, _ in topics.leader_subscriptions(self._data_root)]
+        if self._store.shared:
+            own = [pattern for pattern in own if f"/{topics.STORE}/" not in pattern]
+        return [(pattern, True) for pattern in (*own, f"{self._topic_root}/+/+/+/+", DROPPED_TOPIC)]
 
     # For other threads
 
@@ -243,7 +251,7 @@ class Ingest:
                 self._offline()
                 time.sleep(RECOVER_S)
         self._commit(time.monotonic())
-        self._session.publish(self._state_topic, topics.STATE_OFFLINE, 1, True)
+        self._goodbye()
         self._session.close(time.monotonic, CLOSE_LIMIT_S)
         self._offline()
 
@@ -310,6 +318,9 @@ class Ingest:
                 self._tell_assignment(unit)
         self._calls.open()
         self._session.publish(self._state_topic, self._leadership.said(), 1, True)
+
+    def _goodbye(self) -> None:
+        self._session.publish(self._state_topic, topics.STATE_OFFLINE, 1, True)
 
     def _offline(self) -> None:
         with self._lock:

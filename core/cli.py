@@ -38,6 +38,7 @@ UPPER_COMMANDS: dict[str, str] = {
     "leader": "run broker, store and page of a cluster",
     "demo": "leader and simulated units on this machine",
     "cluster": "invite units, let them join, list, rename, revoke and remove them",
+    "ingest": "store units' readings as one of several processes that share a leader's load",
     "db": "back up, restore and check the leader's store",
 }
 

@@ -33,6 +33,7 @@ from stirbar.web import access_command
 from stirbar.web.app import Site, link_address, make_app
 from stirbar.web.auth import LINK_LIFETIME_S, Links, Password, Sessions, write_secret
 from stirbar.web.certificate import CertificateError, is_loopback, open_authority, renew, server_context
+from stirbar.web.ingests import Ingests
 from stirbar.web.live import Live
 from stirbar.web.server import Server
 from stirbar.web.tokens import Tokens, either
@@ -80,8 +81,10 @@ class Leader:
     Synchronization: start and stop from one thread.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, options: list[str] | None = None) -> None:
         self.config = config
+        self.options = options or []  # of the command line, for processes of the leader's own
+        self.ingests: Ingests | None = None
         self.directory = leader_directory(config)
         self.address = ""
         self.broker: Broker | None = None
@@ -98,7 +101,8 @@ class Leader:
             connection = self._start_broker()
             path = database_path(self.config, self.directory)
             url = database_url(self.config)
-            self.store = open_store(url or path)
+            processes = int(self.config.get("leader.config", "ingest_processes"))
+            self.store = open_store(url or path, shared=processes > 0)
             say(f"store: {self.store.name}")
             self.ingest = Ingest(
                 self.store,
@@ -112,6 +116,9 @@ class Leader:
             self.live.start()
             self.ingest.listen(self.live.publish)
             self.ingest.start()
+            if processes:
+                self.ingests = Ingests(processes, self.options, self.directory, say)
+                self.ingests.start()
             site = Site(self.directory, self.store, self.ingest, self.live, self.broker, VERSION, sessions=sessions)
             if self.broker is not None and not is_loopback(self.config.get("leader.config", "broker_bind")):
                 site.enrolment = Enrolment(self.config, self.broker.reload, say)
@@ -238,13 +245,15 @@ class Leader:
             self.server.stop()
         if self.live is not None:
             self.live.stop()
+        if self.ingests is not None:
+            self.ingests.stop()
         if self.ingest is not None:
             self.ingest.stop()
         if self.store is not None:
             self.store.close()
         if self.broker is not None:
             self.broker.stop()
-        self.upkeep = self.server = self.live = self.ingest = self.store = self.broker = None
+        self.upkeep = self.server = self.live = self.ingests = self.ingest = self.store = self.broker = None
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -265,8 +274,8 @@ def _first_line(path: str) -> str:
         raise LeaderError(f"[mqtt] password_file {path} cannot be read: {error.strerror}") from None
 
 
-def run(config: Config) -> int:
-    """Run a leader until SIGTERM or SIGINT."""
+def run(config: Config, options: list[str] | None = None) -> int:
+    """Run a leader until SIGTERM or SIGINT; `options` are those of the command line."""
     ended, asked = threading.Event(), threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -278,7 +287,7 @@ def run(config: Config) -> int:
     signal.signal(signal.SIGUSR1, lambda number, frame: asked.set())  # `stirbar cluster` has changed something
     for warning in config.warnings:
         say(warning)
-    leader = Leader(config)
+    leader = Leader(config, options)
     leader.start()
     if sys.stdout.isatty():
         token = Links(leader.directory).issue()
@@ -342,9 +351,11 @@ def main(argv: list[str]) -> int:
     parser.epilog = "`stirbar leader token --help`: API tokens; `stirbar leader audit`: who did what."
     add_config_options(parser)
     arguments = parser.parse_args(argv)
-    action = {"run": run, "password": set_password, "link": print_link}[arguments.action]
     try:
-        return action(config_from_arguments(arguments))
+        config = config_from_arguments(arguments)
+        if arguments.action == "run":
+            return run(config, [one for one in argv if one != "run"])
+        return {"password": set_password, "link": print_link}[arguments.action](config)
     except (ConfigError, LeaderError, StoreError, BrokerError, CredentialError, CertificateError, OSError) as error:
         say(str(error))
         return 1
