@@ -16,6 +16,7 @@ from stirbar.bridge.bench_cluster import children_of
 from stirbar.bridge.store import StoreError, open_store
 from stirbar.core.records import STREAM_IDS
 from stirbar.web.bench_leader import BenchLeader, Generators
+from stirbar.web.bench_week import bench_week
 from units import block, event, gap, identity, wait_until
 
 from .running import stirbar_environment, wait_for
@@ -168,3 +169,10 @@ def test_one_of_three_is_killed_in_the_middle_and_nothing_is_lost(url):
         assert "ingest 2 was ended by SIGKILL" in log and "Traceback" not in log
         logs = [path.read_text() for path in (leader.directory / "leader").glob("ingest*.log")]
         assert len(logs) == 3 and not any("Traceback" in text or "internal" in text for text in logs)
+
+
+def test_the_charts_of_a_week_from_postgresql(url):
+    result = bench_week(["--units", "2", "--rounds", "2", "--store", url])
+    figures = {row.what: row for row in result.rows}
+    assert float(figures["charts of a week, warm, p50"].note.split()[0]) * 1e6 > 2 * 4 * 336 * 30
+    assert figures["charts of a week, warm, CPU time, p50"].limit == 1000.0 and "PostgreSQL" in result.conditions
