@@ -32,6 +32,19 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
 
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    found = []
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{name}/stat") as file:
+                if int(file.read().rsplit(")", 1)[1].split()[1]) == pid:
+                    found.append(int(name))
+        except OSError:
+            continue  # it has just ended
+    return sorted(found)
+
+
 def memory_mb(pid: int) -> dict[str, float]:
     """RSS, PSS and anonymous memory of a process, in units of 1000 kB as the kernel prints them."""
     found = {}

@@ -112,14 +112,10 @@ class Ingest:
         house = House(lambda name: self._by_name.get(name), self._adopt, self._show, self._tell, self._make_event)
         self._strangers = Strangers(store, topic_root, house)
         self._state_topic = f"{data_root}/leader/state"
-        # our own tree first: its retained descriptions name the units that the dialect's settings are about
-        subscriptions = [(pattern, True) for pattern, _ in topics.leader_subscriptions(data_root)]
-        subscriptions += [(f"{topic_root}/+/+/+/+", True), (DROPPED_TOPIC, True)]
-        subscriptions += self._strangers.subscriptions()
         self._session = Session(
             Broker(host, port, f"leader-{secrets.token_hex(4)}", username, password, tls is not None, tls or ""),
-            (self._state_topic, topics.STATE_LOST),
-            subscriptions,
+            self._will(),
+            self._subscriptions(),
             RECONNECT_MAXIMUM_S,
             self._log,
             self._online,
@@ -154,6 +150,18 @@ class Ingest:
             unit = self._known(known["unit_id"])
             unit.name, unit.describe = known["unit"], known["describe"]
             self._by_name[topics.level(unit.name)] = unit
+
+    def _will(self) -> tuple[str, bytes] | None:
+        return self._state_topic, topics.STATE_LOST
+
+    def _subscriptions(self) -> list[tuple[str, bool]]:
+        """(pattern, whether retained messages are asked for); blocks of a shared store are for `stirbar ingest`."""
+        # our own tree first: its retained descriptions name the units that the dialect's settings are about
+        own = [pattern for pattern, _ in topics.leader_subscriptions(self._data_root)]
+        if self._store.shared:
+            own = [pattern for pattern in own if f"/{topics.STORE}/" not in pattern]
+        heard = (*own, f"{self._topic_root}/+/+/+/+", DROPPED_TOPIC)
+        return [(pattern, True) for pattern in heard] + self._strangers.subscriptions()
 
     # For other threads
 
@@ -290,8 +298,7 @@ class Ingest:
                 self._offline()
                 time.sleep(RECOVER_S)
         self._commit(time.monotonic())
-        if not self._leadership.refusal:
-            self._session.publish(self._state_topic, topics.STATE_OFFLINE, 1, True)
+        self._goodbye()
         self._session.close(time.monotonic, CLOSE_LIMIT_S)
         self._offline()
 
@@ -366,6 +373,10 @@ class Ingest:
         if not self._leadership.refusal:
             self._session.publish(self._state_topic, self._leadership.said(), 1, True)
 
+    def _goodbye(self) -> None:
+        if not self._leadership.refusal:
+            self._session.publish(self._state_topic, topics.STATE_OFFLINE, 1, True)
+
     def _offline(self) -> None:
         with self._lock:
             self._connected = False
@@ -415,7 +426,7 @@ class Ingest:
         """Lost when there is no connection: a unit that hears nothing asks."""
         if self._leadership.refusal:
             return
-        if "through" not in what or "from" in what:
+        if self._leaders and ("through" not in what or "from" in what):
             what = {**what, "leaders": self._leaders}
         payload = json.dumps({**what, "t": time.time()}).encode()
         self._session.publish(self._known(unit_id).topics.ack, payload, 1)

@@ -39,6 +39,7 @@ class PostgresStore(SqliteStore):
     """
 
     ERROR = psycopg.Error
+    TRY_LOCK = "pg_try_advisory_lock"
     SUM = (
         f"CASE WHEN abs(sum({{0}} * {_TINY})) < 1e295 THEN sum({{0}} * {_TINY}) / {_TINY} "
         "ELSE 'Infinity'::double precision END"
@@ -66,7 +67,7 @@ class PostgresStore(SqliteStore):
     def _take_lock(self, raw: psycopg.Connection[Any]) -> None:
         end = time.monotonic() + LEADER_LOCK_S
         while True:
-            row = raw.execute(f"SELECT pg_try_advisory_lock({LEADER_LOCK})").fetchone()
+            row = raw.execute(f"SELECT {self.TRY_LOCK}({LEADER_LOCK})").fetchone()
             if row is not None and row[0]:
                 return
             if time.monotonic() > end:

@@ -106,7 +106,7 @@ class Session:
     def __init__(
         self,
         broker: Broker,
-        will: tuple[str, bytes],
+        will: tuple[str, bytes] | None,
         subscriptions: list[tuple[str, bool]],
         reconnect_maximum_s: float,
         log: Log,
@@ -237,7 +237,8 @@ class Session:
             reconnect_on_failure=False,
         )
         client.ready = self._socket
-        client.will_set(self._will[0], self._will[1], qos=1, retain=True)
+        if self._will is not None:
+            client.will_set(self._will[0], self._will[1], qos=1, retain=True)
         client.on_connect = self._connected
         client.on_message = self._message
         client.on_publish = self._published

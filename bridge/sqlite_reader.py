@@ -148,26 +148,33 @@ class SqliteReader(Store):
     ) -> list[dict[str, Any]]:
         if points < 1 or not (math.isfinite(start_s) and math.isfinite(end_s)) or not -1e9 < start_s < end_s < 4e9:
             raise StoreError(f"chart from {start_s} to {end_s} s with {points} points: start < end, at least one point")
-        lines: dict[tuple[bytes, int], tuple[str, dict[float, Point]]] = {}
+        lines: dict[tuple[bytes, int, str], list[int]] = {}
+        for number, unit_id, name, angle in self._find_series(stream, unit_ids, experiment):
+            lines.setdefault((unit_id, angle, name), []).append(number)
+        out = []
+        for (unit_id, angle, name), numbers in lines.items():
+            curves = self._line(numbers, start_s, end_s, points)
+            if curves["t"]:
+                out.append({"unit_id": unit_id, "unit": name, "stream": stream, "angle": angle, **curves})
+        return out
+
+    def _line(self, numbers: list[int], start_s: float, end_s: float, points: int) -> dict[str, list[float]]:
+        """The curves of the series that make one line."""
         width_s = (end_s - start_s) / points
         level = rollup_level(width_s)
-        for number, unit_id, name, angle in self._find_series(stream, unit_ids, experiment):
+        if level and len(numbers) == 1:  # the usual case: nothing is to be merged
+            rows, span_s = self._rolled_rows(numbers[0], level, start_s, end_s, width_s)
+            if len(rows) <= points + 1:
+                return _columns(rows, span_s)
+        merged: dict[float, Point] = {}
+        for number in numbers:
             if level:
                 found = self._rolled_points(number, level, start_s, end_s, width_s)
             else:
                 found = self._fine_points(number, start_s, end_s, points)
-            merged = lines.setdefault((unit_id, angle), (name, {}))[1]
-            if level and not merged:  # the usual case, and no two have the same time
-                merged.update((point[0], point) for point in found)
-                continue
             for point in found:
                 _merge(merged, point)
-        return [
-            {"unit_id": unit_id, "unit": name, "stream": stream, "angle": angle}
-            | _lists(merged if len(merged) <= points + 1 else _thin(merged, start_s, width_s))
-            for (unit_id, angle), (name, merged) in lines.items()
-            if merged
-        ]
+        return _lists(merged if len(merged) <= points + 1 else _thin(merged, start_s, width_s))
 
     def _find_series(self, stream: int, unit_ids: list[bytes] | None, experiment: str | None) -> list[Any]:
         where = ["series.stream = ?"]
@@ -185,19 +192,28 @@ class SqliteReader(Store):
         )
 
     def _rolled_points(self, series: int, level: int, start_s: float, end_s: float, width_s: float) -> list[Point]:
-        """Bins of a whole number of roll-up buckets, at multiples of their length: they stay put as time goes on."""
+        rows, span_s = self._rolled_rows(series, level, start_s, end_s, width_s)
+        return [[(number + 0.5) * span_s, *rest] for number, *rest in rows]
+
+    def _rolled_rows(
+        self, series: int, level: int, start_s: float, end_s: float, width_s: float
+    ) -> tuple[list[Any], int]:
+        """Bins of a whole number of roll-up buckets, at multiples of their length (returned beside them): they stay
+        put as time goes on. A bin is its number, low, high, sum and count."""
         group = math.ceil(width_s / level)
         place = "WHERE series = ?1 AND bucket >= ?2 AND bucket < ?3 AND count > 0"
         values = (series, math.floor(start_s / level), math.ceil(end_s / level))
         if group == 1:
-            rows = self._rows(f"SELECT bucket, low, high, sum, count FROM rollup_{level}s {place}", values)
+            rows = self._rows(
+                f"SELECT bucket, low, high, sum, count FROM rollup_{level}s {place} ORDER BY bucket", values
+            )
         else:
             rows = self._rows(
                 f"SELECT bucket / ?4, min(low), max(high), {self.SUM.format('sum')}, sum(count) "
-                f"FROM rollup_{level}s {place} GROUP BY 1",
+                f"FROM rollup_{level}s {place} GROUP BY 1 ORDER BY 1",
                 (*values, group),
             )
-        return [[(number + 0.5) * group * level, *rest] for number, *rest in rows]
+        return rows, group * level
 
     def _fine_points(self, series: int, start_s: float, end_s: float, points: int) -> list[Point]:
         """From readings; where retention left none, from the finest roll-ups."""
@@ -380,6 +396,15 @@ def _lists(points: dict[float, Point]) -> dict[str, list[float]]:
         "high": [point[2] for point in ordered],
         "mean": [_mean(*point[1:]) for point in ordered],
     }
+
+
+def _columns(rows: list[Any], span_s: int) -> dict[str, list[float]]:
+    """`_lists` of rolled rows, column by column."""
+    if not rows:
+        return {"t": [], "low": [], "high": [], "mean": []}
+    numbers, low, high, totals, counts = zip(*rows, strict=True)
+    means = list(map(_mean, low, high, totals, counts))
+    return {"t": [(number + 0.5) * span_s for number in numbers], "low": list(low), "high": list(high), "mean": means}
 
 
 def _mean(low: float, high: float, total: float | None, count: int) -> float:

@@ -141,24 +141,28 @@ class SqliteStore(SqliteNodes):
             if self._pending.size + len(payload) > PENDING_LIMIT_BYTES:
                 self._counters["refused_blocks"] += 1
                 raise StoreUnavailable(f"{self._pending.size >> 20} MiB wait for a commit ({self._last_error})")
-            clock_ns = header.realtime_ns - header.monotonic_ns
-            run, clock_ns = self._run(header, clock_ns)
-            coverage = self._covered(run, header.stream)
-            new = coverage.missing(header.first_sequence, header.end_sequence)
-            self._counters["duplicates"] += header.count - sum(end - first for first, end in new)
-            if not new:
-                return
-            if header.kind == KIND_READINGS:
-                self._add_readings(header, run, clock_ns, content, new)
-            elif header.kind == KIND_JSON and header.stream == blocks.VITALS_STREAM:
-                self._add_vitals(header, run, content, new)
-            elif header.kind == KIND_JSON:
-                self._add_events(header, run, content, new)
-            elif header.kind == KIND_RAW_CHUNK:
-                self._add_chunk(header, run, payload)
-            elif header.kind == KIND_GAP:
-                self._add_gap(header, run, content[0], new)
-            self._cover(run, header, len(payload))
+            self._take(header, payload, content)
+
+    def _take(self, header: Header, payload: bytes, content: list[Any]) -> None:
+        """Put what is new of a block that was checked with what waits for the commit. Lock held."""
+        clock_ns = header.realtime_ns - header.monotonic_ns
+        run, clock_ns = self._run(header, clock_ns)
+        coverage = self._covered(run, header.stream)
+        new = coverage.missing(header.first_sequence, header.end_sequence)
+        self._counters["duplicates"] += header.count - sum(end - first for first, end in new)
+        if not new:
+            return
+        if header.kind == KIND_READINGS:
+            self._add_readings(header, run, clock_ns, content, new)
+        elif header.kind == KIND_JSON and header.stream == blocks.VITALS_STREAM:
+            self._add_vitals(header, run, content, new)
+        elif header.kind == KIND_JSON:
+            self._add_events(header, run, content, new)
+        elif header.kind == KIND_RAW_CHUNK:
+            self._add_chunk(header, run, payload)
+        elif header.kind == KIND_GAP:
+            self._add_gap(header, run, content[0], new)
+        self._cover(run, header, len(payload))
 
     def add_gap(self, header: Header, reason: str) -> None:
         blocks.check_header(header)
@@ -259,11 +263,12 @@ class SqliteStore(SqliteNodes):
 
     def commit(self) -> Marks:
         with self._lock:
-            pending = self._pending
-            if not pending.size and not self._new and not self._clock.due:
+            if not self._pending.size and not self._new and not self._clock.due:
                 return {}
             start = time.monotonic()
             with self._transaction("NORMAL"):
+                self._prepare()
+                pending = self._pending
                 self._write(pending)
                 for run, stream in pending.touched:
                     write_coverage(self._writer, run, stream, self._coverage[run, stream].spans)
@@ -279,6 +284,9 @@ class SqliteStore(SqliteNodes):
                     self._marks[run, stream] = mark
                     moved[(*self._run_keys[run], stream)] = mark
             return moved
+
+    def _prepare(self) -> None:
+        """What is to be done within the transaction of a commit before anything is written."""
 
     def _write(self, pending: Pending) -> None:
         pending.write(self._writer)
@@ -447,7 +455,8 @@ class SqliteStore(SqliteNodes):
                     )
             except StoreError:
                 del self._experiments[name]
-                self._new.pop()
+                if self._new:
+                    self._new.pop()
                 raise
 
     def adopt_experiment(self, name: str, description: str, created_at: float) -> None:

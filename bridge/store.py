@@ -38,6 +38,7 @@ class Store:
     """
 
     name: str
+    shared = False  # whether other processes write it too: then what this one was given says nothing of holes
 
     def epoch(self) -> int:
         """The leadership epoch: 1 for the first leader of a cluster."""
@@ -250,10 +251,10 @@ class Store:
         raise NotImplementedError
 
 
-def open_store(url_or_path: str | os.PathLike[str]) -> Store:
+def open_store(url_or_path: str | os.PathLike[str], shared: bool = False) -> Store:
     """Open the store behind a file path, `sqlite://<path>` (three slashes with an absolute one) or `postgresql://…`.
 
-    It is made, and brought up to date, when needed.
+    It is made, and brought up to date, when needed. `shared`: several processes write it, which only PostgreSQL can.
 
     Raises StoreError: not a store, made by a newer stirbar, in use by another leader, or a kind of database that this
     version does not speak.
@@ -262,14 +263,20 @@ def open_store(url_or_path: str | os.PathLike[str]) -> Store:
     scheme, separator, rest = text.partition("://")
     if separator and scheme in POSTGRES_SCHEMES:
         try:
+            from stirbar.bridge.postgres_shared import SharedPostgresStore
             from stirbar.bridge.postgres_store import PostgresStore
         except ImportError:
             raise StoreError(
                 "psycopg, which speaks to PostgreSQL, is missing: pip install 'stirbar[postgres]'"
             ) from None
-        return PostgresStore(text)
+        return SharedPostgresStore(text) if shared else PostgresStore(text)
     if separator and scheme != "sqlite":
         raise StoreError(f"store '{scheme}://…' is not spoken here: give a path, sqlite://<path> or postgresql://…")
+    if shared:
+        raise StoreError(
+            "SQLite is written by one process: for several ingest processes name a PostgreSQL database in "
+            "[leader.config] database (docs/scale.md)"
+        )
     from stirbar.bridge.sqlite_store import SqliteStore
 
     return SqliteStore(pathlib.Path(rest if separator else text).expanduser())

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     Acknowledge = Callable[[bytes, dict[str, Any]], None]
 
 ASK_AGAIN_S = 5.0  # a hole in one stream is asked for at most this often
+OTHERS_S = 4.0  # in a shared store a hole is one when nobody has filled it for so long
 REFUSALS = 3  # so often one damaged block is asked for again; then it becomes a gap
 REFUSED_MAXIMUM = 10_000  # blocks that are remembered as damaged
 COUNTERS = (
@@ -59,6 +60,7 @@ class StoredPath:
         self._runs: dict[bytes, dict[bytes, set[int]]] = {}  # streams heard since the start
         self._holes: dict[Key, int] = {}  # something is missing below this sequence number
         self._asked: dict[Key, float] = {}
+        self._stuck: dict[Key, tuple[int, float]] = {}  # of a shared store: mark, since when
         self._questions: dict[bytes, dict[bytes, set[int]]] = {}  # of units, to be answered after the next commit
         self._refused: dict[tuple[Key, int], int] = {}
 
@@ -66,7 +68,7 @@ class StoredPath:
         """Take a block; whether the store has it now, in its buffer at least. Raises ValueError for a damaged one."""
         self.counters["blocks"] += 1
         key = (header.unit_id, header.run_id, header.stream)
-        expected = self._store.expected(*key)
+        expected = 0 if self._store.shared else self._store.expected(*key)
         try:
             self._store.add(header, unpack_readings(header, body))
         except StoreUnavailable as error:
@@ -77,7 +79,9 @@ class StoredPath:
             self._refuse(header, key, str(error))
             raise
         self._touch(key)
-        if header.first_sequence > expected:
+        if self._store.shared:
+            self._holes[key] = max(header.first_sequence, self._holes.get(key, 0))
+        elif header.first_sequence > expected:
             self._miss(key, header.first_sequence)
         return True
 
@@ -170,14 +174,26 @@ class StoredPath:
         now = time.monotonic()
         found = []
         for key, below in list(self._holes.items()):
-            if self._store.expected(*key) >= below:
+            mark = self._store.expected(*key)
+            if mark >= below:
                 del self._holes[key]
                 self._asked.pop(key, None)
+                self._stuck.pop(key, None)
+            elif self._store.shared and self._moves(key, mark, now):
+                continue
             elif now - self._asked.get(key, -ASK_AGAIN_S) >= ASK_AGAIN_S:
                 self._asked[key] = now
                 self.counters["asked_again"] += 1
                 found.append(key)
         return found
+
+    def _moves(self, key: Key, mark: int, now: float) -> bool:
+        """Whether others have filled the stream up to a mark in the last while: they may fill the rest too."""
+        before, since = self._stuck.get(key, (-1, now))
+        if mark != before:
+            self._stuck[key] = (mark, now)
+            return True
+        return now - since < OTHERS_S
 
     def _refuse(self, header: Header, key: Key, why: str) -> None:
         """A block with a readable header is damaged. Sent again it may be whole; else it would be sent for ever."""

@@ -39,6 +39,7 @@ UPPER_COMMANDS: dict[str, str] = {
     "demo": "leader and simulated units on this machine",
     "cluster": "invite units, let them join, list, rename, revoke and remove them; label, watch and reboot them",
     "experiment": "one experiment on many units: command them, replace one, gather the results",
+    "ingest": "store units' readings as one of several processes that share a leader's load",
     "db": "back up, restore and check the leader's store",
 }
 

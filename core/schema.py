@@ -301,6 +301,14 @@ _TABLE: tuple[tuple[str, str, tuple[Key, ...]], ...] = (
                 "",
                 "SQLite file of readings and events, or postgresql://user@host/name; empty: stirbar.sqlite in there.",
             ),
+            integer_key(
+                "ingest_processes",
+                0,
+                "processes",
+                0,
+                16,
+                "So many processes share the storing, which needs PostgreSQL; 0: the leader itself does it.",
+            ),
             choice_key(
                 "broker",
                 "own",

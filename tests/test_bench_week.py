@@ -11,9 +11,9 @@ from stirbar.web.wire import lines_to_json
 def test_the_charts_of_a_week_are_answered():
     result = bench_week(["--units", "2", "--rounds", "2"])
     figures = {row.what: row for row in result.rows}
-    # 672 points of three values a line, and their times
+    # 336 points of three values a line, and their times
     size = float(figures["charts of a week, warm, p50"].note.split()[0])
-    assert size * 1e6 > 2 * len(STREAM_NAMES) * 672 * 30
+    assert size * 1e6 > 2 * len(STREAM_NAMES) * 336 * 30
     assert all(row.value > 0 for row in result.rows)
     assert figures["charts of a week, cold, CPU time, p50"].limit == 1000.0
 

@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from stirbar.bridge.bench_cluster import cpu_s, memory_mb, wait_for
+from stirbar.bridge.bench_cluster import children_of, cpu_s, memory_mb, wait_for
 from stirbar.bridge.bench_units import EXPERIMENT, OD2
 from stirbar.bridge.credentials import Credentials
 from stirbar.bridge.store import open_store
@@ -223,6 +223,8 @@ def percentile(values: list[float], share: float) -> float:
 def measure(leader: BenchLeader, seconds: float, rate: int) -> dict[str, Any]:
     """Let the units run, and return what they sent, what it cost and what was heard."""
     pids = {"leader": leader.process.pid, "broker": leader.broker_pid}
+    ingests = {f"ingest {pid}": pid for pid in children_of(leader.process.pid) if pid != leader.broker_pid}
+    pids |= ingests
     with Generators(leader, seconds, rate) as generators:
         generators.connected()
         everything, page = Listener(leader, []), Listener(leader, list(leader.units)[:PAGE_UNITS])
@@ -244,6 +246,7 @@ def measure(leader: BenchLeader, seconds: float, rate: int) -> dict[str, Any]:
     return {
         "cpu": cpu,
         "memory": memory,
+        "ingests_cpu": sorted(cpu[name] for name in ingests),
         "stored": stored,
         "missing": missing,
         "health": health,
@@ -281,6 +284,8 @@ def rows_of(found: dict[str, Any]) -> list[Row]:
         ),
         Row("messages dropped by the broker", health["ingest"]["broker_dropped"], "", 0.0),
         Row("CPU of the leader", 100.0 * cpu["leader"], "% of a core", 100.0, note="store, ingest, page"),
+        *([Row("CPU of the ingest processes", 100.0 * sum(found["ingests_cpu"]), "% of a core", note=", ".join(
+            f"{100.0 * one:.1f}" for one in found["ingests_cpu"]))] if found["ingests_cpu"] else []),
         Row("CPU of mosquitto", 100.0 * cpu["broker"], "% of a core"),
         Row(
             "CPU of the simulated units", 100.0 * cpu["units"], "% of a core",
@@ -298,12 +303,15 @@ def bench_leader(argv: list[str]) -> Result:
     parser.add_argument("--seconds", type=positive, default=60.0, help="how long they measure (60)")
     parser.add_argument("--rate", type=int, default=1, help="readings a second of a unit (1)")
     parser.add_argument("--store", default="", metavar="URL", help="an empty PostgreSQL database (default: SQLite)")
+    parser.add_argument("--ingests", type=int, default=0, help="processes that share the storing (0; needs --store)")
     arguments = parser.parse_args(argv)
     if min(arguments.units, arguments.rate) < 1:
         raise BenchError("--units and --rate are at least 1")
-    with BenchLeader(arguments.units, arguments.store) as leader:
+    settings = (f"leader.config.ingest_processes={arguments.ingests}",)
+    with BenchLeader(arguments.units, arguments.store, settings) as leader:
         found = measure(leader, arguments.seconds, arguments.rate)
     kind = "PostgreSQL" if arguments.store else "SQLite"
+    kind += f", {arguments.ingests} ingest processes" if arguments.ingests else ""
     conditions = (
         f"{arguments.units} units, {arguments.rate} reading(s)/s each and a status, {arguments.seconds:g} s; {kind}; "
         f"load {os.getloadavg()[0]:.1f} of {os.cpu_count()} CPUs"

@@ -30,44 +30,62 @@ LIMIT_MS = 1000.0
 WEEK_S, HOUR_S = 604_800, 3600
 FINE_HOURS = 1  # the last hour has roll-ups of 10 s too; charts of a day or a week do not read them
 STREAM_NAMES = ("od2", "rpm", "temperature", "liquid")  # what a unit with one angle shows
-POINTS = 900  # as the page asks
+POINTS = 400  # as the page asks for many lines
 EXPERIMENT = "week"
 START_S = 1_700_000_100  # a multiple of 900
 
 
-def fill(path: Path, units: int) -> None:
-    """Write the roll-ups of a week."""
+def fill(connection: Any, units: int) -> None:
+    """Write the roll-ups of a week, into either database."""
     rng = random.Random(1)
+    connection.execute("INSERT INTO experiment (id, name, created_ns) VALUES (1, ?, 0)", (EXPERIMENT,))
+    for unit in range(1, units + 1):
+        name = f"unit{unit:03d}"
+        connection.execute("INSERT INTO unit VALUES (?,?,?,'{}',0)", (unit, rng.randbytes(16), name))
+        connection.execute(
+            "INSERT INTO run (id, unit, run_id, boot_id, clock_ns, first_seen_ns) VALUES (?,?,?,?,0,0)",
+            (unit, unit, rng.randbytes(16), bytes(16)),
+        )
+    series = [(unit, STREAM_IDS[name]) for name in STREAM_NAMES for unit in range(1, units + 1)]
+    connection.executemany(
+        "INSERT INTO series VALUES (?,?,?,?,?)",
+        [(number, *one, 1, 90 if STREAMS[one[1]].startswith("od") else 0) for number, one in enumerate(series, 1)],
+    )
+    hours = WEEK_S // HOUR_S
+    for hour in range(hours):
+        connection.execute("BEGIN")
+        for level in ROLLUP_LEVELS_S if hour >= hours - FINE_HOURS else ROLLUP_LEVELS_S[1:]:
+            first = (START_S + hour * HOUR_S) // level
+            rows = (
+                row(number, bucket, level, rng.random())
+                for number in range(1, len(series) + 1)
+                for bucket in range(first, first + HOUR_S // level)
+            )
+            if isinstance(connection, sqlite3.Connection):
+                connection.executemany(f"INSERT INTO rollup_{level}s VALUES (?,?,?,?,?,?,?,?)", rows)
+            else:
+                connection.copy(f"rollup_{level}s", rows)
+        connection.execute("COMMIT")
+
+
+def fill_sqlite(path: Path, units: int) -> None:
+    """As a leader's file after a week."""
     with sqlite3.connect(path, isolation_level=None) as connection:
         connection.execute("PRAGMA synchronous = OFF")
-        connection.execute("INSERT INTO experiment (id, name, created_ns) VALUES (1, ?, 0)", (EXPERIMENT,))
-        for unit in range(1, units + 1):
-            name = f"unit{unit:03d}"
-            connection.execute("INSERT INTO unit VALUES (?,?,?,'{}',0)", (unit, rng.randbytes(16), name))
-            connection.execute(
-                "INSERT INTO run (id, unit, run_id, boot_id, clock_ns, first_seen_ns) VALUES (?,?,?,?,0,0)",
-                (unit, unit, rng.randbytes(16), bytes(16)),
-            )
-        series = [(unit, STREAM_IDS[name]) for name in STREAM_NAMES for unit in range(1, units + 1)]
-        connection.executemany(
-            "INSERT INTO series VALUES (?,?,?,1,?)",
-            ((number, *one, 90 if STREAMS[one[1]].startswith("od") else 0) for number, one in enumerate(series, 1)),
-        )
-        hours = WEEK_S // HOUR_S
-        for hour in range(hours):
-            connection.execute("BEGIN")
-            for level in ROLLUP_LEVELS_S if hour >= hours - FINE_HOURS else ROLLUP_LEVELS_S[1:]:
-                first = (START_S + hour * HOUR_S) // level
-                connection.executemany(
-                    f"INSERT INTO rollup_{level}s VALUES (?,?,?,?,?,?,?,?)",
-                    (
-                        row(number, bucket, level, rng.random())
-                        for number in range(1, len(series) + 1)
-                        for bucket in range(first, first + HOUR_S // level)
-                    ),
-                )
-            connection.execute("COMMIT")
+        fill(connection, units)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def fill_postgres(url: str, units: int) -> None:
+    """As a server's database after a week, its statistics gathered."""
+    from stirbar.bridge.postgres_link import Link
+
+    link = Link(url)
+    try:
+        fill(link, units)
+        link.execute("ANALYZE")
+    finally:
+        link.close()
 
 
 def row(series: int, bucket: int, level: int, noise: float) -> tuple[Any, ...]:
@@ -119,16 +137,16 @@ def percentiles(times: list[float]) -> tuple[float, float]:
     return times[len(times) // 2], times[min(len(times) - 1, math.ceil(0.99 * len(times)) - 1)]
 
 
-def measure(store: Store, path: Path, directory: Path, rounds: int) -> list[Row]:
+def measure(store: Store, path: Path | None, directory: Path, rounds: int) -> list[Row]:
     """Rows for the week, cold and warm, and for its last day."""
     site = Site(directory, store, None, Live(lambda key: False))
     rows = []
     for name, span_s, limit in (("a week", WEEK_S, LIMIT_MS), ("a day", 86_400, None)):
-        for state in ("cold", "warm"):
+        for state in ("cold", "warm") if path else ("warm",):
             times, used = [], []
             size = 0
             for _ in range(rounds):
-                if state == "cold":
+                if state == "cold" and path is not None:
                     forget(path)
                 took, cpu, size = opened_ms(site, span_s)
                 times.append(took)
@@ -146,19 +164,25 @@ def bench_week(argv: list[str]) -> Result:
     parser = parser_for("week", "Charts of a week of many units.")
     parser.add_argument("--units", type=int, default=100, help="units in the experiment (100)")
     parser.add_argument("--rounds", type=int, default=20, help="how often the charts are opened (20)")
+    parser.add_argument("--store", default="", metavar="URL", help="an empty PostgreSQL database (default: SQLite)")
     arguments = parser.parse_args(argv)
     if min(arguments.units, arguments.rounds) < 1:
         raise BenchError("--units and --rounds are at least 1")
+    url = arguments.store
     with tempfile.TemporaryDirectory(prefix="stirbar-bench-") as name:
         directory = Path(name)
-        path = directory / "store.sqlite"
-        open_store(path).close()
-        fill(path, arguments.units)
-        store = open_store(path)
+        path = None if url else directory / "store.sqlite"
+        open_store(path or url).close()
+        if path is None:
+            fill_postgres(url, arguments.units)
+        else:
+            fill_sqlite(path, arguments.units)
+        store = open_store(path or url)
         try:
             rows = measure(store, path, directory, arguments.rounds)
+            size = store.counters()["database_bytes"] or 0
         finally:
             store.close()
-        size = path.stat().st_size
-    conditions = f"{arguments.units} units, {len(STREAM_NAMES)} streams, {POINTS} points; {size / 1e6:.0f} MB of SQLite"
+    kind = "PostgreSQL" if url else "SQLite"
+    conditions = f"{arguments.units} units, {len(STREAM_NAMES)} streams, {POINTS} points; {size / 1e6:.0f} MB of {kind}"
     return Result("week", rows, conditions)

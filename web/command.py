@@ -39,6 +39,7 @@ from stirbar.web import access_command, standing_command
 from stirbar.web.app import Site, link_address, make_app
 from stirbar.web.auth import LINK_LIFETIME_S, Links, Password, Sessions, write_secret
 from stirbar.web.certificate import CertificateError, is_loopback, open_authority, renew, server_context
+from stirbar.web.ingests import Ingests
 from stirbar.web.leader_options import ADDRESS_FILE
 from stirbar.web.live import Live
 from stirbar.web.server import Server
@@ -100,8 +101,10 @@ class Leader:
     Synchronization: start and stop from one thread.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, options: list[str] | None = None) -> None:
         self.config = config
+        self.options = options or []  # of the command line, for processes of the leader's own
+        self.ingests: Ingests | None = None
         self.directory = leader_directory(config)
         self.address = ""
         self.broker: Broker | None = None
@@ -135,7 +138,8 @@ class Leader:
                 return
             connection = self._start_broker()
             path = database_path(self.config, self.directory)
-            self.store = open_store(url or path)
+            processes = int(self.config.get("leader.config", "ingest_processes")) if self.standing.leads else 0
+            self.store = open_store(url or path, shared=processes > 0)
             say(f"store: {self.store.name}")
             if self.standing.leads and self.standing.epoch > self.store.epoch():
                 self.store.set_epoch(self.standing.epoch)
@@ -155,6 +159,9 @@ class Leader:
             self.live.start()
             self.ingest.listen(self.live.publish)
             self.ingest.start()
+            if processes:
+                self.ingests = Ingests(processes, self.options, self.directory, say)
+                self.ingests.start()
             if self.standing.leads:
                 self._lead(self.store, self.ingest)
             self._start_page(self._site(sessions))
@@ -336,14 +343,15 @@ class Leader:
     def stop(self) -> None:
         """End everything in reverse order; what is not running is left out."""
         self._tending.stop()
-        for part in (self.upkeep, self.server, self.live, self.standdown, self.desired, self.ingest):
+        parts = (self.upkeep, self.server, self.live, self.standdown, self.desired, self.ingests, self.ingest)
+        for part in parts:
             if part is not None:
                 part.stop()
         if self.store is not None:
             self.store.close()
         if self.broker is not None:
             self.broker.stop()
-        self.upkeep = self.server = self.live = self.standdown = self.desired = self.ingest = None
+        self.upkeep = self.server = self.live = self.standdown = self.desired = self.ingests = self.ingest = None
         self.store = self.broker = self.site = None
         if self._lock >= 0:
             os.close(self._lock)
@@ -365,15 +373,15 @@ def _first_line(path: str) -> str:
         raise LeaderError(f"[mqtt] password_file {path} cannot be read: {error.strerror}") from None
 
 
-def _started(config: Config, wake: Callable[[], None]) -> Leader:
-    leader = Leader(config)
+def _started(config: Config, options: list[str], wake: Callable[[], None]) -> Leader:
+    leader = Leader(config, options)
     leader.wake = wake
     leader.start()
     return leader
 
 
-def run(config: Config) -> int:
-    """Run a leader until SIGTERM or SIGINT."""
+def run(config: Config, options: list[str] | None = None) -> int:
+    """Run a leader until SIGTERM or SIGINT; `options` are those of the command line."""
     ended, asked = threading.Event(), threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -385,7 +393,7 @@ def run(config: Config) -> int:
     signal.signal(signal.SIGUSR1, lambda number, frame: asked.set())  # `stirbar cluster` has changed something
     for warning in config.warnings:
         say(warning)
-    leader = _started(config, asked.set)
+    leader = _started(config, options or [], asked.set)
     if sys.stdout.isatty():
         token = Links(leader.directory).issue()
         say(f"log in within {LINK_LIFETIME_S / 60:.0f} minutes, once, at:")
@@ -401,7 +409,7 @@ def run(config: Config) -> int:
         leader.reload()
         if leader.take_standing() and not ended.is_set():
             leader.stop()
-            leader = _started(config, asked.set)
+            leader = _started(config, options or [], asked.set)
     leader.stop()
     say("stopped")
     return 0
@@ -457,10 +465,12 @@ def main(argv: list[str]) -> int:
     )
     add_config_options(parser)
     arguments = parser.parse_args(argv)
-    action = {"run": run, "password": set_password, "link": print_link}[arguments.action]
     try:
         # a text that does not fit this machine must not keep anybody from correcting it
-        return action(config_from_arguments(arguments, wanted=desired.NOTHING))
+        config = config_from_arguments(arguments, wanted=desired.NOTHING)
+        if arguments.action == "run":
+            return run(config, [one for one in argv if one != "run"])
+        return {"password": set_password, "link": print_link}[arguments.action](config)
     except (
         ConfigError, LeaderError, StoreError, BrokerError, CredentialError, CertificateError, StandingError, OSError,
     ) as error:  # fmt: skip

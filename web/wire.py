@@ -37,10 +37,14 @@ def to_json(value: Any) -> str:
 def lines_to_json(lines: list[dict[str, Any]]) -> str:
     """Lines of a chart, whose finite numbers are most of an answer: nine digits each, formatted in one go."""
     texts = []
+    times: dict[tuple[float, ...], str] = {}  # lines of one chart mostly share them
     for line in lines:
-        head = to_json({name: value for name, value in line.items() if name not in CURVES})
+        head = to_json({name: value for name, value in line.items() if name not in CURVES and name != "t"})
+        at = tuple(line["t"])
+        if at not in times:
+            times[at] = to_json(line["t"])
         curves = [f'"{name}":[{(",%.9g" * len(line[name]))[1:] % tuple(line[name])}]' for name in CURVES]
-        texts.append(f"{head[:-1]},{','.join(curves)}}}")
+        texts.append(f'{head[:-1]},"t":{times[at]},{",".join(curves)}}}')
     return f"[{','.join(texts)}]"
 
 
