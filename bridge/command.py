@@ -7,7 +7,8 @@ import sys
 
 from stirbar.bridge.log import Log
 from stirbar.bridge.machine import ANSWERED_HERE
-from stirbar.bridge.relay import Settings, serve
+from stirbar.bridge.relay import serve
+from stirbar.bridge.relay_settings import Settings
 from stirbar.bridge.session import Broker
 from stirbar.core import desired, identity, paths, sockets
 from stirbar.core.config import ConfigError, PlainOptions, add_config_options, config_from_arguments, read_options

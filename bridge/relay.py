@@ -26,7 +26,7 @@ from stirbar.bridge.machine import Machine
 from stirbar.bridge.offline import OfflineSign
 from stirbar.bridge.renewal import Renewal
 from stirbar.bridge.sender import Sender
-from stirbar.bridge.session import Broker, Session, reply_properties
+from stirbar.bridge.session import Session, reply_properties
 from stirbar.bridge.spool import Spool
 from stirbar.bridge.worker_link import WorkerLink
 from stirbar.core.records import KIND_JSON, KIND_READINGS, KIND_TRACE, Header
@@ -35,8 +35,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from stirbar.bridge.follower import Load
     from stirbar.bridge.log import Log
+    from stirbar.bridge.relay_settings import Settings
 
 STALE_S = 3.5  # three heartbeats and a little: the worker is taken for gone
 DESCRIBE_RETRY_S = 1.0
@@ -47,75 +47,6 @@ GOODBYE_S = 1.0
 MESSAGES_PER_TURN = 200
 LONGEST_SLEEP_S = 1.0
 DEAD_RUNS = 8
-
-
-class Settings:
-    """What a bridge needs to know; `command.py` makes it from the config. Synchronization: immutable by convention."""
-
-    __slots__ = (
-        "block_interval_s",
-        "broker",
-        "cluster_file",
-        "data_root",
-        "desired_file",
-        "dialect_readings_per_second",
-        "end_to_end",
-        "load",
-        "machine_commands",
-        "reconnect_maximum_s",
-        "renewal_command",
-        "spool_directory",
-        "spool_limit_bytes",
-        "topic_root",
-        "unit",
-        "unit_id",
-        "with_raw",
-        "worker_address",
-        "worker_key_file",
-    )
-
-    def __init__(
-        self,
-        *,
-        unit: str,
-        unit_id: bytes,
-        worker_address: str,
-        worker_key_file: str = "",
-        spool_directory: str,
-        broker: Broker,
-        spool_limit_bytes: int = 512_000_000,
-        topic_root: str = "pioreactor",
-        data_root: str = "stirbar",
-        dialect_readings_per_second: float = 0.2,
-        end_to_end: bool = True,
-        block_interval_s: float = 1.0,
-        reconnect_maximum_s: float = 30.0,
-        with_raw: bool = False,
-        cluster_file: str = "",
-        renewal_command: list[str] | None = None,
-        machine_commands: dict[str, list[str]] | None = None,
-        desired_file: str = "",
-        load: Load | None = None,
-    ) -> None:
-        self.unit = unit
-        self.unit_id = unit_id
-        self.worker_address = worker_address
-        self.worker_key_file = worker_key_file
-        self.spool_directory = spool_directory
-        self.broker = broker
-        self.spool_limit_bytes = spool_limit_bytes
-        self.topic_root = topic_root
-        self.data_root = data_root
-        self.dialect_readings_per_second = dialect_readings_per_second
-        self.end_to_end = end_to_end
-        self.block_interval_s = block_interval_s
-        self.reconnect_maximum_s = reconnect_maximum_s
-        self.with_raw = with_raw
-        self.cluster_file = cluster_file
-        self.renewal_command = renewal_command or []
-        self.machine_commands = machine_commands or {}
-        self.desired_file = desired_file
-        self.load = load
 
 
 class Relay:

@@ -10,7 +10,8 @@ from typing import Any
 from bridge_doubles import UNIT_ID, LeaderDouble, WorkerDouble, wait_for
 from mosquitto import Mosquitto
 from stirbar.bridge.log import Log
-from stirbar.bridge.relay import Relay, Settings
+from stirbar.bridge.relay import Relay
+from stirbar.bridge.relay_settings import Settings
 from stirbar.bridge.session import Broker
 
 

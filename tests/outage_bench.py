@@ -37,7 +37,8 @@ options = json.loads(sys.argv[1])
 sys.path[:0] = json.loads(sys.argv[2])
 from stirbar.bridge import intake, spool_files
 from stirbar.bridge.log import Log
-from stirbar.bridge.relay import Settings, serve
+from stirbar.bridge.relay import serve
+from stirbar.bridge.relay_settings import Settings
 from stirbar.bridge.session import Broker
 intake.FULL_RETRY_S = 0.5
 torn_after = options.pop("torn_after")

@@ -30,11 +30,8 @@ class Ingest:
         self.commands = []
         self.reply = {"ok": True, "result": {}}
 
-    def units(self):
+    def units(self, brief=False):
         return [{"unit_id": UNIT_ID.hex(), "unit": "vial1", "state": "online", "last_seen": 9e9}]
-
-    def find(self, name):
-        return [unit for unit in self.units() if name in (unit["unit"], unit["unit_id"])]
 
     def command(self, unit_id, fields, timeout_s):
         self.commands.append(fields)

@@ -21,7 +21,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from stirbar.bridge import offline, topics
 from stirbar.bridge.log import Log
-from stirbar.bridge.relay import Relay, Settings
+from stirbar.bridge.relay import Relay
+from stirbar.bridge.relay_settings import Settings
 from stirbar.bridge.session import Broker
 from stirbar.core.records import KIND_READINGS, STREAM_IDS, parse_batch
 
@@ -31,7 +32,8 @@ SCRIPT = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[2])
 from stirbar.bridge.log import Log
-from stirbar.bridge.relay import Settings, serve
+from stirbar.bridge.relay import serve
+from stirbar.bridge.relay_settings import Settings
 from stirbar.bridge.session import Broker
 options = json.loads(sys.argv[1])
 options["broker"] = Broker("127.0.0.1", options.pop("port"), "stirbar-test")
