@@ -289,6 +289,28 @@ class Leader:
         found: dict[str, Any] = self._get("/api/health")
         return found
 
+    def config(self, unit: str = "", version: int | None = None) -> dict[str, Any]:
+        """What the leader distributes to all units, or to one: `text`, its `version`, when and by whom it was saved."""
+        query: dict[str, Any] = {"unit": unit} | ({} if version is None else {"version": version})
+        found: dict[str, Any] = self._get("/api/config", **query)
+        return found
+
+    def save_config(self, text: str, version: int, unit: str = "") -> int:
+        """Save a text that was made from `version`, and distribute it; returns its version. LeaderRefused: 422 for one
+        that is not valid, 409 when another is the newest by now."""
+        saved = self._json("PUT", "/api/config", {"unit": unit, "text": text, "version": version})
+        return int(saved["version"])
+
+    def state(self, unit: str = "") -> list[dict[str, Any]]:
+        """Each unit as it should be and as it is, with what differs (`drift`)."""
+        found: list[dict[str, Any]] = self._get("/api/cluster/state", unit=unit)
+        return found
+
+    def repair(self, unit: str = "", restart: bool = False) -> dict[str, Any]:
+        """Tell a unit, or all, once more what they should be; `restart` lets workers that need it begin anew."""
+        done: dict[str, Any] = self._json("POST", "/api/cluster/repair", {"unit": unit, "restart": restart})
+        return done
+
     def live(self, *units: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Live events as (kind, event) until the leader ends or is silent for a minute; on a connection of its own."""
         self._ensure_login()

@@ -15,9 +15,10 @@ import pytest
 from cluster_processes import LeaderMachine, Machine, new_unit
 from mosquitto import find_mosquitto
 from running import wait_for
-from stirbar import Worker
+from stirbar import Leader, Worker
 from stirbar.core import desired
 from stirbar.core.config import load_config
+from stirbar.core.leader_client import LeaderRefused
 from stirbar.web.tokens import Tokens
 
 pytest.importorskip("cryptography", reason="the leader's certificates")
@@ -72,6 +73,10 @@ class Cluster:
     def ask(self, command: str) -> dict:
         with Worker(self.address, timeout_s=5.0) as worker:
             return worker.command(command)
+
+    def client(self) -> Leader:
+        address = f"https://127.0.0.1:{self.leader.page_port}"
+        return Leader(address, token=self.token, ca_file=self.leader.data / "leader" / "tls" / "ca.pem")
 
     def run_id(self, other_than: str = "") -> str:
         """The run of the worker, when there is one (another one)."""
@@ -244,9 +249,13 @@ def test_history_difference_and_an_earlier_version_again(cluster):
     assert cluster.run("config", "restore", str(newest))[0] in (0, 3)
     assert cluster.run("config", "show")[1] == text(410)
     wait_for(lambda: cluster.kept().texts[desired.SHARED] == text(410), 10.0, "the unit has it")
-    status, repaired, _ = cluster.api("POST", "/api/cluster/repair", unit="vial1", restart=True)
-    assert status == 200 and repaired["restarted"] == {"vial1": "restarted"}
-    wait_for(lambda: not cluster.drift(), 15.0, "all is as it should be")
+    with cluster.client() as client:
+        assert client.repair("vial1", restart=True)["restarted"] == {"vial1": "restarted"}
+        wait_for(lambda: not client.state()[0]["drift"], 15.0, "all is as it should be")
+        assert client.state("vial1")[0]["actual"]["version"] == client.config()["version"]
+        assert client.config("vial1", 0)["text"] == ""
+        with pytest.raises(LeaderRefused, match="above the highest allowed"):
+            client.save_config(text(99999), client.config()["version"])
 
 
 def test_version_and_plugins_that_differ_are_found_and_said(cluster):
