@@ -145,7 +145,7 @@ class Unit:
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.coming, self.going = bytearray(), bytearray()
-        self.ready = self.refused = False
+        self.ready = self.refused = self.answered = False
         self.sequence = self.acknowledged = self.ticks = self.number = self.rewinds = self.asks = 0
         self.records: list[bytes] = []  # of the second under way
         self.unacknowledged: deque[tuple[int, float, bytes]] = deque()  # end, when first sent, block
@@ -231,7 +231,11 @@ class Unit:
         if self.ticks // self.per_second % DIALECT_EVERY == 0:
             text = {"calibrated": 0, "timestamp": "2026-01-01T00:00:00.000Z", "angle": "90", "od": 0.5, "channel": "2"}
             self.say(topics.dialect("pioreactor", self.name, EXPERIMENT, "od_reading", "od2"), text, retain=True)
-        if now - self.unacknowledged[0][1] > STALL_S and now - self.asked_at > STALL_S:
+        self.look_for_stall(now)
+
+    def look_for_stall(self, now: float) -> None:
+        """Ask, when nothing was acknowledged for long."""
+        if self.unacknowledged and now - max(self.unacknowledged[0][1], self.asked_at) > STALL_S:
             self.ask()
 
     def _status(self, wall: int, mono: int) -> bytes:
@@ -281,7 +285,8 @@ class Unit:
         while self.unacknowledged and self.unacknowledged[0][0] <= through:
             self.lags_s.append(now - self.unacknowledged.popleft()[1])
         origin = told.get("from", {}).get(self.run_id.hex(), {}).get(str(OD2))
-        if origin is not None and self.unacknowledged and (self.asks > 1 or self.acknowledged):
+        first_answer, self.answered = not self.answered, self.answered or origin is not None
+        if origin is not None and self.unacknowledged and not first_answer:
             self.rewinds += 1
             for _, _, block in self.unacknowledged:
                 self.going += publish_packet(self.store, block, self.next_number())
@@ -354,6 +359,8 @@ class Fleet:
         end = time.monotonic() + DRAIN_S
         while any(unit.unacknowledged for unit in self.units) and time.monotonic() < end:
             self.look(0.2)
+            for unit in self.units:
+                unit.look_for_stall(time.monotonic())
 
     def result(self) -> dict[str, Any]:
         """What was sent, and how long each block waited for its acknowledgement."""

@@ -61,13 +61,18 @@ def rollup_level(width_s: float) -> int:
 class Coverage:
     """The sequence numbers of one stream of one run that are accounted for, as sorted, disjoint, half-open spans.
 
-    Synchronization: one thread at a time.
+    `kept` are the beginnings of those that the database has. Synchronization: one thread at a time.
     """
 
-    __slots__ = ("spans",)
+    __slots__ = ("kept", "spans")
 
     def __init__(self, spans: Iterable[tuple[int, int]] = ()) -> None:
         self.spans: list[tuple[int, int]] = sorted(spans)
+        self.kept = self.beginnings
+
+    @property
+    def beginnings(self) -> list[int]:
+        return [first for first, _ in self.spans]
 
     @property
     def mark(self) -> int:

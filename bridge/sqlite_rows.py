@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stirbar.bridge.blocks import ROLLUP_LEVELS_S, Bucket
+from stirbar.bridge.blocks import ROLLUP_LEVELS_S, Bucket, Coverage
 from stirbar.core.vitals import STORED
 
 TYPE_CHECKING = False
@@ -87,13 +87,17 @@ class Pending:
             connection.executemany(_ROLLUP_UPSERT.format(level=level, sum=added), map(_rollup_row, buckets.items()))
 
 
-def write_coverage(connection: Any, run: int, stream: int, spans: list[tuple[int, int]]) -> None:
-    """Make the table say what `spans` says; normally that is one row whose end moves."""
-    connection.execute(
-        "DELETE FROM coverage WHERE run = ? AND stream = ? AND (first_sequence > ? OR ?)",
-        (run, stream, spans[0][0], len(spans) > 1),
-    )
-    connection.executemany(_COVERAGE_UPSERT, ((run, stream, first, end) for first, end in spans))
+def write_coverage(connection: Any, coverages: dict[tuple[int, int], Coverage]) -> None:
+    """Make the table say what these of (run, stream) say; normally that is one row each, whose end moves."""
+    moved = []
+    for (run, stream), coverage in coverages.items():
+        rows = [(run, stream, *span) for span in coverage.spans]
+        if len(rows) == 1 and coverage.kept in ([], coverage.beginnings):
+            moved += rows
+            continue
+        connection.execute("DELETE FROM coverage WHERE run = ? AND stream = ?", (run, stream))
+        connection.executemany(_COVERAGE_UPSERT, rows)
+    connection.executemany(_COVERAGE_UPSERT, moved)
 
 
 def _widen(finest: Buckets, ratio: int) -> Buckets:

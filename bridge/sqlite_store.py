@@ -270,8 +270,7 @@ class SqliteStore(SqliteNodes):
                 self._prepare()
                 pending = self._pending
                 self._write(pending)
-                for run, stream in pending.touched:
-                    write_coverage(self._writer, run, stream, self._coverage[run, stream].spans)
+                write_coverage(self._writer, {key: self._coverage[key] for key in pending.touched})
                 self._clock.write(self._writer, self._units)
             self._pending = Pending()
             self._clock.written()
@@ -279,7 +278,9 @@ class SqliteStore(SqliteNodes):
             self._last_commit_s = time.monotonic() - start
             moved = {}
             for run, stream in pending.touched:
-                mark = self._coverage[run, stream].mark
+                coverage = self._coverage[run, stream]
+                coverage.kept = coverage.beginnings
+                mark = coverage.mark
                 if self._marks.get((run, stream), 0) != mark:
                     self._marks[run, stream] = mark
                     moved[(*self._run_keys[run], stream)] = mark
