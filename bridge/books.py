@@ -15,6 +15,7 @@ import socket
 
 from stirbar.bridge import credentials
 from stirbar.bridge.authority import Authority
+from stirbar.bridge.config_history import history_of
 from stirbar.bridge.credentials import Credentials, write_private
 from stirbar.bridge.inventory import read_inventory, write_inventory
 from stirbar.bridge.invitations import Invitations
@@ -83,6 +84,12 @@ class Books:
                 {name: one[name] for name in ("name", "description", "created_at")} for one in self._store.experiments()
             ],
             "assignments": {unit_id.hex(): name for unit_id, name in self._store.assignments().items()},
+            "labels": {
+                one["name"]: {unit_id.hex(): label for unit_id, label in self._store.labels(one["name"]).items()}
+                for one in self._store.experiments()
+            },
+            "tags": {one["unit_id"].hex(): one["tags"] for one in self._store.units()},
+            "config": history_of(self._config).book(),
         }
 
 
@@ -161,7 +168,24 @@ def take_entries(store: Store, book: dict[str, Any]) -> bool:
     for unit_id in heard:
         if wanted.get(unit_id) != here.get(unit_id):
             store.assign(unit_id, wanted.get(unit_id))
+    _take_labels(store, book)
     return set(wanted) <= heard
+
+
+def _take_labels(store: Store, book: dict[str, Any]) -> None:
+    """Have the leader's labels and tags, of the units that are known here."""
+    tags = {one["unit_id"]: one["tags"] for one in store.units()}
+    for unit_id, words in tags.items():
+        wanted = book["tags"].get(unit_id.hex(), words)
+        if wanted != words:
+            store.set_tags(unit_id, wanted)
+    for experiment, theirs in book["labels"].items():
+        ours = store.labels(experiment)
+        due = {one: theirs.get(one.hex(), "") for one in tags if theirs.get(one.hex(), "") != ours.get(one, "")}
+        for unit_id in due:
+            store.set_label(unit_id, experiment, "")  # it may be another unit's in a moment
+        for unit_id, label in due.items():
+            store.set_label(unit_id, experiment, label)
 
 
 def promote(directory: pathlib.Path) -> Standing:

@@ -28,7 +28,7 @@ from stirbar.bridge.credentials import LEADER, STANDBY, CredentialError, Credent
 from stirbar.bridge.enrolment import Enrolment, EnrolmentError
 from stirbar.bridge.ingest import CommandNotSent, Ingest
 from stirbar.bridge.peer import PeerError, who_leads
-from stirbar.bridge.places import leader_directory
+from stirbar.bridge.places import database_path, leader_directory
 from stirbar.bridge.postgres_promote import promote as promote_database
 from stirbar.bridge.standing import DEPOSED, Place, Standing, StandingError, change_standing, read_standing
 from stirbar.bridge.store import Store, StoreError, open_store
@@ -241,6 +241,10 @@ def entered(store: Store) -> dict[str, Any]:
             {name: one[name] for name in ("name", "description", "created_at")} for one in store.experiments()
         ],
         "assignments": {unit_id.hex(): name for unit_id, name in store.assignments().items()},
+        "labels": {
+            one["name"]: {u.hex(): la for u, la in store.labels(one["name"]).items()} for one in store.experiments()
+        },
+        "tags": {one["unit_id"].hex(): one["tags"] for one in store.units()},
     }
 
 
@@ -249,13 +253,18 @@ def test_what_people_entered_is_taken_over_when_the_unit_is_known(tmp_path: Path
     theirs.upsert_unit(identity(1), "u1", {})
     theirs.create_experiment("e", "said")
     theirs.assign(identity(1), "e")
+    theirs.set_label(identity(1), "e", "left")
+    theirs.set_tags(identity(1), ["pair"])
     assert not books.take_entries(ours, entered(theirs)), "not whole: the unit was not heard of yet"
     assert [one["name"] for one in ours.experiments()] == ["e"] and ours.assignments() == {}
     ours.upsert_unit(identity(1), "u1", {})
     ours.upsert_unit(identity(2), "u2", {})
     ours.assign(identity(2), "e")
+    ours.set_label(identity(2), "e", "left")
     assert books.take_entries(ours, entered(theirs))
-    assert entered(ours) == entered(theirs), "also that a unit belongs to nothing any more"
+    taken = entered(ours)
+    taken["tags"].pop(identity(2).hex())
+    assert taken == entered(theirs), "also that a unit belongs to nothing any more"
     theirs.close()
     ours.close()
 
@@ -375,7 +384,7 @@ def test_what_root_sets_up_belongs_to_the_services_user(tmp_path: Path) -> None:
         pytest.skip("only root can give files away")
     leader, standby = LeaderMachine(tmp_path / "l"), LeaderMachine(tmp_path / "s")
     config = load_config(str(leader.config))
-    store = open_store(tmp_path / "store.sqlite")
+    store = open_store(database_path(config, leader_directory(config)))
     store.set_epoch(3)
     enrolment = Enrolment(config, lambda: None, lambda line: None)
     admitted = books.Books(config, store, enrolment).admit(enrolment.invite_standby(30).secret.hex(), "10.0.0.1", THERE)

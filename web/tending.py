@@ -9,6 +9,7 @@ from typing import Any
 
 from stirbar.bridge.authority import CertificateError
 from stirbar.bridge.books import PASSWORD_FILE, digest, step_down, take_entries, take_files
+from stirbar.bridge.config_history import history_of
 from stirbar.bridge.credentials import CredentialError
 from stirbar.bridge.peer import PeerError, read_book, who_leads
 from stirbar.bridge.standing import LEADER, STANDBY, Standing, change_standing
@@ -99,6 +100,8 @@ class Tending:
             if by_hand:
                 self._say(by_hand)
             whole = store is None or take_entries(store, book)
+            if store is not None:
+                history_of(self._config).adopt(book["config"])
             self._have = digest(book) if whole else ""
             changed()
             if book["epoch"] > standing.epoch:
