@@ -7,7 +7,7 @@ import { on, onReturn } from "./live.js";
 import { page } from "./shell.js";
 
 const SETTLE_MS = 1500; // the leader looks at what a unit says a moment after it was said
-const STATES = { online: "live", offline: "unknown", lost: "lost" }; // as the other pages colour them
+const STATES = { online: ["live", "live"], offline: ["unknown", "stopped"], lost: ["lost", "lost"] }; // colour and word
 const scope = $("#scope");
 const text = $("#text");
 const output = $("#config-answer");
@@ -97,7 +97,8 @@ async function loadHistory() {
 
 function unitRow(one) {
   const drift = one.drift.map((entry) => h("li", { "data-what": entry.what }, `${entry.text}; ${entry.remedy}`));
-  const use = one.desired.active ? one.state : "out of use";
+  const [colour, word] = STATES[one.state];
+  const use = one.desired.active ? word : "out of use";
   const said = h("output", { class: "answer" });
   const button = (label, restart) => {
     const made = h("button", { type: "button", class: "quiet" }, label);
@@ -113,8 +114,8 @@ function unitRow(one) {
     "tr",
     { "data-unit": one.unit },
     h("td", {}, h("a", { href: path`/units/${one.unit}` }, one.unit)),
-    h("td", {}, h("span", { class: "state", "data-state": STATES[one.state] }, use)),
-    h("td", {}, one.actual.version === null ? "unknown" : String(one.actual.version)),
+    h("td", {}, h("span", { class: "state", "data-state": colour }, use)),
+    h("td", {}, one.actual.version === null ? "unknown" : one.actual.version ? String(one.actual.version) : "none"),
     h("td", {}, drift.length ? h("ul", { class: "drift" }, ...drift) : "as it should be"),
     h(
       "td",
