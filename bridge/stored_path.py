@@ -143,8 +143,16 @@ class StoredPath:
             for run_id, streams in runs.items():
                 questions.setdefault(run_id, set()).update(streams)
         else:
-            marks = self._marks(unit_id, runs)
+            marks = self._kept_marks(unit_id, runs) if self._store.shared else self._marks(unit_id, runs)
             self._acknowledge(unit_id, {"through": marks, "from": marks})
+
+    def _kept_marks(self, unit_id: bytes, runs: dict[bytes, set[int]]) -> dict[str, dict[str, int]]:
+        """As `_marks`, of streams that others store: one question to the database for each run."""
+        kept = {run_id: self._store.high_water(unit_id, run_id) for run_id in runs}
+        return {
+            run_id.hex(): {str(stream): kept[run_id].get(stream, 0) for stream in sorted(streams)}
+            for run_id, streams in runs.items()
+        }
 
     def _marks(self, unit_id: bytes, runs: dict[bytes, set[int]]) -> dict[str, dict[str, int]]:
         return {
