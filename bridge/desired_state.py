@@ -124,6 +124,7 @@ class DesiredState:
             heads = self.history.heads()
             inventory = read_inventory(self._config)
             members = admitted(self._directory / "credentials")
+            names = {} if members is None else {unit_id: name for name, unit_id in members.items()}
             if len(self._asked) > len(heads) * ASKED_PER_TEXT:
                 self._asked.clear()
             with self._lock:
@@ -131,8 +132,9 @@ class DesiredState:
             units, again_s = [], self._interval_s
             for report in self._ingest.reports():
                 unit_id = bytes.fromhex(report["unit_id"])
-                if members is not None and unit_id not in members.values():
+                if members is not None and unit_id not in names:
                     continue  # revoked or removed: it hears of nothing
+                report["unit"] = names.get(unit_id, report["unit"])  # it may not have said its name yet
                 wanted = self._wanted(report, heads, inventory)
                 self._ingest.set_desired(unit_id, wanted["message"], report["unit_id"] in again)
                 found = {**_facts(report), **_compared(report, wanted)}
