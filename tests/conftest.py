@@ -36,11 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # Files whose tests look at times, or at what a whole machine does; `make test` runs the others two at a time.
 ALONE = (
-    *("test_alerts", "test_api", "test_bench", "test_board", "test_broker_gone", "test_deaths", "test_demo"),
-    *("test_disturbance", "test_dosing_board", "test_fakeboard", "test_guard", "test_hardware", "test_isolation"),
-    *("test_lgpio", "test_listening", "test_live", "test_loop", "test_nodes_api", "test_nodes_demo", "test_outages"),
-    *("test_outputs", "test_page", "test_presence", "test_protection", "test_recorder", "test_relay", "test_watchdog"),
-    "test_worker",
+    *("test_bench", "test_board", "test_broker_gone", "test_deaths", "test_demo", "test_disturbance", "test_dosing_board"),
+    *("test_fakeboard", "test_guard", "test_hardware", "test_isolation", "test_lgpio", "test_loop", "test_outputs"),
+    *("test_protection", "test_watchdog", "test_worker"),
 )
 
 

@@ -80,7 +80,7 @@ def test_the_driver_has_what_was_asked_and_nothing_at_the_end(run: Run, bench: B
     assert [code(run, channel) for channel in range(4)] == [0, 0, 0, 0]
 
 
-@board("hat1.0", travel=True)
+@board("hat1.0", travel=True, seldom=True)
 def test_a_driver_that_lost_its_power_gets_every_channel_anew(run: Run, bench: Bench) -> None:  # noqa: F811
     run.until(lambda: len(run.good("od2")) >= 2)
     set_led(run, B, 20.0)
