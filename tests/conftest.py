@@ -36,9 +36,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # Files whose tests look at times, or at what a whole machine does; `make test` runs the others two at a time.
 ALONE = (
-    *("test_bench", "test_board", "test_broker_gone", "test_deaths", "test_demo", "test_disturbance", "test_dosing_board"),
-    *("test_fakeboard", "test_guard", "test_hardware", "test_isolation", "test_lgpio", "test_loop", "test_outputs"),
-    *("test_protection", "test_watchdog", "test_worker"),
+    *("test_bench", "test_board", "test_broker_gone", "test_deaths", "test_demo", "test_disturbance"),
+    *("test_dosing_board", "test_fakeboard", "test_guard", "test_hardware", "test_isolation", "test_lgpio"),
+    *("test_loop", "test_outputs", "test_protection", "test_watchdog", "test_worker"),
 )
 
 

@@ -15,12 +15,23 @@ from .test_api import Cluster, refused, wait_for
 VITALS = STREAM_IDS["vitals"]
 
 
+def wait_until_online(client, units):
+    """Not heard of for five seconds, they would be lost."""
+
+    def are_online():
+        for unit in units:
+            unit.status()
+        return [one["state"] for one in client.units()] == ["online", "online"]
+
+    wait_for(are_online)
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     cluster = Cluster(tmp_path_factory.mktemp("leader"))
     units = [cluster.unit("vial1"), cluster.unit("vial3")]
     with cluster.client() as client:
-        wait_for(lambda: [one["state"] for one in client.units()] == ["online", "online"])
+        wait_until_online(client, units)
         for name in ("growth", "other"):
             client.create_experiment(name)
         for unit in ("vial1", "vial3"):
@@ -35,9 +46,7 @@ def cluster(tmp_path_factory):
 @pytest.fixture
 def client(cluster):
     with cluster.client() as client:
-        for unit in cluster.units:
-            unit.status()  # not heard of for five seconds, it would be lost
-        wait_for(lambda: [one["state"] for one in client.units()] == ["online", "online"])
+        wait_until_online(client, cluster.units)
         yield client
 
 

@@ -5,7 +5,7 @@ import { $, act, h, notice, options, reason } from "./dom.js";
 import { iso, when } from "./format.js";
 import { onReturn } from "./live.js";
 import { page } from "./shell.js";
-import { experimentOf, load, odChannels, onChange, units } from "./units.js";
+import { experimentOf, loadBrief, odChannels, onChange, units } from "./units.js";
 
 const place = $("#experiments");
 const form = $("#create");
@@ -104,7 +104,7 @@ function panel(experiment) {
 }
 
 async function refresh() {
-  const [list] = await Promise.all([get("/api/experiments"), load()]);
+  const [list] = await Promise.all([get("/api/experiments"), loadBrief()]);
   place.setAttribute("aria-busy", "false");
   const key = JSON.stringify([list, [...units.values()].map((one) => [one.unit, one.experiment])]);
   if (key === shown) return; // nobody's choice in a list is lost to a refresh that changes nothing

@@ -12,7 +12,7 @@ import { onTheme } from "./palette.js";
 import { redraw } from "./schedule.js";
 import { page } from "./shell.js";
 import { SPARK_SECONDS } from "./sparkline.js";
-import { experimentOf, idsOf, load, loadNamed, onChange, stateOf, units } from "./units.js";
+import { experimentOf, idsOf, loadBrief, loadNamed, onChange, stateOf, units } from "./units.js";
 
 const SPARK_POINTS = 150; // a line of a hundred bins
 
@@ -96,7 +96,7 @@ page(async () => {
   onChange(update);
   showAlerts();
   showFound();
-  await load();
+  await loadBrief();
   await arrange();
   place.setAttribute("aria-busy", "false");
   summary();
@@ -109,7 +109,7 @@ page(async () => {
     known = units.size;
     setTimeout(() => arrange().catch((error) => notice(reason(error)))); // when all that came with it are known
   });
-  const again = () => load().then(() => loadNamed([...cards.keys()]));
+  const again = () => loadBrief().then(() => loadNamed([...cards.keys()]));
   onReturn(() => again().catch((error) => notice(reason(error))));
   onTheme(() => cards.forEach((card) => redraw(card.spark.draw)));
   setInterval(() => {

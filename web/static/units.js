@@ -68,9 +68,13 @@ function adopt(raw) {
   return unit;
 }
 
-/** Fetch one unit with all that is known of it, or of all units who and how they are; the map is then complete. */
-export async function load(name) {
-  const list = name ? [await get(path`/api/units/${name}`)] : await get("/api/units?brief=1");
+/** Fetch one unit, or all units, with all that is known of them; the map is then complete. */
+export const load = async (name) => take(name ? [await get(path`/api/units/${name}`)] : await get("/api/units"), name);
+
+/** Fetch of all units who and how they are. */
+export const loadBrief = async () => take(await get("/api/units?brief=1"));
+
+function take(list, name) {
   if (!name) for (const known of [...units.keys()]) if (!list.some((one) => one.unit === known)) units.delete(known);
   for (const raw of list) changed(adopt(raw), "load");
   return units;
@@ -109,7 +113,8 @@ let reloading = null;
 function unitOf(message) {
   const unit = units.get(message.unit);
   if (!unit && message.unit && !reloading) {
-    reloading = load(document.body.dataset.unit || undefined)
+    const name = document.body.dataset.unit;
+    reloading = (name ? load(name) : loadBrief())
       .catch(() => null) // tried again at the next message
       .finally(() => setTimeout(() => (reloading = null), 2000));
   }
