@@ -76,6 +76,7 @@ INSTRUMENT = (
     "heat_against_field",
     "doses",
     "deaths",
+    "outages",
     "stirring",
 )
 KERNELS = ("bench_ring", "bench_od", "bench_tick", "bench_codec")

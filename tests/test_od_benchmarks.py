@@ -25,7 +25,7 @@ from benchmarks import (
 )
 
 # these start a worker in real time for each board, and valgrind: tested below by their parts
-BY_PARTS = {"od_bus", "od_cost", "deaths"}  # deaths is test_deaths.py
+BY_PARTS = {"od_bus", "od_cost", "deaths", "outages"}  # the last two are test_deaths.py and test_outages.py
 
 
 def test_light_of_a_conversion_is_the_mean_over_its_time():
