@@ -44,6 +44,8 @@ class Presence:
             self._since = now
         self._looked = now
         for unit in units:
+            if unit.foreign:
+                continue  # speaks when its jobs do, some seconds apart: foreign.py judges it
             if unit.state == "online" and now - max(unit.heard_at, self._since) > UNSEEN_S:
                 unit.silent = True
                 self._change(unit, LOST)

@@ -32,8 +32,8 @@ def set_led(run: Run, channel: int, percent: float) -> None:  # noqa: F811
 
 @board("hat1.0", travel=True)
 @board("hat1.1", travel=True)
-@board("model1.5", travel=True)
-@board("xr1.5", travel=True)
+@board("model1.5", travel=True, seldom=True)
+@board("xr1.5", travel=True, seldom=True)
 @board("eyespy", travel=True)
 def test_ten_changes_a_second_cost_no_conversion(run: Run, bench: Bench) -> None:  # noqa: F811
     """Stretches with and without changes; on the fake, whose clock is the busy machine's, one short one of each."""

@@ -143,7 +143,7 @@ def test_the_custom_example_measures(bench: Bench, tmp_path: pathlib.Path) -> No
 @board("hat1.1", travel=True)
 @board("hat1.2", travel=True, seldom=True)
 @board("model1.5", travel=True, seldom=True)
-@board("xr1.5", travel=True)
+@board("xr1.5", travel=True, seldom=True)
 @board("eyespy", travel=True)
 def test_slow_devices_cost_no_conversion(run: Run, bench: Bench) -> None:
     """Sensor and rail, and what is read back every ten seconds; a minute where sleeping takes no time."""

@@ -223,7 +223,7 @@ def unit(bench: Bench, tmp_path: pathlib.Path):
 
 def every_board(test):
     for name in ("eyespy", "xr1.5", "model1.5", "hat1.2", "hat1.1", "hat1.0"):
-        test = board(name, travel=True, beside=True, seldom=name in ("hat1.2", "model1.5"))(test)
+        test = board(name, travel=True, beside=True, seldom=name in ("hat1.2", "model1.5", "hat1.0"))(test)
     return test
 
 
@@ -325,6 +325,8 @@ class Story:
         """Readings whose windows, with the half-cycles that they lean on, began after it."""
         rows = self.unit.heard.rows(stream, self.changed_ns)
         margin_ns = 1_000_000_000 if self.smoothed else 200_000_000
+        if self.smoothed and self.bench.where == "fake":  # whose microcontroller waits for its turn on a busy machine
+            rows = rows[rows["flags"] & FLAGS["bubbles"] == 0]
         return rows[rows["monotonic_ns"] - 1e9 * rows["window_s"] > self.changed_ns + margin_ns]
 
     def has_enough(self) -> bool:

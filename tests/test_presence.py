@@ -196,6 +196,13 @@ def test_who_has_left_is_not_silent(state: str) -> None:
     assert (book.unit.state, len(book.told)) == (state, told)
 
 
+def test_a_foreign_unit_speaks_when_its_jobs_do() -> None:
+    book = Book()
+    book.unit.describe = {"foreign": True}
+    book.presence.said(book.unit, "online")
+    assert {book.look(float(now)) for now in range(1, 20)} == {"online"}
+
+
 def test_a_will_that_comes_after_the_silence_is_no_news() -> None:
     book = Book()
     book.presence.said(book.unit, "online")

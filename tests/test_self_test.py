@@ -366,6 +366,7 @@ def command(*arguments: str, **options) -> subprocess.Popen:
     )
 
 
+@pytest.mark.soak
 def test_a_running_worker_is_tested_and_put_back(start_worker) -> None:
     worker = start_worker("simulation.biomass_od=0.01", "simulation.time_acceleration=0", "unit.hardware=simulated")
     client = worker.client
