@@ -6,12 +6,15 @@ import { iso, when } from "./format.js";
 import { on, onReturn } from "./live.js";
 
 const LINES = 3;
-const LOOK_AGAIN_MS = [1_000, 4_000]; // an event is told live before the leader has stored it
+// an event is told live before the leader has stored it
+const SOON_MS = 1_000;
+const LATE_MS = 4_000;
 const EVERY_MS = 30_000;
 const LEVELS = ["warning", "error"];
 
 const place = $("#alerts");
-const due = new Set();
+let due = null;
+let late = null;
 let unit;
 let shown = "";
 
@@ -73,15 +76,14 @@ async function load() {
   place.hidden = !found.count;
 }
 
+/** Look a moment after an event, whatever follows on it, and once more when none has come for longer. */
 function soon() {
-  for (const ms of LOOK_AGAIN_MS) {
-    if (due.has(ms)) continue;
-    due.add(ms);
-    setTimeout(() => {
-      due.delete(ms);
-      load();
-    }, ms);
-  }
+  due ??= setTimeout(() => {
+    due = null;
+    load();
+  }, SOON_MS);
+  clearTimeout(late);
+  late = setTimeout(load, LATE_MS);
 }
 
 /** Show the alerts of one unit, or of all, and keep them current. */
