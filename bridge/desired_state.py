@@ -154,7 +154,7 @@ class DesiredState:
             self._since[unit_id] = text, now
             since = now
         if text and now - since < GRACE_S:
-            return since + GRACE_S - now
+            return GRACE_S - (now - since)
         self._tell(unit_id, text)
         return float("inf")
 
