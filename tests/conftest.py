@@ -38,7 +38,7 @@ def pytest_configure(config: pytest.Config) -> None:
 ALONE = (
     *("test_bench", "test_board", "test_broker_gone", "test_deaths", "test_demo", "test_disturbance"),
     *("test_dosing_board", "test_fakeboard", "test_guard", "test_hardware", "test_isolation", "test_lgpio"),
-    *("test_loop", "test_outputs", "test_protection", "test_watchdog", "test_worker"),
+    *("test_loop", "test_outputs", "test_page", "test_pairing", "test_protection", "test_watchdog", "test_worker"),
 )
 
 
