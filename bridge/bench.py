@@ -125,7 +125,7 @@ def footprint_rows(usual: dict[str, Any], one: dict[str, Any]) -> list[Row]:
             both["pss"],
             "MB",
             TOGETHER_PSS_MB,
-            note="a board's guard adds 0.86 MB (tests/test_guard.py -k small); PSS counts shared pages by their "
+            note="a board's guard adds 0.98 MB (tests/test_guard.py -k small); PSS counts shared pages by their "
             "sharers, so other Pythons lower it",
         ),
         Row(
